@@ -1,0 +1,30 @@
+# `make demo` and `make test` need Python 3.11 to 3.13 and make; they set up everything else in .venv.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+DEMO_OUT := runs/demo
+
+.PHONY: setup demo test test-slow lint format
+.DEFAULT_GOAL := setup
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: requirements.txt
+	@./setup.sh $(VENV) requirements.txt
+	@touch $@
+
+demo: setup
+	@$(PYTHON) -m cvsa_jax.demo --out=$(DEMO_OUT)
+
+test: setup
+	@$(PYTHON) -m pytest
+
+test-slow: setup
+	@$(PYTHON) -m pytest -m slow
+
+lint: setup
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+
+format: setup
+	@$(PYTHON) -m ruff check --fix .
+	@$(PYTHON) -m ruff format .

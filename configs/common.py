@@ -1,0 +1,142 @@
+"""Every configuration key, with its meaning, its unit and its one default. Run configs change what differs.
+
+`pretrain()` is the recipe of BYOL for 100 epochs (DESIGN: base tau 0.99, lr 0.45 per 256 images), ResNet-50, 224 px.
+Areas are (low, high) fractions. Durations end in `_epochs` or `_steps`.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def pretrain() -> ConfigDict:
+    """Keys of `mode = 'pretrain'`: BYOL (`align.weight = 0`) or CVSA."""
+    config = ConfigDict()
+    config.mode = "pretrain"
+    config.seed = 0  # of the initial weights, the data order, the views and the augmentation
+    config.batch_size = 256  # global
+    config.total_epochs = 100.0
+    config.total_steps = placeholder(int)  # where given, instead of total_epochs
+    config.init_from = ""  # workdir of the run whose online network this one starts from
+
+    config.data = _data()
+
+    config.saliency = ConfigDict()
+    config.saliency.detector = "masks"  # the store read: saliency/<data set>/<detector>
+    config.saliency.store = ""  # or this folder
+    config.saliency.threshold = 0.5  # of the map, for the stored box and area
+
+    config.views = ConfigDict()
+    config.views.kind = "saliency_swap"  # or random_resized_crop
+    config.views.size = 224  # px
+    config.views.group = 4  # images decoded together, which lend each other their backgrounds; divides the batch
+    config.views.swap_prob = 1.0  # a view that is not swapped is a Random Resized Crop
+    config.views.swapped_views = 2  # or 1: only view 1 is swapped
+    config.views.source_area = (0.1, 0.6)  # of the box cut from the source image
+    config.views.paste_area = (0.2, 0.8)  # of the box replaced on the background image
+    config.views.paste = "stretch"  # or keep_aspect: the replaced box takes the crop's aspect
+    config.views.canvas_min = 1.0  # smallest side of the part of the background that is shown
+    config.views.crop_area = (0.08, 1.0)  # of Random Resized Crop
+
+    config.augment = ConfigDict()
+    config.augment.view1 = _photometric(blur_prob=1.0, solarize_prob=0.0)
+    config.augment.view2 = _photometric(blur_prob=0.1, solarize_prob=0.2)
+
+    config.model = ConfigDict()
+    config.model.depth = 50  # 18, 34, 50; 8 and 14 have three stages, for views below about 64 px
+    config.model.width = 64  # channels of the first stage
+    config.model.stem = "imagenet"  # 7x7 stride 2 and max-pool, or small: 3x3 stride 2
+    config.model.head_hidden = 4096
+    config.model.head_out = 256
+    config.model.dtype = "float32"  # of the convolutions; or bfloat16
+
+    config.align = ConfigDict()
+    config.align.weight = 1.0  # 0 is plain BYOL
+    config.align.form = "kl"  # kl, contrast_bce, propagate, cosine, minmax, pairwise, mask_head (the control)
+
+    config.optim = ConfigDict()
+    config.optim.name = "lars"  # lars, adam, sgd
+    config.optim.lr = 0.45  # per 256 images of batch
+    config.optim.warmup_epochs = 10.0
+    config.optim.warmup_steps = placeholder(int)  # where given, instead of warmup_epochs
+    config.optim.weight_decay = 1e-6
+    config.optim.momentum = 0.9
+
+    config.target = ConfigDict()
+    config.target.tau = 0.99  # coefficient of the moving average at step 0
+    config.target.cosine = True  # tau rises to 1 along a cosine; False: it stays
+
+    config.eval = _eval()
+
+    config.log_steps = 10
+    config.checkpoint_steps = 1000  # besides the one at the end
+    return config
+
+
+def linear() -> ConfigDict:
+    """Keys of `mode = 'linear'`: probe the frozen backbone of the run `init_from`; its model is that run's."""
+    config = ConfigDict()
+    config.mode = "linear"
+    config.seed = 0
+    config.init_from = ""
+    config.data = _data()
+    config.eval = _eval()
+
+    config.probe = ConfigDict()
+    config.probe.learning_rates = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    config.probe.batch_size = 256
+    config.probe.total_epochs = 100
+    config.probe.validation_share = 0.2  # of the train split, by class, on which the learning rate is chosen
+    config.probe.knn = 20  # neighbours
+    return config
+
+
+def _data() -> ConfigDict:
+    data = ConfigDict()
+    data.kind = "folder"  # cub, folder, procedural
+    data.root = ""
+    data.train_split = "train"  # pre-training and the probe's fitting; `all` is every image
+    data.test_split = "test"
+    data.on_bad_image = "stop"  # or skip: leave unreadable images out, and say which
+    data.procedural = ConfigDict()
+    data.procedural.seed = 0
+    data.procedural.classes = 12
+    data.procedural.train_per_class = 80
+    data.procedural.test_per_class = 50
+    data.procedural.size = 64  # px
+    return data
+
+
+def _eval() -> ConfigDict:
+    evaluation = ConfigDict()
+    evaluation.batch_size = 128
+    evaluation.size = placeholder(int)  # px; the run's views.size where not given
+    evaluation.resize = placeholder(int)  # px of the shorter side before the centre crop; size · 256/224 if not given
+    return evaluation
+
+
+def _photometric(blur_prob: float, solarize_prob: float) -> ConfigDict:
+    view = ConfigDict()
+    view.brightness, view.contrast, view.saturation, view.hue = 0.4, 0.4, 0.2, 0.1
+    view.jitter_prob, view.grayscale_prob = 0.8, 0.2
+    view.blur_prob, view.solarize_prob = blur_prob, solarize_prob
+    return view
+
+
+def small(config: ConfigDict) -> None:
+    """Changes a pre-training config to one that a laptop trains from scratch in minutes to an hour."""
+    config.batch_size = 64
+    config.total_steps = 800
+    config.views.size = 64
+    config.model.depth, config.model.width, config.model.stem = 8, 32, "small"
+    config.model.head_hidden, config.model.head_out = 512, 128
+    config.optim.name, config.optim.lr, config.optim.warmup_steps = "adam", 4e-3, 40
+    for view in (config.augment.view1, config.augment.view2):
+        view.blur_prob = 0.0  # a blur of up to 2 px, made for 224 px, would erase the details that matter
+    config.eval.resize = 64
+    config.checkpoint_steps = 200
+
+
+def byol(config: ConfigDict) -> None:
+    """Changes a pre-training config to stage 1: plain BYOL, which needs no saliency maps."""
+    config.views.kind = "random_resized_crop"
+    config.align.weight = 0.0

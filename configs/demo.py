@@ -1,0 +1,33 @@
+"""The demo's runs: a procedural set of birds, a small network, minutes on two CPU cores. `make demo` runs them all.
+
+`configs/demo.py` is stage 2 (CVSA), `configs/demo.py:byol` stage 1, `configs/demo.py:mask_head` the control.
+"""
+
+from configs import common
+
+
+def get_config(arg: str = ""):
+    config = common.pretrain()
+    common.small(config)
+    config.data.kind = "procedural"
+    config.views.size = 48
+    config.views.source_area = (0.08, 0.5)
+    config.views.paste_area = (0.2, 0.6)
+    config.model.width = 16
+    config.eval.resize = 48
+    config.total_steps = 200
+    config.optim.warmup_steps = 20
+    if arg == "byol":
+        common.byol(config)
+    elif arg == "mask_head":
+        config.align.form = "mask_head"
+    elif arg:
+        raise ValueError(f"configs/demo.py knows byol and mask_head, not {arg}")
+    return config
+
+
+def get_probe_config():
+    """The demo's linear probe."""
+    config = common.linear()
+    config.data.kind = "procedural"
+    return config

@@ -1,0 +1,65 @@
+"""Classification with a pre-trained backbone: the linear probe."""
+
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from cvsa_jax import checkpoint, report, settings
+from cvsa_jax.data import pipeline
+from cvsa_jax.distributed import make_mesh
+from cvsa_jax.errors import UserError
+from cvsa_jax.evaluation.summary import Evaluator
+from cvsa_jax.models.siamese import Siamese
+from cvsa_jax.optim import make_optimizer
+from cvsa_jax.state import Network, init_state
+
+
+def linear_probe(config: ConfigDict, workdir: Path) -> dict[str, float]:
+    """Linear probe and kNN of the run `config.init_from`; writes `workdir/report/results.json` and returns it.
+
+    Raises:
+        UserError: no such run, or no labels.
+    """
+    run = settings.read_config(config.init_from)
+    source = settings.load_source(config.data)
+    train, test = (
+        pipeline.readable(source, source.split(name), config.data.on_bad_image)
+        for name in (config.data.train_split, config.data.test_split)
+    )
+    mesh = make_mesh()
+    model = settings.model(run.model)
+    network, step = checkpoint.restore_online(Path(config.init_from), empty_network(model), mesh)
+    wanted, loaded = (checkpoint.backbone_tensors(n) for n in (empty_network(model), network))
+    matching = sum(loaded.get(path) == shape for path, shape in wanted.items())
+    print(f"loaded {matching}/{len(wanted)} backbone tensors of {config.init_from}, step {step}", flush=True)
+    if matching != len(wanted):
+        raise UserError(f"{config.init_from} does not hold the whole backbone: its figures would be of other weights")
+    size, resize = settings.eval_sizes(config.eval, run)
+    evaluator = Evaluator(model, mesh, source, size=size, resize=resize, batch_size=config.eval.batch_size)
+    figures = evaluator.recognition(network, train, test, knn=config.probe.knn, probe=probe_arguments(config))
+    report.write_json(workdir / "report" / "results.json", figures)
+    print(
+        f"{source.name}, {len(train)} train and {len(test)} test images: linear top-1 "
+        f"{report.percent(figures['linear_top1'])} %, top-5 {report.percent(figures['linear_top5'])} % (learning rate "
+        f"{figures['learning_rate']:g}, chosen on a part of the train split), kNN top-1 "
+        f"{report.percent(figures['knn_top1'])} %\nresults: {workdir / 'report' / 'results.json'}"
+    )
+    return figures
+
+
+def probe_arguments(config: ConfigDict) -> dict:
+    """The keywords of `evaluation.linear.linear_probe` from `config.probe`."""
+    return {
+        "learning_rates": tuple(config.probe.learning_rates),
+        "epochs": config.probe.total_epochs,
+        "batch_size": config.probe.batch_size,
+        "validation_share": config.probe.validation_share,
+        "seed": config.seed,
+    }
+
+
+def empty_network(model: Siamese) -> Network:
+    """Shapes and types of the online network, without its values."""
+    optimizer = make_optimizer("sgd", lambda step: 0.0, 0.0, 0.0)
+    return jax.eval_shape(lambda key: init_state(model, optimizer, 4 * model.stride, key), jax.random.key(0)).online

@@ -1,0 +1,44 @@
+"""What the commands share: the `--config` flag, and errors without tracebacks."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from cvsa_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/cub.py.", lock_config=True)
+
+
+def config() -> ConfigDict:
+    """The config of `--config`; UserError where it is not given."""
+    if _CONFIG.value is None:
+        raise UserError("--config is missing, e.g. --config=configs/folder.py")
+    return _CONFIG.value
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and calls `main`; what the user can put right is printed as one error, exit code 2."""
+    logging.set_verbosity(logging.ERROR)
+    sys.path.insert(0, os.getcwd())  # `configs` is a package of the working folder, however the command was started
+
+    def start(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise UserError(f"unexpected arguments {' '.join(argv[1:])}: flags are written --name=value")
+        main()
+
+    try:
+        app.run(start, flags_parser=_parse)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        # A wrong key or type surfaces here as whatever the config's own assignment raises.
+        raise UserError(str(error.args[0] if isinstance(error, KeyError) else error).strip()) from error

@@ -1,0 +1,159 @@
+"""Host input: batches of views for training, and padded batches of whole images for evaluation, as NumPy arrays."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from cvsa_jax.data import decode
+from cvsa_jax.data.index import example_order, position_words
+from cvsa_jax.data.sources import Source
+from cvsa_jax.data.views import ViewSpec, group_views
+from cvsa_jax.errors import UserError, some
+
+Batch = dict[str, np.ndarray]
+
+
+def train_batches(
+    source: Source,
+    pool: np.ndarray,
+    saliency: np.ndarray | None,
+    spec: ViewSpec,
+    *,
+    batch_size: int,
+    steps: range,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """This process's rows of the global batches of `steps`, a pure function of (seed, step).
+
+    Args:
+        pool: indices into the source that take part; one pass over them is an epoch.
+        saliency: (N, G, G) uint8 maps of the whole source (may be memory-mapped), or None where no view needs one.
+        batch_size: global; this process gets the `process_index`-th of `process_count` equal contiguous shares.
+
+    Yields:
+        `view1`, `view2`, with saliency `mask1`, `mask2` (see `group_views`), and `position` (b, 2) uint32.
+
+    Raises:
+        UserError: the pool is smaller than a group, or an image cannot be decoded (it is named).
+    """
+    if len(pool) < spec.group:
+        raise UserError(f"{source.name}: {len(pool)} images are fewer than config.views.group={spec.group}")
+    share = batch_size // process_count
+    groups_per_share = share // spec.group
+    read = _reader(source, saliency)
+
+    @tf.autograph.experimental.do_not_convert
+    def make_group(number: tf.Tensor) -> dict[str, tf.Tensor]:
+        step, group = number // groups_per_share, number % groups_per_share
+        first = step * batch_size + process_index * share + group * spec.group
+        positions = first + tf.range(spec.group, dtype=tf.int64)
+        examples = tf.gather(tf.constant(pool, tf.int64), example_order(positions, len(pool), seed))
+        images, maps = read(examples, spec.group)
+        views = group_views(images, examples, positions, maps, spec, seed)
+        return views | {"position": position_words(positions)}
+
+    ds = tf.data.Dataset.range(steps.start * groups_per_share, steps.stop * groups_per_share)
+    ds = ds.map(make_group, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    ds = ds.batch(groups_per_share, drop_remainder=True)
+    ds = ds.map(lambda batch: {k: tf.reshape(v, [share, *v.shape[2:]]) for k, v in batch.items()})
+    return _as_numpy(ds.prefetch(2), source, pool)
+
+
+def image_batches(
+    source: Source, indices: np.ndarray, *, resize: int, size: int, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images for evaluation, in order: shorter side to `resize`, then the centre size × size crop.
+
+    `resize` 0 instead squeezes the whole image to size × size, so that masks can be laid over it. The last batch is
+    padded with zeros; yields ((batch_size, size, size, 3) uint8, number of rows that are not padding).
+    """
+    read = _reader(source, None)
+
+    @tf.autograph.experimental.do_not_convert
+    def make(index: tf.Tensor) -> tf.Tensor:
+        (image,), _ = read(index[None], 1)
+        if resize:
+            shape = tf.cast(tf.shape(image)[:2], tf.float32)
+            scaled = tf.cast(tf.round(shape * (resize / tf.reduce_min(shape))), tf.int32)
+            image = tf.image.resize(image, scaled, antialias=True)
+            image = tf.image.resize_with_crop_or_pad(image, size, size)
+        else:
+            image = tf.image.resize(image, (size, size), antialias=True)
+        return tf.saturate_cast(tf.round(image), tf.uint8)
+
+    ds = tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
+    ds = ds.map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(batch_size).prefetch(2)
+    for images in _as_numpy(ds, source, indices):
+        padding = [(0, batch_size - len(images))] + [(0, 0)] * 3
+        yield np.pad(images, padding), len(images)
+
+
+def readable(source: Source, indices: np.ndarray, on_bad_image: str, usable: np.ndarray | None = None) -> np.ndarray:
+    """The images among `indices` that can be decoded; with `on_bad_image` `skip` it prints which are left out.
+
+    Args:
+        usable: (N,) bool from a pass that has read every image; without it `skip` reads them all, and `stop` leaves
+            it to the batches to stop at a bad one.
+
+    Raises:
+        UserError: with `stop`, where a bad image is known.
+    """
+    if usable is None and on_bad_image == "stop":
+        return indices
+    if usable is None:
+        found = unreadable(source, indices)
+    else:
+        found = {source.names[i]: "found by the saliency pass" for i in indices if not usable[i]}
+    if found and on_bad_image == "stop":
+        raise unreadable_error(source, found)
+    for name, reason in found.items():
+        print(f"skipped: {name} cannot be decoded ({reason})")
+    return np.array([i for i in indices if source.names[i] not in found])
+
+
+def unreadable(source: Source, indices: np.ndarray) -> dict[str, str]:
+    """Names of the images that cannot be decoded, each with the reason. Reads every image."""
+    reasons = {source.names[i]: decode.problem(source.read(int(i))) for i in indices}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def unreadable_error(source: Source, found: dict[str, str]) -> UserError:
+    """The error that names unreadable images."""
+    listed = some(f"{name} ({reason})" for name, reason in found.items())
+    return UserError(
+        f"{len(found)} of {len(source)} images of {source.name} cannot be decoded: {listed}. Replace them, or leave "
+        "them out with --config.data.on_bad_image=skip"
+    )
+
+
+def _reader(source: Source, saliency: np.ndarray | None):
+    """(examples, k) -> (k decoded images, their (k, G, G) maps or None)."""
+
+    def read(examples: np.ndarray):
+        encoded = np.array([source.read(int(i)) for i in examples], object)
+        return (encoded,) if saliency is None else (encoded, saliency[examples])
+
+    types = (tf.string,) if saliency is None else (tf.string, tf.uint8)
+
+    def load(examples: tf.Tensor, k: int) -> tuple[list[tf.Tensor], tf.Tensor | None]:
+        encoded, *maps = tf.numpy_function(read, [examples], types, stateful=False)
+        images = [decode.decode(encoded[i]) for i in range(k)]
+        if maps:
+            maps[0].set_shape([k, *saliency.shape[1:]])
+        return images, maps[0] if maps else None
+
+    return load
+
+
+def _as_numpy(ds: tf.data.Dataset, source: Source, pool: np.ndarray) -> Iterator:
+    """Iterates; a decoding error, which does not say which file it is about, becomes one that names the files."""
+    try:
+        yield from ds.as_numpy_iterator()
+    except tf.errors.OpError as error:
+        found = unreadable(source, pool)
+        if not found:
+            raise
+        raise unreadable_error(source, found) from error

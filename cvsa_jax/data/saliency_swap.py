@@ -1,0 +1,147 @@
+"""Saliency Swap (section 3.2 of the paper) in TensorFlow, on the host: boxes, search, crop and paste.
+
+Boxes are (y0, x0, y1, x1). Saliency maps are (G, G) uint8, each axis of the image scaled on its own, so a box in map
+cells divided by G is a box in fractions of the image.
+"""
+
+import math
+
+import tensorflow as tf
+
+ASPECT_RANGE = (3 / 4, 4 / 3)  # width / height in pixels, drawn log-uniformly, as in Random Resized Crop
+
+
+def draw_box_shape(u_area: tf.Tensor, u_aspect: tf.Tensor, area_range: tuple[float, float], ratio: tf.Tensor):
+    """Random (height, width) as fractions of an image, each at most 1.
+
+    Area uniform in `area_range` (fractions of the image), pixel aspect log-uniform in ASPECT_RANGE; `ratio` is the
+    image's height / width, and u_* are uniform draws in [0, 1).
+    """
+    area = area_range[0] + u_area * (area_range[1] - area_range[0])
+    low, high = math.log(ASPECT_RANGE[0]), math.log(ASPECT_RANGE[1])
+    aspect = tf.exp(low + u_aspect * (high - low))
+    return tf.minimum(tf.sqrt(area / (aspect * ratio)), 1.0), tf.minimum(tf.sqrt(area * aspect * ratio), 1.0)
+
+
+def most_salient_box(saliency: tf.Tensor, height: tf.Tensor, width: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+    """The box of a given shape with the highest mean saliency over all positions.
+
+    Args:
+        saliency: (G, G) uint8.
+        height, width: fractions of the image; the box has round(G·height) × round(G·width) cells, at least one.
+        noise: (G, G) uniform draws, which choose among equally good positions. The sums are integers, so equal means
+            exactly equal.
+
+    Returns:
+        (4,) float32 box in fractions of the image.
+    """
+    grid = saliency.shape[0]
+    rows = tf.clip_by_value(tf.cast(tf.round(height * grid), tf.int32), 1, grid)
+    cols = tf.clip_by_value(tf.cast(tf.round(width * grid), tf.int32), 1, grid)
+    integral = tf.cumsum(tf.cumsum(tf.cast(saliency, tf.int32), 0), 1)
+    integral = tf.pad(integral, [[1, 0], [1, 0]])
+    sums = integral[rows:, cols:] - integral[:-rows, cols:] - integral[rows:, :-cols] + integral[:-rows, :-cols]
+    tie_break = noise[: grid + 1 - rows, : grid + 1 - cols]
+    choice = tf.argmax(tf.reshape(tf.where(sums == tf.reduce_max(sums), tie_break, -1.0), [-1]), output_type=tf.int32)
+    y, x = choice // (grid + 1 - cols), choice % (grid + 1 - cols)
+    return tf.cast(tf.stack([y, x, y + rows, x + cols]), tf.float32) / grid
+
+
+def to_pixels(box: tf.Tensor, size: int) -> tf.Tensor:
+    """A box in fractions -> the nearest whole-pixel box of a size × size view, at least one pixel a side."""
+    corners = tf.cast(tf.round(box * size), tf.int32)
+    low = tf.minimum(corners[:2], size - 1)
+    return tf.concat([low, tf.maximum(corners[2:], low + 1)], 0)
+
+
+def place(image: tf.Tensor, source: tf.Tensor, target: tf.Tensor, size: int) -> tf.Tensor:
+    """Resizes the box `source` of an image so that it fills the box `target` of a size × size view.
+
+    Bilinear with antialiasing; (H, W, C) of any type -> (size, size, C) float32. Outside `target` the values are
+    whatever surrounds the box, and the caller masks them.
+
+    Args:
+        source: box in fractions of the image.
+        target: whole-pixel box of the view, int32.
+    """
+    shape = tf.cast(tf.shape(image)[:2], tf.float32)
+    target = tf.cast(target, tf.float32)
+    start, end = source[:2] * shape, source[2:] * shape
+    scale = (target[2:] - target[:2]) / (end - start)
+    return tf.raw_ops.ScaleAndTranslate(
+        images=image[None],
+        size=[size, size],
+        scale=scale,
+        translation=target[:2] - start * scale,
+        kernel_type="triangle",
+        antialias=True,
+    )[0]
+
+
+def inside(box: tf.Tensor, size: int) -> tf.Tensor:
+    """(size, size) bool: the pixels of a whole-pixel box."""
+    y = tf.range(size)[:, None]
+    x = tf.range(size)[None, :]
+    return (y >= box[0]) & (y < box[2]) & (x >= box[1]) & (x < box[3])
+
+
+def window_around(box: tf.Tensor, smallest: float, u: tf.Tensor) -> tf.Tensor:
+    """A random square window (in fractions) of side at least `smallest` that keeps `box` inside; u: three uniforms."""
+    side = smallest + u[0] * (1 - smallest)
+    side = tf.maximum(side, tf.reduce_max(box[2:] - box[:2]))
+    low = tf.maximum(box[2:] - side, 0.0)
+    high = tf.minimum(box[:2], 1 - side)
+    start = low + u[1:3] * (high - low)
+    return tf.concat([start, start + side], 0)
+
+
+def swap(
+    image: tf.Tensor,
+    saliency: tf.Tensor,
+    background: tf.Tensor,
+    background_saliency: tf.Tensor,
+    u: tf.Tensor,
+    noise: tf.Tensor,
+    *,
+    size: int,
+    source_area: tuple[float, float],
+    paste_area: tuple[float, float],
+    paste: str,
+    canvas_min: float,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """One swapped view.
+
+    Args:
+        image, background: (H, W, 3) uint8 of any two sizes: the source and the image that lends its surroundings.
+        saliency, background_saliency: (G, G) uint8.
+        u: (7,) uniform draws; noise: (2, G, G) uniform draws.
+        size: side of the view in pixels.
+        source_area, paste_area: ranges of the box's share of the source and of the canvas.
+        paste: `stretch` draws the pasted box's aspect anew and resizes the crop to fit; `keep_aspect` gives the
+            pasted box the crop's aspect.
+        canvas_min: smallest side of the canvas window as a fraction of the background; 1 takes it whole.
+
+    Returns:
+        View (size, size, 3) float32 in [0, 255] and its mask (size, size) float32 in [0, 255]: the source's saliency
+        inside the pasted box, 0 elsewhere.
+    """
+    shape = tf.cast(tf.shape(image), tf.float32)
+    height, width = draw_box_shape(u[0], u[1], source_area, shape[0] / shape[1])
+    crop = most_salient_box(saliency, height, width, noise[0])
+
+    paste_height, paste_width = draw_box_shape(u[2], u[3], paste_area, 1.0)
+    if paste == "keep_aspect":
+        aspect = (crop[3] - crop[1]) * shape[1] / ((crop[2] - crop[0]) * shape[0])
+        area = paste_height * paste_width
+        paste_height = tf.clip_by_value(tf.sqrt(area / aspect), 1 / size, 1.0)
+        paste_width = tf.clip_by_value(paste_height * aspect, 1 / size, 1.0)
+    hole = most_salient_box(background_saliency, paste_height, paste_width, noise[1])
+
+    window = window_around(hole, canvas_min, u[4:7])
+    side = window[2] - window[0]
+    hole = to_pixels((hole - tf.tile(window[:2], [2])) / side, size)
+    canvas = place(background, window, tf.constant([0, 0, size, size]), size)
+    pasted = place(image, crop, hole, size)
+    mask = place(saliency[..., None], crop, hole, size)[..., 0]
+    within = inside(hole, size)
+    return tf.where(within[..., None], pasted, canvas), tf.where(within, mask, 0.0)

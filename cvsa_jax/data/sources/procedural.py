@@ -1,0 +1,195 @@
+"""A procedural fine-grained set: birds of one body plan whose classes differ only in small local attributes.
+
+Everything else is random and says nothing of the class: plumage colour, pose, scale, side, light, and a cluttered
+background that uses the same colours as the attributes. Masks are exact. Each image is a pure function of
+(seed, split, class, number), made when it is first read.
+"""
+
+import dataclasses
+import functools
+import io
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from cvsa_jax.data.sources.source import Source, fingerprint
+
+SUPERSAMPLING = 3
+# Raised when the drawing changes, so that stores and runs of the old pictures are not taken for new ones.
+DRAWING_VERSION = 1
+
+PALETTE = {
+    "red": (206, 40, 36),
+    "yellow": (240, 205, 40),
+    "blue": (44, 84, 200),
+    "white": (242, 242, 238),
+    "black": (22, 22, 26),
+    "orange": (238, 128, 30),
+}
+COLOURS = tuple(PALETTE)
+# The attributes in which classes differ, and their values.
+ATTRIBUTES = {
+    "crown": COLOURS,
+    "throat": COLOURS,
+    "beak": ("short", "long", "hooked"),
+    "wing_bars": (0, 1, 2, 3),
+    "bar_colour": ("yellow", "white", "black", "blue"),
+    "tail_tip": COLOURS,
+}
+# Any two classes differ in at least this many attributes.
+MIN_DIFFERENCES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Size of the set: `size` is the side of the square images in pixels; counts are per class."""
+
+    seed: int
+    classes: int
+    train_per_class: int
+    test_per_class: int
+    size: int
+
+
+@functools.lru_cache(maxsize=4)
+def load(spec: Spec) -> Source:
+    """The set of a `Spec`; images are drawn on first use and kept encoded."""
+    codes = class_codes(spec.classes, spec.seed)
+    keys, names = [], []
+    for split, count in enumerate((spec.train_per_class, spec.test_per_class)):
+        for label in range(spec.classes):
+            for number in range(count):
+                keys.append((split, label, number))
+                names.append(f"{('train', 'test')[split]}/class_{label:02d}/{number:04d}.png")
+    splits = np.array([k[0] for k in keys])
+
+    @functools.cache
+    def example(i: int) -> tuple[bytes, np.ndarray]:
+        split, label, number = keys[i]
+        rng = np.random.default_rng([spec.seed, split, label, number])
+        image, mask = draw(codes[label], rng, spec.size)
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue(), mask
+
+    return Source(
+        name="procedural",
+        names=tuple(names),
+        labels=np.array([k[1] for k in keys], np.int32),
+        classes=tuple(f"class_{label:02d}" for label in range(spec.classes)),
+        splits={"train": np.flatnonzero(splits == 0), "test": np.flatnonzero(splits == 1)},
+        read=lambda i: example(int(i))[0],
+        mask=lambda i: example(int(i))[1],
+        fingerprint=fingerprint([f"{spec} v{DRAWING_VERSION}"], [len(names)]),
+    )
+
+
+def class_codes(classes: int, seed: int) -> list[dict]:
+    """Attribute values of each class, drawn so that any two differ in at least MIN_DIFFERENCES visible attributes."""
+    rng = np.random.default_rng([seed, 0xC0DE])
+    codes: list[dict] = []
+    for _ in range(100_000):
+        code = {name: values[rng.integers(len(values))] for name, values in ATTRIBUTES.items()}
+        if all(_differences(code, other) >= MIN_DIFFERENCES for other in codes):
+            codes.append(code)
+            if len(codes) == classes:
+                return codes
+    raise ValueError(f"no {classes} classes that differ in {MIN_DIFFERENCES} attributes were found")
+
+
+def _differences(a: dict, b: dict) -> int:
+    # Without bars their colour cannot be seen.
+    unseen = {"bar_colour"} if a["wing_bars"] == 0 or b["wing_bars"] == 0 else set()
+    return sum(a[name] != b[name] for name in a.keys() - unseen)
+
+
+def draw(code: dict, rng: np.random.Generator, size: int) -> tuple[Image.Image, np.ndarray]:
+    """One image and its (size, size) uint8 mask, 255 on the bird."""
+    big = size * SUPERSAMPLING
+    canvas = _background(rng, big)
+    mask = Image.new("L", (big, big), 0)
+    bird = _Pen(ImageDraw.Draw(canvas), ImageDraw.Draw(mask), _pose(rng, big))
+
+    plumage = rng.uniform(70, 175) * rng.uniform(0.8, 1.2, 3)
+    shade = lambda f: tuple(int(v) for v in np.clip(plumage * f, 0, 255))  # noqa: E731
+    leg = tuple(int(v) for v in rng.uniform(40, 90, 3))
+    for x in (-0.15, 0.2):
+        bird.polygon([(x, 0.5), (x + 0.07, 0.5), (x + 0.1, 1.0), (x + 0.03, 1.0)], leg)
+    bird.polygon([(-0.7, -0.2), (-1.75, -0.05), (-1.75, 0.3), (-0.7, 0.25)], shade(0.8))
+    bird.polygon([(-1.45, -0.09), (-1.85, -0.05), (-1.85, 0.32), (-1.45, 0.29)], PALETTE[code["tail_tip"]])
+    bird.ellipse((0.0, 0.0), (0.98, 0.6), 0.0, shade(1.0))
+    bird.ellipse((0.1, 0.2), (0.7, 0.36), 0.0, shade(1.25))
+    bird.ellipse((0.82, -0.48), (0.45, 0.42), 0.0, shade(1.0))
+    bird.ellipse((0.88, -0.22), (0.27, 0.16), 0.3, PALETTE[code["throat"]])
+    bird.ellipse((0.76, -0.75), (0.33, 0.16), -0.1, PALETTE[code["crown"]])
+    bird.polygon(_BEAKS[code["beak"]], (70, 62, 50))
+    bird.ellipse((0.95, -0.52), (0.07, 0.07), 0.0, (10, 10, 10))
+    bird.ellipse((-0.2, -0.05), (0.62, 0.32), 0.15, shade(0.65))
+    for bar in range(code["wing_bars"]):
+        x = 0.12 - 0.27 * bar
+        bird.polygon([(x, -0.27), (x + 0.11, -0.27), (x + 0.03, 0.2), (x - 0.08, 0.2)], PALETTE[code["bar_colour"]])
+
+    image = np.asarray(canvas.resize((size, size), Image.Resampling.BOX), np.float32)
+    image = image * rng.uniform(0.8, 1.15) + rng.normal(0, 5, image.shape)
+    covered = np.asarray(mask.resize((size, size), Image.Resampling.BOX)) > 127
+    return Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)), np.where(covered, 255, 0).astype(np.uint8)
+
+
+_BEAKS = {
+    "short": [(1.2, -0.58), (1.5, -0.46), (1.2, -0.36)],
+    "long": [(1.2, -0.56), (1.95, -0.44), (1.2, -0.38)],
+    "hooked": [(1.15, -0.66), (1.5, -0.6), (1.62, -0.22), (1.4, -0.38), (1.15, -0.34)],
+}
+
+
+class _Pen:
+    """Draws in the bird's own coordinates (body length 2, y down) on the picture and on the mask alike."""
+
+    def __init__(self, picture: ImageDraw.ImageDraw, mask: ImageDraw.ImageDraw, pose):
+        self.picture, self.mask, self.pose = picture, mask, pose
+
+    def polygon(self, points, colour) -> None:
+        placed = [tuple(p) for p in self.pose(np.asarray(points, float))]
+        self.picture.polygon(placed, fill=colour)
+        self.mask.polygon(placed, fill=255)
+
+    def ellipse(self, centre, radii, angle, colour) -> None:
+        self.polygon(_ellipse(centre, radii, angle), colour)
+
+
+def _pose(rng: np.random.Generator, big: int):
+    """Random side, tilt, scale and place; the whole bird stays inside the image."""
+    angle, side = rng.uniform(-0.5, 0.5), rng.choice([-1, 1])
+    scale = rng.uniform(0.18, 0.28) * big
+    stretch = np.array([1.0, rng.uniform(0.88, 1.12)])
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    reach = np.array([1.9, 1.15])  # half extent of the bird, in its own units
+    half = np.abs(turn) @ (reach * stretch) * scale
+    low, high = np.minimum(half, big / 2), np.maximum(big - half, big / 2)
+    centre = rng.uniform(low, high)
+    return lambda points: (points * stretch * [side, 1]) @ turn.T * scale + centre
+
+
+def _ellipse(centre, radii, angle) -> np.ndarray:
+    t = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    points = np.stack([radii[0] * np.cos(t), radii[1] * np.sin(t)], 1)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return points @ turn.T + centre
+
+
+def _background(rng: np.random.Generator, big: int) -> Image.Image:
+    """A colour gradient under random ellipses, rectangles and stripes, a third of them in the attributes' colours."""
+    corners = rng.uniform(30, 225, (2, 2, 3)).astype(np.uint8)
+    canvas = Image.fromarray(corners).resize((big, big), Image.Resampling.BILINEAR)
+    pen = ImageDraw.Draw(canvas)
+    for _ in range(rng.integers(18, 32)):
+        if rng.random() < 1 / 3:
+            colour = PALETTE[COLOURS[rng.integers(len(COLOURS))]]
+        else:
+            colour = tuple(int(v) for v in rng.uniform(20, 235, 3))
+        centre, angle = rng.uniform(0, big, 2), rng.uniform(0, np.pi)
+        kind = rng.integers(3)
+        radii = rng.uniform(0.02, 0.13, 2) * big if kind < 2 else np.array([0.3, 0.012]) * rng.uniform(0.5, 1.5) * big
+        points = _ellipse(centre, radii, angle)
+        pen.polygon([tuple(p) for p in (points if kind == 0 else points[::6])], fill=colour)
+    return canvas

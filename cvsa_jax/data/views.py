@@ -1,0 +1,141 @@
+"""The two views of each image: Saliency Swap or Random Resized Crop, then a flip, with the saliency mask following."""
+
+import dataclasses
+import math
+
+import tensorflow as tf
+
+from cvsa_jax.data import saliency_swap as swap
+
+KINDS = ("saliency_swap", "random_resized_crop")
+PASTES = ("stretch", "keep_aspect")
+# Pixels of the view per cell of the mask that travels to the device.
+MASK_STRIDE = 4
+_CROP_TRIES = 10
+_UNIFORMS = 9 + 4 * _CROP_TRIES
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewSpec:
+    """How views are made. `size` in pixels; areas are ranges of fractions; see `saliency_swap.swap` for `paste` and
+    `canvas_min`; `swapped_views` (1 or 2) and `swap_prob` say which views are swapped, the others are cropped."""
+
+    kind: str
+    size: int
+    group: int
+    swap_prob: float
+    swapped_views: int
+    source_area: tuple[float, float]
+    paste_area: tuple[float, float]
+    paste: str
+    canvas_min: float
+    crop_area: tuple[float, float]
+
+    @property
+    def mask_size(self) -> int:
+        return self.size // MASK_STRIDE
+
+
+def group_views(
+    images: list[tf.Tensor],
+    examples: tf.Tensor,
+    positions: tf.Tensor,
+    saliency: tf.Tensor | None,
+    spec: ViewSpec,
+    seed: int,
+) -> dict[str, tf.Tensor]:
+    """Two views of each image of a group; the images lend each other their backgrounds.
+
+    Args:
+        images: g decoded images (H, W, 3) uint8 of any sizes.
+        examples: (g,) int64, which examples they are: an image is never its own background.
+        positions: (g,) int64 places in the data order; with `seed` they decide every random choice.
+        saliency: (g, G, G) uint8, or None where nothing needs it.
+
+    Returns:
+        `view1`, `view2` (g, S, S, 3) uint8, and with saliency `mask1`, `mask2` (g, M, M) uint8.
+    """
+    rows = {name: [] for name in ("view1", "view2", "mask1", "mask2")}
+    for k in range(len(images)):
+        # View 1 takes the next image of the group as background and view 2 the one after it.
+        lenders = _lenders(examples, k) if spec.kind == "saliency_swap" else None
+        for v in (0, 1):
+            view, mask = _one_view(images, saliency, k, v, lenders, positions[k], spec, seed)
+            rows[f"view{v + 1}"].append(_to_uint8(view))
+            if saliency is not None:
+                mask = tf.nn.avg_pool2d(mask[None, ..., None], MASK_STRIDE, MASK_STRIDE, "VALID")[0, ..., 0]
+                rows[f"mask{v + 1}"].append(_to_uint8(mask))
+    return {name: tf.stack(parts) for name, parts in rows.items() if parts}
+
+
+def random_crop_box(u: tf.Tensor, shape: tf.Tensor, area: tuple[float, float]) -> tf.Tensor:
+    """Random Resized Crop as in torchvision: the first of ten draws that fits, else the largest centred box whose
+    aspect is allowed. `u`: (10, 4) uniforms; `shape`: height and width in pixels; a box in fractions."""
+    ratio = shape[0] / shape[1]
+    fraction = area[0] + u[:, 0] * (area[1] - area[0])
+    low, high = (math.log(a) for a in swap.ASPECT_RANGE)
+    aspect = tf.exp(low + u[:, 1] * (high - low))
+    height, width = tf.sqrt(fraction / (aspect * ratio)), tf.sqrt(fraction * aspect * ratio)
+    fits = (height <= 1) & (width <= 1)
+    first = tf.argmax(tf.cast(fits, tf.int32))
+    y, x = u[:, 2] * (1 - height), u[:, 3] * (1 - width)
+    drawn = tf.stack([y, x, y + height, x + width], -1)[first]
+    high_enough = tf.minimum(1.0, shape[1] / swap.ASPECT_RANGE[0] / shape[0])
+    wide_enough = tf.minimum(1.0, shape[0] * swap.ASPECT_RANGE[1] / shape[1])
+    centred = 0.5 + 0.5 * tf.stack([-high_enough, -wide_enough, high_enough, wide_enough])
+    return tf.where(tf.reduce_any(fits), drawn, centred)
+
+
+def _one_view(images, saliency, k, v, lenders, position, spec, seed) -> tuple[tf.Tensor, tf.Tensor]:
+    draw_seed = tf.stack([tf.constant(seed, tf.int64), position * 2 + v])
+    u = tf.random.stateless_uniform([_UNIFORMS], draw_seed)
+    own = None if saliency is None else saliency[k]
+
+    def cropped() -> tuple[tf.Tensor, tf.Tensor]:
+        shape = tf.cast(tf.shape(images[k])[:2], tf.float32)
+        box = random_crop_box(tf.reshape(u[9:], [_CROP_TRIES, 4]), shape, spec.crop_area)
+        whole = tf.constant([0, 0, spec.size, spec.size])
+        view = swap.place(images[k], box, whole, spec.size)
+        mask = tf.zeros([spec.size] * 2) if own is None else swap.place(own[..., None], box, whole, spec.size)[..., 0]
+        return view, mask
+
+    def swapped() -> tuple[tf.Tensor, tf.Tensor]:
+        noise = tf.random.stateless_uniform([2, *own.shape], draw_seed + tf.constant([0, 1 << 62], tf.int64))
+        background = tf.switch_case(lenders[v], [lambda image=image: image for image in images])
+        return swap.swap(
+            images[k],
+            own,
+            background,
+            saliency[lenders[v]],
+            u[:7],
+            noise,
+            size=spec.size,
+            source_area=spec.source_area,
+            paste_area=spec.paste_area,
+            paste=spec.paste,
+            canvas_min=spec.canvas_min,
+        )
+
+    if spec.kind == "random_resized_crop" or v >= spec.swapped_views:
+        view, mask = cropped()
+    else:
+        view, mask = tf.cond(u[7] < spec.swap_prob, swapped, cropped)
+    flip = u[8] < 0.5
+    return tf.cond(flip, lambda: (view[:, ::-1], mask[:, ::-1]), lambda: (view, mask))
+
+
+def _lenders(examples: tf.Tensor, k: int) -> tf.Tensor:
+    """(2,) int32 places in the group of the backgrounds of image k's two views: the next two images, passing over k's
+    own example and, for view 2, view 1's background where there is another. Equal examples meet in a group only where
+    it straddles the border of two epochs."""
+    turn = tf.constant([(k + shift) % examples.shape[0] for shift in range(1, examples.shape[0])])
+    others = tf.gather(examples, turn)
+    foreign = others != examples[k]
+    first = tf.argmax(tf.cast(foreign, tf.int32), output_type=tf.int32)
+    fresh = foreign & (others != others[first])
+    second = tf.where(tf.reduce_any(fresh), tf.argmax(tf.cast(fresh, tf.int32), output_type=tf.int32), first)
+    return tf.gather(turn, tf.stack([first, second]))
+
+
+def _to_uint8(x: tf.Tensor) -> tf.Tensor:
+    return tf.saturate_cast(tf.round(x), tf.uint8)

@@ -1,0 +1,53 @@
+"""Where the network looks: the cross-view attention read without a mask, and how well it fits the true mask.
+
+Reading: each cell's mean cosine to all cells of all *other* images of the evaluated set, query P of the image against
+key Z of the others, both from the online network. No label and no mask takes part, and the order of the images
+does not matter.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float
+from PIL import Image
+
+IOU_THRESHOLD = 0.5  # of the map, scaled to [0, 1] for each image
+
+
+def attention_maps(queries: Float[np.ndarray, "k n d"], keys: Float[np.ndarray, "k n d"]) -> Float[np.ndarray, "k h w"]:
+    """Attention of each image to the others, (k, h, w) with h = w = √n; k at least 2."""
+    own = keys.mean(1)
+    others = (own.sum(0) - own) / (len(own) - 1)
+    side = round(queries.shape[1] ** 0.5)
+    return np.einsum("knd,kd->kn", queries, others).reshape(-1, side, side)
+
+
+def upsample(attention: Float[np.ndarray, "h w"], size: int) -> Float[np.ndarray, "s s"]:
+    """Bilinear to (size, size), then scaled to [0, 1]; a constant map becomes 0."""
+    image = Image.fromarray(attention.astype(np.float32), "F").resize((size, size), Image.Resampling.BILINEAR)
+    values = np.asarray(image)
+    return (values - values.min()) / max(float(np.ptp(values)), 1e-12)
+
+
+def pointing_hit(scaled: Float[np.ndarray, "s s"], mask: Bool[np.ndarray, "s s"]) -> bool:
+    """Pointing game (Zhang et al. 2016, without tolerance): the map's maximum lies on the object."""
+    return bool(mask.reshape(-1)[scaled.argmax()])
+
+
+def iou(scaled: Float[np.ndarray, "s s"], mask: Bool[np.ndarray, "s s"], threshold: float = IOU_THRESHOLD) -> float:
+    """Intersection over union of the map at a threshold and the mask; two empty regions agree."""
+    on = scaled >= threshold
+    union = (on | mask).sum()
+    return float((on & mask).sum() / union) if union else 1.0
+
+
+def square_mask(mask: np.ndarray, size: int) -> Bool[np.ndarray, "s s"]:
+    """A ground-truth mask (H, W) uint8 squeezed to (size, size), as the evaluated images are."""
+    return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.BOX)) > 127
+
+
+def score(maps: Float[np.ndarray, "k h w"], masks: Bool[np.ndarray, "k s s"]) -> dict[str, float]:
+    """Mean pointing-game rate and mask IoU over the images."""
+    scaled = [upsample(m, masks.shape[-1]) for m in maps]
+    return {
+        "pointing_game": float(np.mean([pointing_hit(s, m) for s, m in zip(scaled, masks, strict=True)])),
+        "mask_iou": float(np.mean([iou(s, m) for s, m in zip(scaled, masks, strict=True)])),
+    }

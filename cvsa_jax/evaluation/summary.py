@@ -1,0 +1,80 @@
+"""The figures of one network on one data set, as every command reports them."""
+
+import numpy as np
+from jax.sharding import Mesh
+
+from cvsa_jax.data.sources import Source
+from cvsa_jax.errors import UserError
+from cvsa_jax.evaluation import localization
+from cvsa_jax.evaluation.features import extract
+from cvsa_jax.evaluation.knn import knn_predict
+from cvsa_jax.evaluation.linear import linear_probe
+from cvsa_jax.models.siamese import Siamese
+from cvsa_jax.state import Network
+from cvsa_jax.steps import make_encoder
+
+
+class Evaluator:
+    """Evaluates networks of one model on one source; `size`, `resize` in px and `batch_size` as in `extract`."""
+
+    def __init__(self, model: Siamese, mesh: Mesh, source: Source, *, size: int, resize: int, batch_size: int):
+        self.encode = make_encoder(model, mesh)
+        self.mesh, self.source = mesh, source
+        self.size, self.resize, self.batch_size = size, resize, batch_size
+
+    def _extract(self, network: Network, indices: np.ndarray, resize: int, maps: bool):
+        return extract(
+            self.encode,
+            network,
+            self.mesh,
+            self.source,
+            indices,
+            size=self.size,
+            resize=resize,
+            batch_size=self.batch_size,
+            maps=maps,
+        )
+
+    def attention(self, network: Network, indices: np.ndarray) -> np.ndarray:
+        """(k, h, w) attention maps of whole images, each squeezed to a square."""
+        features = self._extract(network, indices, resize=0, maps=True)
+        return localization.attention_maps(features.queries, features.keys)
+
+    def masks(self, indices: np.ndarray) -> np.ndarray:
+        """(k, size, size) bool ground-truth masks of the same squares."""
+        return np.stack([localization.square_mask(self.source.mask(int(i)), self.size) for i in indices])
+
+    def recognition(
+        self, network: Network, train: np.ndarray, test: np.ndarray, *, knn: int, probe: dict | None = None
+    ) -> dict[str, float]:
+        """kNN top-1, and with `probe` (the keywords of `linear_probe`) linear top-1 and top-5, on the test images."""
+        labels = self.source.labels
+        if labels is None:
+            raise UserError(f"{self.source.name} has no labels, which the probe and kNN need")
+        features = self._extract(network, np.concatenate([train, test]), self.resize, maps=False).pooled
+        x, x_test, y, y_test = features[: len(train)], features[len(train) :], labels[train], labels[test]
+        figures = {"knn_top1": float((knn_predict(x, y, x_test, knn) == y_test).mean())}
+        if probe is not None:
+            result = linear_probe(x, y, x_test, y_test, classes=len(self.source.classes), **probe)
+            figures |= {"linear_top1": result.top1, "linear_top5": result.top5}
+            figures |= {"learning_rate": result.learning_rate}
+        return figures
+
+
+def chance(source: Source, test: np.ndarray, masks: np.ndarray | None) -> dict[str, float]:
+    """What guessing gives: the most frequent class, and a random point and the whole image as localisation."""
+    figures = {}
+    if source.labels is not None:
+        majority = float(np.bincount(source.labels[test]).max() / len(test))
+        figures |= {"linear_top1": majority, "knn_top1": majority}
+    if masks is not None:
+        share = float(masks.mean())
+        figures |= {"pointing_game": share, "mask_iou": share}
+    return figures
+
+
+def center_prior(masks: np.ndarray) -> dict[str, float]:
+    """Localisation figures of a Gaussian in the middle of every image, the row that any map has to beat."""
+    size = masks.shape[-1]
+    profile = np.exp(-((((np.arange(size) + 0.5) / size - 0.5) / 0.25) ** 2) / 2)
+    return localization.score(np.broadcast_to(np.outer(profile, profile), masks.shape), masks)

@@ -1,0 +1,27 @@
+"""The two-layer head of BYOL, on a vector (MLP head) or on every cell of a feature map (1x1 convolution head)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cvsa_jax.models.resnet import batch_norm
+
+
+class Head(nn.Module):
+    """Linear -> BatchNorm -> ReLU -> linear over the last axis; the last bias is kept, the first is BatchNorm's.
+
+    A dense layer over the last axis of a feature map *is* a 1x1 convolution, so one module serves both kinds of head
+    (CVSA's conv-projector and conv-predictor; BYOL's projector and predictor). BatchNorm then averages over the
+    batch and, for a map, over its cells.
+    """
+
+    hidden: int = 4096
+    out: int = 256
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *cells c"], train: bool) -> Float[Array, "b *cells d"]:
+        x = nn.Dense(self.hidden, use_bias=False, dtype=self.dtype, name="linear1")(x)
+        x = nn.relu(batch_norm(train, self.axis_name, name="bn")(x))
+        return nn.Dense(self.out, dtype=self.dtype, name="linear2")(x).astype(jnp.float32)

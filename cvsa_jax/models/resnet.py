@@ -1,0 +1,117 @@
+"""ResNet v1.5 (He et al. 2016, stride in the 3x3 convolution) that returns its feature map and its pooled vector.
+
+Depths 18, 34 and 50 are the ImageNet networks; 8 and 14 are the three-stage form of the same paper's CIFAR section.
+
+Padding is explicit and symmetric, as in torchvision, so that weights move to and from PyTorch with equal outputs;
+XLA's `SAME` pads stride-2 convolutions asymmetrically.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+STAGE_SIZES = {8: (1, 1, 1), 14: (2, 2, 2), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+STEMS = ("imagenet", "small")
+
+_he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+conv = functools.partial(nn.Conv, use_bias=False, kernel_init=_he_normal)
+
+
+def batch_norm(train: bool, axis_name: str | None, **kwargs) -> nn.BatchNorm:
+    """BatchNorm in float32 with the constants of torch (epsilon 1e-5, running average 0.9); `axis_name` makes the
+    statistics those of the whole mesh."""
+    return nn.BatchNorm(
+        use_running_average=not train, axis_name=axis_name, momentum=0.9, epsilon=1e-5, dtype=jnp.float32, **kwargs
+    )
+
+
+class Block(nn.Module):
+    """Residual block; `bottleneck` selects the 1-3-1 form of ResNet-50, else the 3-3 form of ResNet-18/34.
+
+    The last normalisation of the residual branch starts at zero (Goyal et al. 2017), so that the block starts as the
+    identity.
+    """
+
+    channels: int
+    stride: int
+    bottleneck: bool
+    norm: Callable[..., nn.Module]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        pad = ((1, 1), (1, 1))
+        three = functools.partial(conv, self.channels, (3, 3), padding=pad, dtype=self.dtype)
+        one = functools.partial(conv, kernel_size=(1, 1), dtype=self.dtype)
+        if self.bottleneck:
+            out = nn.relu(self.norm(name="bn1")(one(self.channels, name="conv1")(x)))
+            out = nn.relu(self.norm(name="bn2")(three(strides=self.stride, name="conv2")(out)))
+            out = one(4 * self.channels, name="conv3")(out)
+        else:
+            out = nn.relu(self.norm(name="bn1")(three(strides=self.stride, name="conv1")(x)))
+            out = three(name="conv2")(out)
+        last = "bn3" if self.bottleneck else "bn2"
+        out = self.norm(name=last, scale_init=nn.initializers.zeros)(out)
+        if x.shape != out.shape:
+            x = one(out.shape[-1], strides=self.stride, name="downsample_conv")(x)
+            x = self.norm(name="downsample_bn")(x)
+        return nn.relu(x + out).astype(self.dtype)
+
+
+def stride(depth: int, stem: str) -> int:
+    """Pixels of the view per cell of the feature map: 32 for the ImageNet networks."""
+    return (4 if stem == "imagenet" else 2) * 2 ** (len(STAGE_SIZES[depth]) - 1)
+
+
+class ResNet(nn.Module):
+    """Backbone f.
+
+    Attributes:
+        depth: 18, 34 or 50 (four stages), or 8 or 14 (three stages, for views below about 64 px).
+        width: channels of the first stage; 64 is the standard network.
+        stem: `imagenet` (7x7 stride 2, then 3x3 max-pool stride 2) or `small` (3x3 stride 2, no pool), for views
+            below about 128 px.
+        axis_name: mesh axis over which BatchNorm averages its statistics, or None.
+        dtype: compute dtype of the convolutions; parameters and normalisation stay float32.
+    """
+
+    depth: int = 50
+    width: int = 64
+    stem: str = "imagenet"
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b size size 3"], train: bool
+    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b c"]]:
+        """Normalised images -> (feature map, its global average as float32)."""
+        norm = functools.partial(batch_norm, train, self.axis_name)
+        x = x.astype(self.dtype)
+        if self.stem == "imagenet":
+            x = conv(self.width, (7, 7), strides=2, padding=((3, 3), (3, 3)), dtype=self.dtype, name="stem_conv")(x)
+            x = nn.relu(norm(name="stem_bn")(x)).astype(self.dtype)
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        else:
+            x = conv(self.width, (3, 3), strides=2, padding=((1, 1), (1, 1)), dtype=self.dtype, name="stem_conv")(x)
+            x = nn.relu(norm(name="stem_bn")(x)).astype(self.dtype)
+        for stage, blocks in enumerate(STAGE_SIZES[self.depth]):
+            for block in range(blocks):
+                x = Block(
+                    channels=self.width * 2**stage,
+                    stride=2 if stage > 0 and block == 0 else 1,
+                    bottleneck=self.depth >= 50,
+                    norm=norm,
+                    dtype=self.dtype,
+                    name=f"stage{stage + 1}_block{block + 1}",
+                )(x)
+        return x, x.astype(jnp.float32).mean((1, 2))
+
+
+def parameter_count(params) -> int:
+    """Number of scalars in a parameter tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,106 @@
+"""What a run says while it runs: progress with ETA, TensorBoard and metrics.jsonl, and the stop at NaN."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import jax
+import tensorboard.summary
+
+from cvsa_jax.errors import UserError
+
+PLAIN_INTERVAL = 15  # seconds between progress lines where the output is not a terminal
+
+
+class Progress:
+    """A line with share done, rate and remaining time: rewritten in place on a terminal, else printed now and then."""
+
+    def __init__(self, label: str, total: int, *, start: int = 0, unit: str = "images", per_count: int = 1):
+        """`per_count`: units (for the rate) per count of `update`."""
+        self.label, self.total, self.start, self.unit, self.per_count = label, total, start, unit, per_count
+        self.began = self.shown = time.monotonic()
+
+    def update(self, done: int, note: str = "") -> None:
+        now = time.monotonic()
+        live = sys.stdout.isatty()
+        last = done >= self.total
+        if now - self.shown < (0.2 if live else PLAIN_INTERVAL) and not last:
+            return
+        self.shown = now
+        elapsed = max(now - self.began, 1e-9)
+        rate = (done - self.start) / elapsed
+        left = f"{_clock(elapsed)} in all" if last else f"{_clock((self.total - done) / max(rate, 1e-9))} left"
+        line = f"{self.label} {done}/{self.total}  {rate * self.per_count:.0f} {self.unit}/s  {left}  {note}".rstrip()
+        print(f"\r\x1b[K{line}" if live else line, end="\n" if last or not live else "", flush=True)
+
+
+class Writer:
+    """Scalars to `metrics.jsonl` (one object per line, with `step`) and to TensorBoard, on the first process only.
+
+    After a resume at a step, lines of later steps that an interrupted run had already written are dropped.
+    """
+
+    def __init__(self, workdir: Path, start_step: int):
+        self.active = jax.process_index() == 0
+        if not self.active:
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / "metrics.jsonl"
+        kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self.file = path.open("a")
+        self.board = tensorboard.summary.Writer(str(workdir / "tensorboard"))
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        if not self.active:
+            return
+        self.file.write(json.dumps({"step": step} | metrics) + "\n")
+        self.file.flush()
+        for name, value in metrics.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self.active:
+            self.file.close()
+            self.board.close()
+
+
+def read_metrics(workdir: Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl, [] where there is none. A last line cut off by a kill is left out."""
+    path = workdir / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class FiniteCheck:
+    """Finds the first step whose loss or gradient is not finite, without waiting for the device at every step."""
+
+    def __init__(self):
+        self.pending: list[tuple[int, jax.Array, jax.Array]] = []
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        self.pending.append((step, metrics["loss"], metrics["grad_norm"]))
+
+    def check(self, last_good: int | None) -> None:
+        """Waits for the steps added since the last call; UserError names the first bad one."""
+        for step, loss, grad_norm in self.pending:
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                kept = f"the last checkpoint, step {last_good}, is intact" if last_good else "no checkpoint was written"
+                raise UserError(
+                    f"step {step}: loss {float(loss)}, gradient norm {float(grad_norm)}. Training stopped; {kept}. A "
+                    "lower learning rate (config.optim.lr), a longer warm-up, or config.model.dtype=float32 may help"
+                )
+        self.pending.clear()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

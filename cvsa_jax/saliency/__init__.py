@@ -1,0 +1,1 @@
+"""Saliency maps, made once per data set: `python -m cvsa_jax.saliency --config=… --detector=…`."""

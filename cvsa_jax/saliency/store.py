@@ -1,0 +1,113 @@
+"""The saliency store: for each image a small map, its box, area and confidence, in shards, with a manifest.
+
+A store is a folder of `shard-00000.npy`, … (structured arrays of RECORD, in the order of `names.txt`) and of
+`manifest.json`, which is written last: a folder without it is an unfinished store.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from cvsa_jax.data.sources import Source
+from cvsa_jax.errors import UserError, some
+
+VERSION = 1
+GRID = 64  # cells along each side of a stored map
+SHARD_SIZE = 1024  # images per file
+# `box` is (y0, x0, y1, x1) in fractions of the image around the map's cells at or above the manifest's threshold;
+# `area` the share of these cells; `confidence` the detector's raw maximum in [0, 1]; `usable` is False for an image
+# that could not be decoded and was left out.
+RECORD = np.dtype(
+    [("map", "u1", (GRID, GRID)), ("box", "f4", (4,)), ("area", "f4"), ("confidence", "f4"), ("usable", "?")]
+)
+
+
+class SaliencyStore:
+    """A finished store, memory-mapped.
+
+    Raises:
+        UserError: there is no store, it is unfinished, of another version, or of another data set.
+    """
+
+    def __init__(self, folder: Path, source: Source):
+        self.folder = folder
+        path = folder / "manifest.json"
+        if not path.is_file():
+            state = "is unfinished" if folder.is_dir() else "does not exist"
+            raise UserError(
+                f"the saliency store {folder} {state}: make it with python -m cvsa_jax.saliency --config=<the same> "
+                "--detector=<name>, or point config.saliency.store to another"
+            )
+        self.manifest = json.loads(path.read_text())
+        if self.manifest["version"] != VERSION:
+            raise UserError(f"{folder} has store version {self.manifest['version']}, not {VERSION}: make it again")
+        if self.manifest["fingerprint"] != source.fingerprint:
+            raise UserError(self._difference(source))
+        shards = [np.load(p, mmap_mode="r") for p in shard_paths(folder, len(source))]
+        self._maps = [s["map"] for s in shards]
+        self.boxes, self.areas, self.confidences, self.usable = (
+            np.concatenate([s[field] for s in shards]) for field in ("box", "area", "confidence", "usable")
+        )
+
+    def __len__(self) -> int:
+        return len(self.usable)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (len(self), GRID, GRID)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        """(k,) indices into the source -> (k, GRID, GRID) uint8 maps."""
+        return np.stack([self._maps[i // SHARD_SIZE][i % SHARD_SIZE] for i in np.asarray(indices)])
+
+    def _difference(self, source: Source) -> str:
+        stored = (self.folder / "names.txt").read_text().splitlines()
+        unmapped, unknown = [n for n in source.names if n not in set(stored)], set(stored) - set(source.names)
+        if len(unmapped) == len(source):
+            detail = f"it holds maps of {some(stored, 2)}, none of the images of {source.name}"
+        elif unmapped:
+            detail = f"{len(unmapped)} images have no map: {some(unmapped)}"
+        elif unknown:
+            detail = f"it holds maps of {len(unknown)} images that the data set no longer has: {some(sorted(unknown))}"
+        else:
+            detail = "some images have changed since it was made"
+        return (
+            f"the saliency store {self.folder} was not made for this data set: {detail}. Make it again with "
+            "python -m cvsa_jax.saliency (into another folder, or after deleting this one)"
+        )
+
+
+def store_path(configured: str, source_name: str, detector: str) -> Path:
+    """Where a store lies: as configured, else `saliency/<data set>/<detector>` below the current folder."""
+    return Path(configured) if configured else Path("saliency") / source_name / detector
+
+
+def shard_paths(folder: Path, n: int) -> list[Path]:
+    """The files of a store of n images."""
+    return [folder / f"shard-{k:05d}.npy" for k in range(-(-n // SHARD_SIZE))]
+
+
+def make_record(saliency: np.ndarray, confidence: float, threshold: float) -> np.ndarray:
+    """One RECORD from a map (GRID, GRID) float in [0, 1]. A map without a cell at the threshold gets the centre box."""
+    on = saliency >= threshold
+    if on.any():
+        rows, cols = np.flatnonzero(on.any(1)), np.flatnonzero(on.any(0))
+        box = np.array([rows[0], cols[0], rows[-1] + 1, cols[-1] + 1]) / GRID
+    else:
+        box = np.array([0.25, 0.25, 0.75, 0.75])
+    record = np.zeros((), RECORD)
+    record["map"] = np.round(saliency * 255)
+    record["box"], record["area"], record["confidence"], record["usable"] = box, on.mean(), confidence, True
+    return record
+
+
+def write_atomically(path: Path, write) -> None:
+    """Calls `write(file)` on a temporary file beside `path` and renames it: a killed command leaves no half file."""
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,154 @@
+"""From a config to the plain arguments of the layers below, and the config file of a workdir."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from cvsa_jax import losses, optim
+from cvsa_jax.data import sources
+from cvsa_jax.data.sources import procedural
+from cvsa_jax.data.views import KINDS, PASTES, ViewSpec
+from cvsa_jax.distributed import AXIS
+from cvsa_jax.errors import UserError
+from cvsa_jax.models.resnet import STAGE_SIZES, STEMS
+from cvsa_jax.models.siamese import Siamese
+from cvsa_jax.photometric import Photometric
+
+# A change of these in an existing workdir would change its parameter tree or its data order. Paths may change: the
+# data set is recognised by its fingerprint.
+BOUND = ("batch_size", "data", "init_from", "model", "mode", "saliency.detector", "seed", "views", "optim.name")
+FREE = ("data.root", "data.test_split")
+
+
+def load_source(data: ConfigDict) -> sources.Source:
+    """The data set of `config.data`."""
+    _choice("config.data.kind", data.kind, sources.KINDS)
+    _choice("config.data.on_bad_image", data.on_bad_image, ("stop", "skip"))
+    return sources.load(data.kind, data.root, procedural.Spec(**data.procedural))
+
+
+def model(settings: ConfigDict) -> Siamese:
+    """The network of `config.model`, with BatchNorm over the mesh."""
+    _choice("config.model.depth", settings.depth, STAGE_SIZES)
+    _choice("config.model.stem", settings.stem, STEMS)
+    _choice("config.model.dtype", settings.dtype, ("float32", "bfloat16"))
+    return Siamese(**(settings.to_dict() | {"dtype": jnp.dtype(settings.dtype), "axis_name": AXIS}))
+
+
+def view_spec(views: ConfigDict, stride: int) -> ViewSpec:
+    """The views of `config.views`; `stride` is that of the backbone, which must divide the view's size."""
+    _choice("config.views.kind", views.kind, KINDS)
+    _choice("config.views.paste", views.paste, PASTES)
+    _choice("config.views.swapped_views", views.swapped_views, (1, 2))
+    if views.group < 3:
+        raise UserError(f"config.views.group={views.group}: an image and two different backgrounds need at least 3")
+    if views.size % stride:
+        raise UserError(f"config.views.size={views.size} is not a multiple of the backbone's stride {stride}")
+    for key in ("source_area", "paste_area", "crop_area"):
+        low, high = views[key]
+        if not 0 < low <= high <= 1:
+            raise UserError(f"config.views.{key}={tuple(views[key])} is not a range within (0, 1]")
+    return ViewSpec(**views)
+
+
+def photometric(view: ConfigDict) -> Photometric:
+    """One view's part of `config.augment`."""
+    return Photometric(**view)
+
+
+def align_form(align: ConfigDict) -> str:
+    """The form of the alignment loss."""
+    _choice("config.align.form", align.form, losses.FORMS)
+    return align.form
+
+
+def total_steps(config: ConfigDict, images: int) -> int:
+    """Steps of a run: `total_steps` where given, else `total_epochs` over `images`."""
+    return _steps(config.total_steps, config.total_epochs, images, config.batch_size)
+
+
+def optimizer(config: ConfigDict, images: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimiser of `config.optim` and its learning-rate schedule."""
+    _choice("config.optim.name", config.optim.name, optim.OPTIMIZERS)
+    warmup = _steps(config.optim.warmup_steps, config.optim.warmup_epochs, images, config.batch_size)
+    total = total_steps(config, images)
+    if warmup >= total:
+        raise UserError(
+            f"the warm-up of {warmup} steps is not shorter than the run of {total}: set config.optim.warmup_steps or "
+            "config.optim.warmup_epochs lower, or config.total_steps or config.total_epochs higher"
+        )
+    schedule = optim.learning_rate(config.optim.lr, config.batch_size, warmup, total)
+    return optim.make_optimizer(config.optim.name, schedule, config.optim.weight_decay, config.optim.momentum), schedule
+
+
+def eval_sizes(evaluation: ConfigDict, run: ConfigDict) -> tuple[int, int]:
+    """(size, resize) in px of evaluation images: as given, else as the pre-training run had them."""
+    size = evaluation.size or run.eval.size or run.views.size
+    resize = evaluation.resize or run.eval.resize or round(size * 256 / 224)
+    if resize < size:
+        raise UserError(f"config.eval.resize={resize} is smaller than the crop of {size} px")
+    return size, resize
+
+
+def claim_workdir(config: ConfigDict, workdir: Path) -> list[str]:
+    """Writes `config.json`, or compares it with the one there; returns the harmless changes.
+
+    Raises:
+        UserError: a change would alter the parameter tree or the data order of the run in this workdir.
+    """
+    path = workdir / "config.json"
+    now = _flat(config.to_dict())
+    changes = []
+    if path.is_file():
+        before = _flat(json.loads(path.read_text()))
+        changes = [
+            f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        if refused := [change for change in changes if _is_bound(change.split(":")[0])]:
+            raise UserError(
+                f"{workdir} holds a run with another config:\n  " + "\n  ".join(refused) + "\nContinue it with its own "
+                "values, or give another --workdir"
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    return changes
+
+
+def read_config(workdir: str) -> ConfigDict:
+    """The config of a run; UserError where the folder holds none."""
+    path = Path(workdir) / "config.json"
+    if not workdir or not path.is_file():
+        raise UserError(
+            f"config.init_from={workdir!r} is not the workdir of a run (there is no {path}): give the --workdir of a "
+            "pre-training run"
+        )
+    return ConfigDict(json.loads(path.read_text()))
+
+
+def _steps(steps: int | None, epochs: float, images: int, batch_size: int) -> int:
+    return steps if steps is not None else max(1, round(epochs * images / batch_size))
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _is_bound(key: str) -> bool:
+    covers = lambda keys: any(key == k or key.startswith(f"{k}.") for k in keys)  # noqa: E731
+    return covers(BOUND) and not covers(FREE)
+
+
+def _choice(key: str, value, allowed) -> None:
+    if value not in allowed:
+        raise UserError(f"{key}={value!r} is unknown; take one of {', '.join(str(a) for a in allowed)}")

@@ -1,0 +1,21 @@
+"""What all tests share: eight simulated CPU devices, whatever machine they run on."""
+
+import os
+
+# Read when a backend starts, so before the first use of jax. A GPU would give too few devices.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+import cvsa_jax  # noqa: F401  sets the quiet variables, so before jax and tensorflow
+
+# isort: split
+import jax
+import pytest
+
+from cvsa_jax.distributed import make_mesh
+
+
+@pytest.fixture(scope="session")
+def mesh_of():
+    """mesh_of(n): a mesh of the first n devices."""
+    return lambda n: make_mesh(jax.devices()[:n])
