@@ -10,13 +10,13 @@ def get_config(arg: str = ""):
     config = common.pretrain()
     common.small(config)
     config.data.kind = "procedural"
-    config.views.size = 48
+    config.batch_size = 32
+    config.total_steps = 300
+    config.model.width = 16
+    config.optim.lr = 8e-3
+    # Its birds are small: the boxes hold one without much of its surroundings.
     config.views.source_area = (0.08, 0.5)
     config.views.paste_area = (0.2, 0.6)
-    config.model.width = 16
-    config.eval.resize = 48
-    config.total_steps = 200
-    config.optim.warmup_steps = 20
     if arg == "byol":
         common.byol(config)
     elif arg == "mask_head":

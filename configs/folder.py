@@ -3,7 +3,7 @@
     python -m cvsa_jax.saliency --config=configs/folder.py --config.data.root=my_images --detector=center
     python -m cvsa_jax.main --config=configs/folder.py --config.data.root=my_images --workdir=runs/mine
 
-`configs/folder.py:small` is a recipe for a laptop: 64 px views, a small network, Adam. `:byol` is stage 1 (Random
+`configs/folder.py:small` is a recipe for a laptop: 48 px views, a small network, Adam. `:byol` is stage 1 (Random
 Resized Crop, no alignment, needs no saliency maps); `:small,byol` is both.
 """
 

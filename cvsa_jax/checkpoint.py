@@ -126,12 +126,9 @@ def _check_tensors(stored: dict, wanted: dict, workdir: Path, step: int) -> None
         return
     problems = [f"{p} is missing" for p in wanted.keys() - stored.keys()]
     problems += [f"{p} is not in the model" for p in stored.keys() - wanted.keys()]
-    problems += [
-        f"{p} is {stored[p]}, the model's is {wanted[p]}"
-        for p in stored.keys() & wanted.keys()
-        if stored[p] != wanted[p]
-    ]
+    both = stored.keys() & wanted.keys()
+    problems += [f"{p} is {stored[p]}, the model's is {wanted[p]}" for p in both if stored[p] != wanted[p]]
     raise UserError(
-        f"the checkpoint {workdir}/ckpt/{step} has another architecture than config.model: {some(sorted(problems), 3)}. "
-        f"Give the config.model of {workdir}/config.json"
+        f"the checkpoint {workdir}/ckpt/{step} has another architecture than config.model: "
+        f"{some(sorted(problems), 3)}. Give the config.model of {workdir}/config.json"
     )

@@ -123,8 +123,8 @@ def _notes(tested: int, steps1: int, steps2: int, seconds: float) -> list[str]:
         f"{tested} test images, one seed: a share near 50 % has a standard error of {error:.1f} points. BYOL and CVSA: "
         f"{steps1} steps of stage 1, then {steps2} each. {seconds / 60:.1f} minutes in all.",
         "BYOL's attention is read from conv heads that its loss does not train.",
-        "CVSA saw saliency maps and BYOL did not. How much of the gain is knowing the mask is what the mask_head control "
-        "shows: python -m cvsa_jax.main --config=configs/demo.py:mask_head --config.init_from=runs/demo/stage1 "
+        "CVSA saw saliency maps and BYOL did not. The mask_head control shows how much comes from knowing the masks: "
+        "python -m cvsa_jax.main --config=configs/demo.py:mask_head --config.init_from=runs/demo/stage1 "
         "--config.saliency.store=runs/demo/saliency --workdir=runs/demo/mask_head, then "
         "python -m cvsa_jax.main --config=configs/demo_linear.py --config.init_from=runs/demo/mask_head",
     ]

@@ -12,26 +12,35 @@ import tensorboard.summary
 from cvsa_jax.errors import UserError
 
 PLAIN_INTERVAL = 15  # seconds between progress lines where the output is not a terminal
+QUICK = 3  # seconds
 
 
 class Progress:
-    """A line with share done, rate and remaining time: rewritten in place on a terminal, else printed now and then."""
+    """A line with share done, rate and remaining time: rewritten in place on a terminal, else printed now and then.
 
-    def __init__(self, label: str, total: int, *, start: int = 0, unit: str = "images", per_count: int = 1):
+    The first update only starts the clock, so that compilation does not count; what takes less than QUICK seconds
+    leaves no line.
+    """
+
+    def __init__(self, label: str, total: int, *, unit: str = "images", per_count: int = 1):
         """`per_count`: units (for the rate) per count of `update`."""
-        self.label, self.total, self.start, self.unit, self.per_count = label, total, start, unit, per_count
+        self.label, self.total, self.unit, self.per_count = label, total, unit, per_count
         self.began = self.shown = time.monotonic()
+        self.first: tuple[int, float] | None = None
 
     def update(self, done: int, note: str = "") -> None:
         now = time.monotonic()
-        live = sys.stdout.isatty()
-        last = done >= self.total
-        if now - self.shown < (0.2 if live else PLAIN_INTERVAL) and not last:
+        live, last = sys.stdout.isatty(), done >= self.total
+        start, clock = self.first = self.first or (done, now)
+        due = now - self.shown >= (0.2 if live else PLAIN_INTERVAL)
+        if last and now - self.began < QUICK:
+            print("\r\x1b[K" if live else "", end="", flush=True)
+            return
+        if not last and (not due or done == start):
             return
         self.shown = now
-        elapsed = max(now - self.began, 1e-9)
-        rate = (done - self.start) / elapsed
-        left = f"{_clock(elapsed)} in all" if last else f"{_clock((self.total - done) / max(rate, 1e-9))} left"
+        rate = (done - start) / max(now - clock, 1e-9)
+        left = f"{_clock(now - self.began)} in all" if last else f"{_clock((self.total - done) / rate)} left"
         line = f"{self.label} {done}/{self.total}  {rate * self.per_count:.0f} {self.unit}/s  {left}  {note}".rstrip()
         print(f"\r\x1b[K{line}" if live else line, end="\n" if last or not live else "", flush=True)
 

@@ -18,18 +18,24 @@ LUMA = (0.2989, 0.5870, 0.1140)
 SIGMA_RANGE = (0.1, 2.0)  # of the blur, in pixels of the view
 SOLARIZE_THRESHOLD = 0.5
 
+# Red, green and blue apart: each is contiguous, and the arithmetic vectorises.
+Planes = tuple[Float[Array, "b h w"], Float[Array, "b h w"], Float[Array, "b h w"]]
+
+
+Number = float | Float[Array, " b"]
+
 
 class Photometric(NamedTuple):
-    """Strengths and probabilities for one of the two views (BYOL, table 6 of arXiv 2006.07733)."""
+    """Strengths and probabilities for one of the two views (BYOL, table 6 of arXiv 2006.07733), or for each image."""
 
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-    jitter_prob: float
-    grayscale_prob: float
-    blur_prob: float
-    solarize_prob: float
+    brightness: Number
+    contrast: Number
+    saturation: Number
+    hue: Number
+    jitter_prob: Number
+    grayscale_prob: Number
+    blur_prob: Number
+    solarize_prob: Number
 
 
 class Parameters(NamedTuple):
@@ -48,15 +54,14 @@ class Parameters(NamedTuple):
 
 
 def draw(keys: Key[Array, " b"], spec: Photometric) -> Parameters:
-    """Draws the parameters of each image from its own key."""
+    """Draws the parameters of each image from its own key; the fields of `spec` are numbers, or (b,) arrays."""
 
-    def one(key: jax.Array) -> Parameters:
-        order_key, uniform_key = jax.random.split(key)
-        u = jax.random.uniform(uniform_key, (9,))
+    def one(key: jax.Array, spec: Photometric) -> Parameters:
+        u = jax.random.uniform(key, (13,))
         centred = 2 * u - 1
         return Parameters(
             jitter=u[0] < spec.jitter_prob,
-            order=jax.random.permutation(order_key, 4),
+            order=jnp.argsort(u[9:]),
             brightness=centred[1] * spec.brightness,
             contrast=1 + centred[2] * spec.contrast,
             saturation=1 + centred[3] * spec.saturation,
@@ -67,71 +72,74 @@ def draw(keys: Key[Array, " b"], spec: Photometric) -> Parameters:
             solarize=u[8] < spec.solarize_prob,
         )
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(one)(keys, Photometric(*(jnp.broadcast_to(field, keys.shape) for field in spec)))
 
 
-def adjust_brightness(x: Float[Array, "b h w 3"], delta: Float[Array, " b"]) -> Float[Array, "b h w 3"]:
-    return x + _each(delta)
+def adjust_brightness(x: Planes, delta: Float[Array, " b"]) -> Planes:
+    return tuple(plane + _each(delta) for plane in x)
 
 
-def adjust_contrast(x: Float[Array, "b h w 3"], factor: Float[Array, " b"]) -> Float[Array, "b h w 3"]:
-    mean = x.mean((1, 2), keepdims=True)
-    return (x - mean) * _each(factor) + mean
+def adjust_contrast(x: Planes, factor: Float[Array, " b"]) -> Planes:
+    means = [plane.mean((1, 2), keepdims=True) for plane in x]
+    return tuple((plane - mean) * _each(factor) + mean for plane, mean in zip(x, means, strict=True))
 
 
-def adjust_saturation(x: Float[Array, "b h w 3"], factor: Float[Array, " b"]) -> Float[Array, "b h w 3"]:
+def adjust_saturation(x: Planes, factor: Float[Array, " b"]) -> Planes:
     """Scales HSV's saturation, clipped at 1. With the value V and the hue fixed, each channel's distance from V is
     proportional to the saturation, so no conversion is needed."""
-    value = x.max(-1, keepdims=True)
-    saturation = (value - x.min(-1, keepdims=True)) / jnp.maximum(value, 1e-12)
+    value, low = _extremes(x)
+    saturation = (value - low) / jnp.maximum(value, 1e-12)
     ratio = jnp.minimum(_each(factor), 1 / jnp.maximum(saturation, 1e-12))
-    return value - (value - x) * ratio
+    return tuple(value - (value - plane) * ratio for plane in x)
 
 
-def adjust_hue(x: Float[Array, "b h w 3"], delta: Float[Array, " b"]) -> Float[Array, "b h w 3"]:
+def adjust_hue(x: Planes, delta: Float[Array, " b"]) -> Planes:
     """Turns HSV's hue by `delta` (1 = full circle)."""
-    red, green, blue = x[..., 0], x[..., 1], x[..., 2]
-    value, low = x.max(-1), x.min(-1)
+    red, green, blue = x
+    value, low = _extremes(x)
     chroma = value - low
-    safe = jnp.where(chroma > 0, chroma, 1)
+    inverse = 1 / jnp.where(chroma > 0, chroma, 1)
     sextant = jnp.where(
         value == red,
-        (green - blue) / safe,
-        jnp.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+        (green - blue) * inverse,
+        jnp.where(value == green, (blue - red) * inverse + 2, (red - green) * inverse + 4),
     )
-    turned = sextant[..., None] + 6 * _each(delta) + jnp.array([5.0, 3.0, 1.0])  # Smith 1978, branch-free form
-    k = turned - 6 * jnp.floor(turned / 6)
-    return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
+    def channel(offset: float) -> jax.Array:  # Smith 1978, branch-free form
+        k = sextant + 6 * _each(delta) + offset
+        k = k - 6 * jnp.floor(k / 6)
+        return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
+    return channel(5.0), channel(3.0), channel(1.0)
 
 
-def to_grayscale(x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-    gray = x[..., :1] * LUMA[0] + x[..., 1:2] * LUMA[1] + x[..., 2:] * LUMA[2]
-    return jnp.broadcast_to(gray, x.shape)
+def to_grayscale(x: Planes) -> Planes:
+    gray = sum(weight * plane for weight, plane in zip(LUMA, x, strict=True))
+    return gray, gray, gray
 
 
-def gaussian_blur(x: Float[Array, "b h w 3"], sigma: Float[Array, " b"]) -> Float[Array, "b h w 3"]:
-    """Separable Gaussian of 2·(size // 20) + 1 taps (23 at 224 px), zeros beyond the border as in BYOL. Written as a
-    sum of shifted copies: a convolution with one kernel an example is grouped and slow on every backend."""
-    size = x.shape[1]
+def gaussian_blur(x: Planes, sigma: Float[Array, " b"]) -> Planes:
+    """Separable Gaussian of 2·(size // 20) + 1 taps (23 at 224 px), zeros beyond the border as in BYOL.
+
+    Written as a product with a banded matrix from either side: one kernel an example makes a grouped convolution,
+    which is slow on every backend, and as a sum of shifted copies it took six times as long on a CPU.
+    """
+    size = x[0].shape[1]
     radius = size // 20
-    taps = jnp.arange(-radius, radius + 1)
-    weights = jnp.exp(-(taps**2) / (2 * sigma[:, None] ** 2))
-    weights = weights / weights.sum(-1, keepdims=True)
-    for axis in (1, 2):
-        pad = [(0, 0)] * 4
-        pad[axis] = (radius, radius)
-        padded = jnp.pad(x, pad)
-        shifted = (jax.lax.slice_in_dim(padded, t, t + size, axis=axis) for t in range(2 * radius + 1))
-        x = sum(_each(weights[:, t]) * part for t, part in enumerate(shifted))
-    return x
+    distance = jnp.abs(jnp.arange(size)[:, None] - jnp.arange(size))
+    scale = 2 * sigma[:, None] ** 2
+    weights = jnp.exp(-(distance**2) / scale[..., None]) * (distance <= radius)
+    weights = weights / _each(jnp.exp(-(jnp.arange(-radius, radius + 1) ** 2) / scale).sum(-1))
+    return tuple(jnp.einsum("bij,bjk,blk->bil", weights, plane, weights) for plane in x)
 
 
-def solarize(x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-    return jnp.where(x < SOLARIZE_THRESHOLD, x, 1 - x)
+def solarize(x: Planes) -> Planes:
+    return tuple(jnp.where(plane < SOLARIZE_THRESHOLD, plane, 1 - plane) for plane in x)
 
 
-def apply(x: Float[Array, "b h w 3"], p: Parameters) -> Float[Array, "b h w 3"]:
+def apply(images: Float[Array, "b h w 3"], p: Parameters) -> Float[Array, "b h w 3"]:
     """Applies drawn parameters to images in [0, 1]; the result is in [0, 1]."""
+    x = (images[..., 0], images[..., 1], images[..., 2])
     jittered = x
     for slot in range(4):
         candidates = (
@@ -140,14 +148,13 @@ def apply(x: Float[Array, "b h w 3"], p: Parameters) -> Float[Array, "b h w 3"]:
             adjust_saturation(jittered, p.saturation),
             adjust_hue(jittered, p.hue),
         )
-        which = _each(p.order[:, slot])
-        jittered = jnp.select([which == k for k in range(4)], candidates)
-        jittered = jnp.clip(jittered, 0, 1)
-    x = jnp.where(_each(p.jitter), jittered, x)
-    x = jnp.where(_each(p.grayscale), to_grayscale(x), x)
-    x = jnp.where(_each(p.blur), gaussian_blur(x, p.sigma), x)
-    x = jnp.where(_each(p.solarize), solarize(x), x)
-    return jnp.clip(x, 0, 1)
+        chosen = [_each(p.order[:, slot]) == k for k in range(4)]
+        jittered = tuple(jnp.clip(jnp.select(chosen, planes), 0, 1) for planes in zip(*candidates, strict=True))
+    x = _where(p.jitter, jittered, x)
+    x = _where(p.grayscale, to_grayscale(x), x)
+    x = _where(p.blur, gaussian_blur(x, p.sigma), x)
+    x = _where(p.solarize, solarize(x), x)
+    return jnp.clip(jnp.stack(x, -1), 0, 1)
 
 
 def to_float(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
@@ -165,5 +172,13 @@ def augment(images: UInt8[Array, "b h w 3"], keys: Key[Array, " b"], spec: Photo
     return normalize(apply(to_float(images), draw(keys, spec)))
 
 
-def _each(values: Shaped[Array, " b"]) -> Shaped[Array, "b 1 1 1"]:
-    return values[:, None, None, None]
+def _each(values: Shaped[Array, " b"]) -> Shaped[Array, "b 1 1"]:
+    return values[:, None, None]
+
+
+def _where(condition: Shaped[Array, " b"], x: Planes, y: Planes) -> Planes:
+    return tuple(jnp.where(_each(condition), a, b) for a, b in zip(x, y, strict=True))
+
+
+def _extremes(x: Planes) -> tuple[Float[Array, "b h w"], Float[Array, "b h w"]]:
+    return jnp.maximum(jnp.maximum(x[0], x[1]), x[2]), jnp.minimum(jnp.minimum(x[0], x[1]), x[2])

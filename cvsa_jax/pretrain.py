@@ -88,8 +88,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
         origin = f"{config.init_from} at step {step}"
     start = int(state.step)
     print(
-        f"{mesh.size} {mesh.devices.flat[0].platform} device(s), {config.model.dtype}; {source.name}: {len(pool)} images; "
-        f"steps {start} to {total} of {config.batch_size}; {parameter_count(state.online.params) / 1e6:.1f} M "
+        f"{mesh.size} {mesh.devices.flat[0].platform} device(s), {config.model.dtype}; {source.name}: {len(pool)} "
+        f"images; steps {start} to {total} of {config.batch_size}; {parameter_count(state.online.params) / 1e6:.1f} M "
         f"parameters from {origin}",
         flush=True,
     )
@@ -111,7 +111,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
 
     # 4) The loop.
     writer, finite = Writer(workdir, start), FiniteCheck()
-    progress = Progress("train", total, start=start, per_count=config.batch_size)
+    progress = Progress("train", total, per_count=config.batch_size)
     stream = batches(range(start, total))
     for done in range(start + 1, total + 1):
         state, metrics = train_step(state, to_mesh(next(stream), mesh))
@@ -132,7 +132,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     evaluator = Evaluator(model, mesh, source, size=size, resize=resize, batch_size=config.eval.batch_size)
     held_out = config.data.test_split if config.data.test_split in source.splits else config.data.train_split
     test = split(held_out)
-    first_batch = next(batches(range(0, 1)))
+    first_batch = next(batches(range(1)))
     pictures = [_draw_views(workdir, first_batch, augment)]
     figures: dict[str, float] = {}
     if held_out != config.data.train_split and source.labels is not None:

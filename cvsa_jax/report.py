@@ -115,7 +115,8 @@ def write_page(folder: Path, title: str, blocks: list[str | Picture | Table]) ->
             data = base64.b64encode(block.path.read_bytes()).decode()
             caption = html.escape(block.caption)
             parts.append(
-                f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+                f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+                f"<figcaption>{caption}</figcaption></figure>"
             )
         elif isinstance(block, Table):
             row = lambda tag, cells: "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"  # noqa: E731

@@ -45,13 +45,10 @@ def make_train_step(
         keys = jax.vmap(lambda p: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), p[0]), p[1]))(
             batch["position"]
         )
-        keys = jax.vmap(lambda key: jax.random.split(key))(keys)
-        views = jnp.concatenate(
-            [
-                photometric.augment(batch["view1"], keys[:, 0], augment1),
-                photometric.augment(batch["view2"], keys[:, 1], augment2),
-            ]
-        )
+        keys = jnp.concatenate([jax.vmap(lambda key, v=v: jax.random.fold_in(key, v))(keys) for v in (0, 1)])
+        both = [jnp.repeat(jnp.stack(strengths), len(keys) // 2) for strengths in zip(augment1, augment2, strict=True)]
+        views = jnp.concatenate([batch["view1"], batch["view2"]])
+        views = photometric.augment(views, keys, photometric.Photometric(*both))
 
         # 2) Target network on both views, in one pass and so with common batch statistics.
         target_out, target_mutated = model.apply(

@@ -1,4 +1,4 @@
-"""Encoded bytes -> pixels. The one decoder of the project, so that what the saliency pass accepts, training can read."""
+"""Encoded bytes -> pixels: the project's one decoder, so that training can read what the saliency pass accepts."""
 
 import tensorflow as tf
 

@@ -9,6 +9,7 @@ import math
 import tensorflow as tf
 
 ASPECT_RANGE = (3 / 4, 4 / 3)  # width / height in pixels, drawn log-uniformly, as in Random Resized Crop
+SWAP_DRAWS = 9  # uniform draws of one swap
 
 
 def draw_box_shape(u_area: tf.Tensor, u_aspect: tf.Tensor, area_range: tuple[float, float], ratio: tf.Tensor):
@@ -23,27 +24,32 @@ def draw_box_shape(u_area: tf.Tensor, u_aspect: tf.Tensor, area_range: tuple[flo
     return tf.minimum(tf.sqrt(area / (aspect * ratio)), 1.0), tf.minimum(tf.sqrt(area * aspect * ratio), 1.0)
 
 
-def most_salient_box(saliency: tf.Tensor, height: tf.Tensor, width: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+def integral_images(saliency: tf.Tensor) -> tf.Tensor:
+    """(g, G, G) uint8 -> (g, G + 1, G + 1) int32, whose [y, x] is the sum of the cells above and left of (y, x)."""
+    sums = tf.cumsum(tf.cumsum(tf.cast(saliency, tf.int32), 1), 2)
+    return tf.pad(sums, [[0, 0], [1, 0], [1, 0]])
+
+
+def most_salient_box(integral: tf.Tensor, height: tf.Tensor, width: tf.Tensor, u_tie: tf.Tensor) -> tf.Tensor:
     """The box of a given shape with the highest mean saliency over all positions.
 
     Args:
-        saliency: (G, G) uint8.
+        integral: (G + 1, G + 1) int32 integral image of a map.
         height, width: fractions of the image; the box has round(G·height) × round(G·width) cells, at least one.
-        noise: (G, G) uniform draws, which choose among equally good positions. The sums are integers, so equal means
-            exactly equal.
+        u_tie: uniform draw that chooses among equally good positions. The sums are integers, so equal means exactly
+            equal.
 
     Returns:
         (4,) float32 box in fractions of the image.
     """
-    grid = saliency.shape[0]
+    grid = integral.shape[0] - 1
     rows = tf.clip_by_value(tf.cast(tf.round(height * grid), tf.int32), 1, grid)
     cols = tf.clip_by_value(tf.cast(tf.round(width * grid), tf.int32), 1, grid)
-    integral = tf.cumsum(tf.cumsum(tf.cast(saliency, tf.int32), 0), 1)
-    integral = tf.pad(integral, [[1, 0], [1, 0]])
     sums = integral[rows:, cols:] - integral[:-rows, cols:] - integral[rows:, :-cols] + integral[:-rows, :-cols]
-    tie_break = noise[: grid + 1 - rows, : grid + 1 - cols]
-    choice = tf.argmax(tf.reshape(tf.where(sums == tf.reduce_max(sums), tie_break, -1.0), [-1]), output_type=tf.int32)
-    y, x = choice // (grid + 1 - cols), choice % (grid + 1 - cols)
+    best = tf.cast(tf.where(sums == tf.reduce_max(sums)), tf.int32)
+    count = tf.shape(best)[0]
+    choice = tf.minimum(tf.cast(u_tie * tf.cast(count, tf.float32), tf.int32), count - 1)
+    y, x = best[choice][0], best[choice][1]
     return tf.cast(tf.stack([y, x, y + rows, x + cols]), tf.float32) / grid
 
 
@@ -98,10 +104,10 @@ def window_around(box: tf.Tensor, smallest: float, u: tf.Tensor) -> tf.Tensor:
 def swap(
     image: tf.Tensor,
     saliency: tf.Tensor,
+    integral: tf.Tensor,
     background: tf.Tensor,
-    background_saliency: tf.Tensor,
+    background_integral: tf.Tensor,
     u: tf.Tensor,
-    noise: tf.Tensor,
     *,
     size: int,
     source_area: tuple[float, float],
@@ -113,8 +119,8 @@ def swap(
 
     Args:
         image, background: (H, W, 3) uint8 of any two sizes: the source and the image that lends its surroundings.
-        saliency, background_saliency: (G, G) uint8.
-        u: (7,) uniform draws; noise: (2, G, G) uniform draws.
+        saliency: (G, G) uint8 map of the source; integral, background_integral: both maps' integral images.
+        u: (SWAP_DRAWS,) uniform draws.
         size: side of the view in pixels.
         source_area, paste_area: ranges of the box's share of the source and of the canvas.
         paste: `stretch` draws the pasted box's aspect anew and resizes the crop to fit; `keep_aspect` gives the
@@ -127,17 +133,17 @@ def swap(
     """
     shape = tf.cast(tf.shape(image), tf.float32)
     height, width = draw_box_shape(u[0], u[1], source_area, shape[0] / shape[1])
-    crop = most_salient_box(saliency, height, width, noise[0])
+    crop = most_salient_box(integral, height, width, u[2])
 
-    paste_height, paste_width = draw_box_shape(u[2], u[3], paste_area, 1.0)
+    paste_height, paste_width = draw_box_shape(u[3], u[4], paste_area, 1.0)
     if paste == "keep_aspect":
         aspect = (crop[3] - crop[1]) * shape[1] / ((crop[2] - crop[0]) * shape[0])
         area = paste_height * paste_width
         paste_height = tf.clip_by_value(tf.sqrt(area / aspect), 1 / size, 1.0)
         paste_width = tf.clip_by_value(paste_height * aspect, 1 / size, 1.0)
-    hole = most_salient_box(background_saliency, paste_height, paste_width, noise[1])
+    hole = most_salient_box(background_integral, paste_height, paste_width, u[5])
 
-    window = window_around(hole, canvas_min, u[4:7])
+    window = window_around(hole, canvas_min, u[6:9])
     side = window[2] - window[0]
     hole = to_pixels((hole - tf.tile(window[:2], [2])) / side, size)
     canvas = place(background, window, tf.constant([0, 0, size, size]), size)

@@ -12,7 +12,9 @@ PASTES = ("stretch", "keep_aspect")
 # Pixels of the view per cell of the mask that travels to the device.
 MASK_STRIDE = 4
 _CROP_TRIES = 10
-_UNIFORMS = 9 + 4 * _CROP_TRIES
+# Uniform draws of one view: those of a swap, whether to swap, whether to flip, and those of a crop.
+_SWAP, _FLIP, _CROP = swap.SWAP_DRAWS, swap.SWAP_DRAWS + 1, swap.SWAP_DRAWS + 2
+_DRAWS = _CROP + 4 * _CROP_TRIES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +57,13 @@ def group_views(
     Returns:
         `view1`, `view2` (g, S, S, 3) uint8, and with saliency `mask1`, `mask2` (g, M, M) uint8.
     """
+    integrals = None if saliency is None else swap.integral_images(saliency)
     rows = {name: [] for name in ("view1", "view2", "mask1", "mask2")}
     for k in range(len(images)):
         # View 1 takes the next image of the group as background and view 2 the one after it.
         lenders = _lenders(examples, k) if spec.kind == "saliency_swap" else None
         for v in (0, 1):
-            view, mask = _one_view(images, saliency, k, v, lenders, positions[k], spec, seed)
+            view, mask = _one_view(images, saliency, integrals, k, v, lenders, positions[k], spec, seed)
             rows[f"view{v + 1}"].append(_to_uint8(view))
             if saliency is not None:
                 mask = tf.nn.avg_pool2d(mask[None, ..., None], MASK_STRIDE, MASK_STRIDE, "VALID")[0, ..., 0]
@@ -86,29 +89,28 @@ def random_crop_box(u: tf.Tensor, shape: tf.Tensor, area: tuple[float, float]) -
     return tf.where(tf.reduce_any(fits), drawn, centred)
 
 
-def _one_view(images, saliency, k, v, lenders, position, spec, seed) -> tuple[tf.Tensor, tf.Tensor]:
+def _one_view(images, saliency, integrals, k, v, lenders, position, spec, seed) -> tuple[tf.Tensor, tf.Tensor]:
     draw_seed = tf.stack([tf.constant(seed, tf.int64), position * 2 + v])
-    u = tf.random.stateless_uniform([_UNIFORMS], draw_seed)
+    u = tf.random.stateless_uniform([_DRAWS], draw_seed)
     own = None if saliency is None else saliency[k]
 
     def cropped() -> tuple[tf.Tensor, tf.Tensor]:
         shape = tf.cast(tf.shape(images[k])[:2], tf.float32)
-        box = random_crop_box(tf.reshape(u[9:], [_CROP_TRIES, 4]), shape, spec.crop_area)
+        box = random_crop_box(tf.reshape(u[_CROP:], [_CROP_TRIES, 4]), shape, spec.crop_area)
         whole = tf.constant([0, 0, spec.size, spec.size])
         view = swap.place(images[k], box, whole, spec.size)
         mask = tf.zeros([spec.size] * 2) if own is None else swap.place(own[..., None], box, whole, spec.size)[..., 0]
         return view, mask
 
     def swapped() -> tuple[tf.Tensor, tf.Tensor]:
-        noise = tf.random.stateless_uniform([2, *own.shape], draw_seed + tf.constant([0, 1 << 62], tf.int64))
         background = tf.switch_case(lenders[v], [lambda image=image: image for image in images])
         return swap.swap(
             images[k],
             own,
+            integrals[k],
             background,
-            saliency[lenders[v]],
-            u[:7],
-            noise,
+            integrals[lenders[v]],
+            u[: swap.SWAP_DRAWS],
             size=spec.size,
             source_area=spec.source_area,
             paste_area=spec.paste_area,
@@ -119,8 +121,8 @@ def _one_view(images, saliency, k, v, lenders, position, spec, seed) -> tuple[tf
     if spec.kind == "random_resized_crop" or v >= spec.swapped_views:
         view, mask = cropped()
     else:
-        view, mask = tf.cond(u[7] < spec.swap_prob, swapped, cropped)
-    flip = u[8] < 0.5
+        view, mask = tf.cond(u[_SWAP] < spec.swap_prob, swapped, cropped)
+    flip = u[_FLIP] < 0.5
     return tf.cond(flip, lambda: (view[:, ::-1], mask[:, ::-1]), lambda: (view, mask))
 
 

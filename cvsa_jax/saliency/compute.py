@@ -48,21 +48,20 @@ def compute(source: Source, detector: Detector, folder: Path, *, threshold: floa
         saliency = detector.detect(i)
         return make_record(saliency, float(saliency.max()), threshold), None
 
-    done = 0
     with ThreadPoolExecutor() as pool:
         for k, path in enumerate(shard_paths(folder, len(source))):
+            if path.exists():
+                continue
             members = range(k * SHARD_SIZE, min((k + 1) * SHARD_SIZE, len(source)))
-            if not path.exists():
-                rows = []
-                for i, (row, reason) in zip(members, pool.map(record, members), strict=True):
-                    rows.append(row)
-                    if reason:
-                        problems[source.names[i]] = reason
-                    progress.update(done + len(rows))
-                if not problems or on_bad_image == "skip":
-                    write_atomically(path, lambda file, rows=rows: np.save(file, np.stack(rows)))
-            done = members.stop
-            progress.update(done)
+            rows, bad = [], {}
+            for i, (row, reason) in zip(members, pool.map(record, members), strict=True):
+                rows.append(row)
+                if reason:
+                    bad[source.names[i]] = reason
+                progress.update(i + 1)
+            problems |= bad
+            if not bad or on_bad_image == "skip":
+                write_atomically(path, lambda file, rows=rows: np.save(file, np.stack(rows)))
     if problems and on_bad_image == "stop":
         raise unreadable_error(source, problems)
     shards = [np.load(p, mmap_mode="r") for p in shard_paths(folder, len(source))]

@@ -23,21 +23,19 @@ PALETTE = {
     "yellow": (240, 205, 40),
     "blue": (44, 84, 200),
     "white": (242, 242, 238),
-    "black": (22, 22, 26),
-    "orange": (238, 128, 30),
 }
 COLOURS = tuple(PALETTE)
 # The attributes in which classes differ, and their values.
 ATTRIBUTES = {
     "crown": COLOURS,
-    "throat": COLOURS,
-    "beak": ("short", "long", "hooked"),
-    "wing_bars": (0, 1, 2, 3),
-    "bar_colour": ("yellow", "white", "black", "blue"),
+    "breast": COLOURS,
+    "wing_bars": (0, 1, 3),
+    "bar_colour": ("yellow", "white"),
     "tail_tip": COLOURS,
+    "beak": ("short", "long"),
 }
 # Any two classes differ in at least this many attributes.
-MIN_DIFFERENCES = 3
+MIN_DIFFERENCES = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,24 +108,22 @@ def draw(code: dict, rng: np.random.Generator, size: int) -> tuple[Image.Image, 
     mask = Image.new("L", (big, big), 0)
     bird = _Pen(ImageDraw.Draw(canvas), ImageDraw.Draw(mask), _pose(rng, big))
 
-    plumage = rng.uniform(70, 175) * rng.uniform(0.8, 1.2, 3)
+    plumage = rng.uniform(85, 135) * rng.uniform(0.93, 1.07, 3)
     shade = lambda f: tuple(int(v) for v in np.clip(plumage * f, 0, 255))  # noqa: E731
-    leg = tuple(int(v) for v in rng.uniform(40, 90, 3))
     for x in (-0.15, 0.2):
-        bird.polygon([(x, 0.5), (x + 0.07, 0.5), (x + 0.1, 1.0), (x + 0.03, 1.0)], leg)
-    bird.polygon([(-0.7, -0.2), (-1.75, -0.05), (-1.75, 0.3), (-0.7, 0.25)], shade(0.8))
-    bird.polygon([(-1.45, -0.09), (-1.85, -0.05), (-1.85, 0.32), (-1.45, 0.29)], PALETTE[code["tail_tip"]])
-    bird.ellipse((0.0, 0.0), (0.98, 0.6), 0.0, shade(1.0))
-    bird.ellipse((0.1, 0.2), (0.7, 0.36), 0.0, shade(1.25))
-    bird.ellipse((0.82, -0.48), (0.45, 0.42), 0.0, shade(1.0))
-    bird.ellipse((0.88, -0.22), (0.27, 0.16), 0.3, PALETTE[code["throat"]])
-    bird.ellipse((0.76, -0.75), (0.33, 0.16), -0.1, PALETTE[code["crown"]])
+        bird.polygon([(x, 0.5), (x + 0.09, 0.5), (x + 0.12, 1.0), (x + 0.03, 1.0)], (60, 50, 40))
+    bird.polygon([(-0.5, -0.3), (-1.1, -0.25), (-1.1, 0.3), (-0.5, 0.3)], shade(0.8))
+    bird.polygon([(-0.95, -0.26), (-1.4, -0.25), (-1.4, 0.33), (-0.95, 0.3)], PALETTE[code["tail_tip"]])
+    bird.ellipse((0.0, 0.0), (0.85, 0.62), 0.0, shade(1.0))
+    bird.ellipse((0.42, 0.2), (0.42, 0.36), -0.5, PALETTE[code["breast"]])
+    bird.ellipse((0.68, -0.52), (0.45, 0.42), 0.0, shade(1.0))
+    bird.ellipse((0.62, -0.74), (0.4, 0.24), -0.1, PALETTE[code["crown"]])
     bird.polygon(_BEAKS[code["beak"]], (70, 62, 50))
-    bird.ellipse((0.95, -0.52), (0.07, 0.07), 0.0, (10, 10, 10))
-    bird.ellipse((-0.2, -0.05), (0.62, 0.32), 0.15, shade(0.65))
+    bird.ellipse((0.84, -0.52), (0.08, 0.08), 0.0, (10, 10, 10))
+    bird.ellipse((-0.25, -0.05), (0.56, 0.36), 0.15, shade(0.65))
     for bar in range(code["wing_bars"]):
-        x = 0.12 - 0.27 * bar
-        bird.polygon([(x, -0.27), (x + 0.11, -0.27), (x + 0.03, 0.2), (x - 0.08, 0.2)], PALETTE[code["bar_colour"]])
+        x = 0.06 - 0.3 * bar
+        bird.polygon([(x, -0.32), (x + 0.16, -0.32), (x + 0.08, 0.24), (x - 0.08, 0.24)], PALETTE[code["bar_colour"]])
 
     image = np.asarray(canvas.resize((size, size), Image.Resampling.BOX), np.float32)
     image = image * rng.uniform(0.8, 1.15) + rng.normal(0, 5, image.shape)
@@ -136,9 +132,8 @@ def draw(code: dict, rng: np.random.Generator, size: int) -> tuple[Image.Image, 
 
 
 _BEAKS = {
-    "short": [(1.2, -0.58), (1.5, -0.46), (1.2, -0.36)],
-    "long": [(1.2, -0.56), (1.95, -0.44), (1.2, -0.38)],
-    "hooked": [(1.15, -0.66), (1.5, -0.6), (1.62, -0.22), (1.4, -0.38), (1.15, -0.34)],
+    "short": [(1.05, -0.62), (1.35, -0.48), (1.05, -0.36)],
+    "long": [(1.05, -0.6), (1.75, -0.44), (1.05, -0.36)],
 }
 
 
@@ -160,10 +155,10 @@ class _Pen:
 def _pose(rng: np.random.Generator, big: int):
     """Random side, tilt, scale and place; the whole bird stays inside the image."""
     angle, side = rng.uniform(-0.5, 0.5), rng.choice([-1, 1])
-    scale = rng.uniform(0.18, 0.28) * big
+    scale = rng.uniform(0.19, 0.29) * big
     stretch = np.array([1.0, rng.uniform(0.88, 1.12)])
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    reach = np.array([1.9, 1.15])  # half extent of the bird, in its own units
+    reach = np.array([1.6, 1.05])  # half extent of the bird, in its own units
     half = np.abs(turn) @ (reach * stretch) * scale
     low, high = np.minimum(half, big / 2), np.maximum(big - half, big / 2)
     centre = rng.uniform(low, high)
@@ -182,7 +177,7 @@ def _background(rng: np.random.Generator, big: int) -> Image.Image:
     corners = rng.uniform(30, 225, (2, 2, 3)).astype(np.uint8)
     canvas = Image.fromarray(corners).resize((big, big), Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(canvas)
-    for _ in range(rng.integers(18, 32)):
+    for _ in range(rng.integers(12, 24)):
         if rng.random() < 1 / 3:
             colour = PALETTE[COLOURS[rng.integers(len(COLOURS))]]
         else:

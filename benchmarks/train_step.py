@@ -1,0 +1,126 @@
+"""Images per second of the training step alone, from batches that lie on the device: ResNet-50, 224 px, bfloat16.
+
+    python -m benchmarks.train_step
+    python -m benchmarks.train_step --batch_sizes=8 --depth=8 --stem=small --size=48 --rounds=2   # to try it on a CPU
+
+Plain BYOL and CVSA run in turn in one process (A B A B …), so that their ratio holds where the machine's speed
+drifts. Imports no TensorFlow. Writes benchmarks/results/train_step.json.
+"""
+
+import json
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from cvsa_jax import optim, steps
+from cvsa_jax.distributed import make_mesh, replicated, to_mesh
+from cvsa_jax.models.siamese import Siamese
+from cvsa_jax.photometric import Photometric
+from cvsa_jax.state import init_state
+
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["64", "128", "256", "512"], "Global batch sizes, in images.")
+_DEPTH = flags.DEFINE_integer("depth", 50, "Of the ResNet.")
+_STEM = flags.DEFINE_enum("stem", "imagenet", ["imagenet", "small"], "Of the ResNet.")
+_SIZE = flags.DEFINE_integer("size", 224, "Side of the views, px.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds of each method.")
+_STEPS = flags.DEFINE_integer("steps", 10, "Steps in a round.")
+_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of the convolutions.")
+METHODS = {"byol": 0.0, "cvsa": 1.0}  # name -> weight of the alignment loss
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    mesh = make_mesh()
+    model = Siamese(_DEPTH.value, 64, _STEM.value, dtype=jnp.dtype(_DTYPE.value), axis_name="data")
+    results = {
+        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "jax": jax.__version__,
+        "commit": _commit(),
+        "model": f"ResNet-{_DEPTH.value}, {_SIZE.value} px, {_DTYPE.value}, LARS",
+        "rounds": _ROUNDS.value,
+        "steps_per_round": _STEPS.value,
+    }
+    for batch_size in map(int, _BATCH_SIZES.value):
+        try:
+            results |= measure(model, mesh, batch_size)
+        except jax.errors.JaxRuntimeError as error:
+            # A batch that does not fit is a finding, and larger ones will not fit either.
+            results[f"batch_{batch_size}_error"] = str(error).splitlines()[0][:120]
+            print(f"batch {batch_size}: {results[f'batch_{batch_size}_error']}")
+            break
+    path = Path(__file__).parent / "results" / "train_step.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"results: {path}")
+
+
+def measure(model: Siamese, mesh, batch_size: int) -> dict[str, float]:
+    """Median, minimum and maximum images/s of both methods, and the median of the rounds' ratios."""
+    optimizer = optim.make_optimizer("lars", optim.learning_rate(0.45, batch_size, 10, 1000), 1e-6, 0.9)
+    batch = to_mesh(synthetic_batch(batch_size, _SIZE.value), mesh)
+    photometric = Photometric(0.4, 0.4, 0.2, 0.1, 0.8, 0.2, 0.5, 0.1)
+    runs = {}
+    for name, weight in METHODS.items():
+        step = steps.make_train_step(
+            model,
+            optimizer,
+            mesh,
+            tau=optim.target_decay(0.99, 1000, True),
+            augment1=photometric,
+            augment2=photometric,
+            align_form="kl",
+            align_weight=weight,
+            seed=0,
+        )
+        state = jax.device_put(init_state(model, optimizer, _SIZE.value, jax.random.key(0)), replicated(mesh))
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(step(state, batch))
+        runs[name] = [step, state]
+        print(f"batch {batch_size}, {name}: compiled in {time.perf_counter() - began:.0f} s", flush=True)
+    rates: dict[str, list[float]] = {name: [] for name in METHODS}
+    for _ in range(_ROUNDS.value):
+        for name, run in runs.items():
+            step, state = run
+            began = time.perf_counter()
+            for _ in range(_STEPS.value):
+                state, _ = step(state, batch)
+            jax.block_until_ready(state)
+            rates[name].append(batch_size * _STEPS.value / (time.perf_counter() - began))
+            run[1] = state
+    figures = {}
+    for name, values in rates.items():
+        prefix = f"batch_{batch_size}_{name}_images_per_s"
+        figures |= {prefix: statistics.median(values), f"{prefix}_min": min(values), f"{prefix}_max": max(values)}
+        print(
+            f"batch {batch_size}, {name}: {figures[prefix]:.1f} images/s ({min(values):.1f} to {max(values):.1f})"
+        )
+    ratios = [cvsa / byol for byol, cvsa in zip(rates["byol"], rates["cvsa"], strict=True)]
+    figures[f"batch_{batch_size}_cvsa_over_byol"] = statistics.median(ratios)
+    if (stats := mesh.devices.flat[0].memory_stats()) and "peak_bytes_in_use" in stats:
+        figures[f"batch_{batch_size}_peak_gib_so_far"] = stats["peak_bytes_in_use"] / 2**30
+    return figures
+
+
+def synthetic_batch(batch_size: int, size: int) -> dict[str, np.ndarray]:
+    """Random views and masks in the shapes that the input pipeline gives."""
+    rng = np.random.default_rng(0)
+    image = lambda *shape: rng.integers(0, 256, (batch_size, *shape), dtype=np.uint8)  # noqa: E731
+    views = {name: image(size, size, 3) for name in ("view1", "view2")}
+    masks = {name: image(size // 4, size // 4) for name in ("mask1", "mask2")}
+    places = np.arange(batch_size, dtype=np.uint32)
+    return views | masks | {"position": np.stack([np.zeros_like(places), places], 1)}
+
+
+def _commit() -> str:
+    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return told.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,156 @@
+import numpy as np
+import pytest
+
+from cvsa_jax.data.sources import Source
+from cvsa_jax.evaluation.localization import attention_maps, iou, pointing_hit, score, square_mask, upsample
+from cvsa_jax.evaluation.summary import center_prior, chance
+
+
+def unit_cells(seed: int, images: int = 5, cells: int = 9, channels: int = 6) -> np.ndarray:
+    x = np.random.default_rng(seed).standard_normal((images, cells, channels))
+    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def test_attention_is_the_mean_over_all_cells_of_all_other_images():
+    queries, keys = unit_cells(0), unit_cells(1)
+    maps = attention_maps(queries, keys)
+    assert maps.shape == (5, 3, 3)
+    for image in range(5):
+        for cell in range(9):
+            others = [queries[image, cell] @ keys[o, c] for o in range(5) if o != image for c in range(9)]
+            assert maps[image, cell // 3, cell % 3] == pytest.approx(np.mean(others), abs=1e-6)
+
+
+def test_attention_of_two_images():
+    queries, keys = unit_cells(0, images=2), unit_cells(1, images=2)
+    maps = attention_maps(queries, keys).reshape(2, 9)
+    np.testing.assert_allclose(maps[0], (queries[0] @ keys[1].T).mean(1), atol=1e-6)
+    np.testing.assert_allclose(maps[1], (queries[1] @ keys[0].T).mean(1), atol=1e-6)
+
+
+def test_permuted_images_give_permuted_maps():
+    queries, keys = unit_cells(2), unit_cells(3)
+    order = np.array([3, 0, 4, 2, 1])
+    np.testing.assert_allclose(attention_maps(queries[order], keys[order]), attention_maps(queries, keys)[order], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [3, 7, 48])
+def test_upsampled_map_spans_0_to_1(size):
+    attention = np.random.default_rng(4).normal(5, 20, (3, 3)).astype(np.float32)
+    scaled = upsample(attention, size)
+    assert scaled.shape == (size, size)
+    assert (scaled.min(), scaled.max()) == (0, pytest.approx(1, abs=1e-6))
+
+
+def test_upsampling_keeps_the_places_of_cells():
+    attention = np.zeros((3, 3), np.float32)
+    attention[0, 2] = 1
+    scaled = upsample(attention, 12)
+    assert (scaled[:4, 8:] > 0.3).all()
+    assert scaled[6:].max() == scaled[:, :6].max() == 0
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7, -3.0])
+def test_constant_map_becomes_0(value):
+    assert (upsample(np.full((4, 4), value, np.float32), 8) == 0).all()
+
+
+MAP = np.array([[0.1, 0.2, 0.0, 0.0], [0.3, 0.6, 1.0, 0.4], [0.0, 0.5, 0.9, 0.2], [0.0, 0.0, 0.1, 0.0]], np.float32)
+
+
+def mask_of(*cells: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros((4, 4), bool)
+    for cell in cells:
+        mask[cell] = True
+    return mask
+
+
+def test_pointing_hit():
+    assert pointing_hit(MAP, mask_of((1, 2)))
+    assert not pointing_hit(MAP, ~mask_of((1, 2)))
+    assert not pointing_hit(MAP, mask_of((2, 1)))  # the maximum's cell, transposed
+    assert not pointing_hit(MAP, mask_of())
+
+
+def test_iou():
+    # At least 0.5: (1, 1), (1, 2), (2, 1), (2, 2).
+    assert iou(MAP, mask_of((1, 1), (1, 2), (2, 1), (2, 2))) == 1
+    assert iou(MAP, mask_of((1, 1), (1, 2), (0, 0), (0, 1))) == pytest.approx(2 / 6)
+    assert iou(MAP, mask_of((3, 3))) == 0
+    assert iou(MAP, np.ones((4, 4), bool)) == pytest.approx(4 / 16)
+    assert iou(MAP, mask_of((1, 2)), threshold=0.95) == 1
+    assert iou(np.zeros((4, 4), np.float32), mask_of()) == 1
+    assert iou(np.zeros((4, 4), np.float32), mask_of((0, 0))) == 0
+
+
+def test_perfect_maps():
+    masks = np.zeros((3, 8, 8), bool)
+    masks[0, 2:5, 1:6] = masks[1, 0:4, 4:8] = masks[2, 6:8, 0:3] = True
+    assert score(masks.astype(np.float32), masks) == {"pointing_game": 1, "mask_iou": 1}
+    large = masks.repeat(8, 1).repeat(8, 2)
+    figures = score(masks.astype(np.float32), large)
+    assert figures["pointing_game"] == 1
+    assert figures["mask_iou"] > 0.9
+
+
+def test_score_is_the_mean_over_images():
+    masks = np.stack([mask_of((1, 1), (1, 2), (2, 1), (2, 2)), mask_of((0, 0)), mask_of((1, 2)), mask_of((0, 3))])
+    figures = score(np.stack([MAP] * 4), masks)
+    assert figures["pointing_game"] == pytest.approx(2 / 4)
+    assert figures["mask_iou"] == pytest.approx((1 + 0 + 1 / 4 + 0) / 4)
+
+
+def test_random_maps_point_as_often_as_the_mask_is_large():
+    count = 400
+    rng = np.random.default_rng(6)
+    masks = np.zeros((count, 8, 8), bool)
+    masks[:, 2:6, 1:6] = True
+    share = 20 / 64
+    figures = score(rng.uniform(size=(count, 8, 8)).astype(np.float32), masks)
+    assert abs(figures["pointing_game"] - share) < 4 * (share * (1 - share) / count) ** 0.5
+
+
+def test_square_mask_is_on_where_most_of_the_area_is():
+    mask = np.zeros((4, 8), np.uint8)  # each cell of the 2x2 square holds 2x4 pixels
+    mask[:2, :4] = 255
+    mask[0, 4:] = 255
+    mask[1, 4] = 255  # 5 of 8
+    mask[2, :3] = 255  # 3 of 8
+    np.testing.assert_array_equal(square_mask(mask, 2), [[True, True], [False, False]])
+    np.testing.assert_array_equal(square_mask(mask[:, :4], 4), mask[:, :4] > 0)
+
+
+def source_with(labels: np.ndarray | None) -> Source:
+    return Source("test", tuple("abcdefgh"), labels, (), {}, lambda i: b"", None, "0")
+
+
+def test_chance():
+    labels = np.array([0, 0, 0, 0, 1, 1, 2, 1], np.int32)
+    masks = np.stack([mask_of((0, 0), (1, 1)), np.ones((4, 4), bool)])
+    # Of the test images alone: 1, 1, 2, 1.
+    assert chance(source_with(labels), np.arange(4, 8), masks) == {
+        "linear_top1": 0.75,
+        "knn_top1": 0.75,
+        "pointing_game": 18 / 32,
+        "mask_iou": 18 / 32,
+    }
+    assert chance(source_with(None), np.arange(4, 8), None) == {}
+    assert chance(source_with(None), np.arange(4, 8), masks).keys() == {"pointing_game", "mask_iou"}
+
+
+def test_chance_is_what_the_whole_image_and_a_random_point_give():
+    masks = np.random.default_rng(7).random((6, 4, 4)) < 0.4
+    figures = chance(source_with(None), np.arange(6), masks)
+    whole = np.mean([iou(np.ones((4, 4), np.float32), mask) for mask in masks])
+    points = np.mean([pointing_hit(np.eye(16, dtype=np.float32)[p].reshape(4, 4), m) for m in masks for p in range(16)])
+    assert figures["mask_iou"] == pytest.approx(whole)
+    assert figures["pointing_game"] == pytest.approx(points)
+
+
+def test_center_prior():
+    # On 4x4 cells, the Gaussian is above half of its range on the four in the middle.
+    middle = mask_of((1, 1), (1, 2), (2, 1), (2, 2))
+    assert center_prior(middle[None]) == {"pointing_game": 1, "mask_iou": 1}
+    assert center_prior(~middle[None]) == {"pointing_game": 0, "mask_iou": 0}
+    both = center_prior(np.stack([np.ones((4, 4), bool), mask_of((0, 0))]))
+    assert both == {"pointing_game": 0.5, "mask_iou": pytest.approx((4 / 16 + 0) / 2)}

@@ -1,0 +1,212 @@
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cvsa_jax.data.pipeline import image_batches, readable, train_batches
+from cvsa_jax.data.sources import Source
+from cvsa_jax.data.views import ViewSpec
+from cvsa_jax.errors import UserError
+
+# A group of three is the smallest, and building the graph of a larger one takes seconds.
+N, BATCH, GROUP, SEED = 13, 6, 3, 5
+POOL = np.arange(2, N)
+CROP = ViewSpec(
+    kind="random_resized_crop",
+    size=16,
+    group=GROUP,
+    swap_prob=1.0,
+    swapped_views=2,
+    source_area=(0.1, 0.6),
+    paste_area=(0.2, 0.6),
+    paste="stretch",
+    canvas_min=1.0,
+    crop_area=(0.2, 1.0),
+)
+SWAP = dataclasses.replace(CROP, kind="saliency_swap")
+COLOURS = np.stack([np.arange(N) * 19, 255 - np.arange(N) * 19, np.arange(N) % 3 * 100], -1).astype(np.uint8)
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def source_of(encoded: list[bytes]) -> Source:
+    return Source(
+        name="memory",
+        names=tuple(f"image{i}.png" for i in range(len(encoded))),
+        labels=None,
+        classes=(),
+        splits={"train": np.arange(len(encoded))},
+        read=lambda i: encoded[i],
+        mask=None,
+        fingerprint="0",
+    )
+
+
+def coloured() -> list[bytes]:
+    return [png(np.broadcast_to(COLOURS[i], (12 + i, 30 - i, 3)).copy()) for i in range(N)]
+
+
+def textured() -> list[bytes]:
+    rng = np.random.default_rng(0)
+    return [png(rng.integers(0, 256, (12 + i, 30 - i, 3)).astype(np.uint8)) for i in range(N)]
+
+
+MAPS = np.random.default_rng(1).integers(0, 256, (N, 64, 64)).astype(np.uint8)
+
+
+def batches(encoded, spec, steps, saliency=None, pool=POOL, **processes) -> list[dict[str, np.ndarray]]:
+    source = source_of(encoded)
+    return list(train_batches(source, pool, saliency, spec, batch_size=BATCH, steps=steps, seed=SEED, **processes))
+
+
+def assert_same(a: list[dict], b: list[dict]):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert x.keys() == y.keys()
+        for name in x:
+            np.testing.assert_array_equal(x[name], y[name])
+
+
+def test_any_number_of_processes_and_any_first_step_give_the_same_batches():
+    whole = batches(textured(), CROP, range(5), MAPS)
+    assert whole[0].keys() == {"view1", "view2", "mask1", "mask2", "position"}
+    assert whole[0]["view1"].shape == (BATCH, 16, 16, 3)
+    assert whole[0]["mask2"].shape == (BATCH, 4, 4)
+    shares = [batches(textured(), CROP, range(3, 5), MAPS, process_index=p, process_count=2) for p in range(2)]
+    assert_same(whole[3:], [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*shares, strict=True)])
+
+
+def test_swapped_batches_do_not_depend_on_processes_and_first_step():
+    spec = dataclasses.replace(SWAP, swapped_views=1)
+    whole = batches(textured(), spec, range(5), MAPS)
+    share = batches(textured(), spec, range(3, 5), MAPS, process_index=1, process_count=2)
+    assert_same([{name: rows[BATCH // 2 :] for name, rows in batch.items()} for batch in whole[3:]], share)
+
+
+def test_each_example_of_the_pool_once_per_epoch_and_positions_count_on():
+    # A crop of an image of one colour has that colour, so the views tell which examples they are.
+    encoded = coloured()
+    encoded[0] = b"no image, but outside the pool"
+    found = batches(encoded, CROP, range(len(POOL)))
+    rows = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+    assert rows.keys() == {"view1", "view2", "position"}
+    assert rows["position"].dtype == np.uint32
+    np.testing.assert_array_equal(rows["position"], [[0, p] for p in range(BATCH * len(POOL))])
+    for name in ("view1", "view2"):
+        pixels = rows[name].reshape(BATCH * len(POOL), -1, 3)
+        assert (pixels == pixels[:, :1]).all()
+        examples = [int(np.flatnonzero((colour == COLOURS).all(1))[0]) for colour in pixels[:, 0]]
+        epochs = np.array(examples).reshape(BATCH, len(POOL))
+        np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(POOL, (BATCH, 1)))
+        assert len({tuple(epoch) for epoch in epochs}) == BATCH
+
+
+def test_maps_belong_to_their_images():
+    # Each image is a grey of its map's one level, so the mask of a crop is the view's colour.
+    levels = (np.arange(N) * 19).astype(np.uint8)
+    encoded = [png(np.full((20, 24, 3), level, np.uint8)) for level in levels]
+    maps = np.broadcast_to(levels[:, None, None], (N, 64, 64))
+    for batch in batches(encoded, CROP, range(3), maps):
+        for v in ("1", "2"):
+            np.testing.assert_array_equal(batch["mask" + v][:, 0, 0], batch["view" + v][:, 0, 0, 0])
+            assert np.ptp(batch["mask" + v]) > 0
+
+
+def test_pool_smaller_than_the_group_is_an_error():
+    with pytest.raises(UserError, match=r"memory: 2 images .*group=3"):
+        batches(coloured(), CROP, range(1), pool=np.arange(2))
+
+
+def test_an_undecodable_image_stops_the_batches_with_its_name():
+    encoded = textured()
+    encoded[7] = encoded[7][: len(encoded[7]) // 2]
+    with pytest.raises(UserError, match=r"1 of 13 images of memory cannot be decoded: image7\.png") as caught:
+        batches(encoded, CROP, range(2))
+    assert "on_bad_image=skip" in str(caught.value)
+    encoded[3] = b""
+    with pytest.raises(UserError, match=r"2 of 13 .*image3\.png .*image7\.png"):
+        list(image_batches(source_of(encoded), np.arange(N), resize=0, size=8, batch_size=4))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 13, 64])
+def test_image_batches_yield_each_image_once_in_order(batch_size):
+    indices = np.array([*range(5, N), *range(5)])
+    found = list(image_batches(source_of(coloured()), indices, resize=10, size=8, batch_size=batch_size))
+    assert all(images.shape == (batch_size, 8, 8, 3) and images.dtype == np.uint8 for images, _ in found)
+    full, rest = divmod(N, batch_size)
+    assert [count for _, count in found] == [batch_size] * full + [rest] * (rest > 0)
+    rows = np.concatenate([images[:count] for images, count in found])
+    np.testing.assert_array_equal(rows, np.broadcast_to(COLOURS[indices][:, None, None], (N, 8, 8, 3)))
+    last, count = found[-1]
+    assert not last[count:].any()
+
+
+def smooth_image(height: int, width: int) -> Image.Image:
+    y, x = np.mgrid[:height, :width] / [[[height]], [[width]]]
+    waves = [np.sin(5 * x + 2 * y), np.cos(4 * y - x), np.sin(3 * x * y + 1)]
+    return Image.fromarray((127 + 120 * np.stack(waves, -1)).astype(np.uint8))
+
+
+@pytest.mark.parametrize("width, height", [(90, 60), (60, 96), (64, 64)])
+def test_centre_crop_against_pil(width, height):
+    image = smooth_image(height, width)
+    ((images, count),) = image_batches(
+        source_of([png(np.asarray(image))]), np.array([0]), resize=40, size=32, batch_size=1
+    )
+    assert count == 1
+    scale = 40 / min(width, height)
+    scaled = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+    x, y = (scaled.width - 32) // 2, (scaled.height - 32) // 2
+    expected = np.asarray(scaled.crop((x, y, x + 32, y + 32)), int)
+    assert np.abs(images[0].astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("width, height", [(90, 60), (30, 45)])
+def test_resize_zero_squeezes_the_whole_image(width, height):
+    image = smooth_image(height, width)
+    ((images, _),) = image_batches(source_of([png(np.asarray(image))]), np.array([0]), resize=0, size=32, batch_size=1)
+    expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR), int)
+    assert np.abs(images[0].astype(int) - expected).max() <= 2
+
+
+def with_two_bad() -> Source:
+    encoded = coloured()
+    encoded[4], encoded[9] = b"", b"no image"
+    return source_of(encoded)
+
+
+def test_readable_skip_leaves_bad_images_out_and_prints_them(capsys):
+    kept = readable(with_two_bad(), np.arange(3, N), "skip")
+    np.testing.assert_array_equal(kept, [i for i in range(3, N) if i not in (4, 9)])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "image4.png" in lines[0]
+    assert "the file is empty" in lines[0]
+    assert "image9.png" in lines[1]
+
+
+def test_readable_takes_the_word_of_an_earlier_pass(capsys):
+    usable = np.ones(N, bool)
+    usable[[1, 5]] = False
+    source = dataclasses.replace(
+        source_of([]), names=tuple(f"image{i}.png" for i in range(N)), read=lambda i: pytest.fail("read")
+    )
+    np.testing.assert_array_equal(readable(source, np.arange(4, N), "skip", usable), [4, *range(6, N)])
+    printed = capsys.readouterr().out
+    assert "image5.png" in printed
+    assert "image1.png" not in printed
+    with pytest.raises(UserError, match=r"image5\.png") as caught:
+        readable(source, np.arange(4, N), "stop", usable)
+    assert "image1.png" not in str(caught.value)
+    np.testing.assert_array_equal(readable(source, np.arange(6, N), "stop", usable), np.arange(6, N))
+
+
+def test_readable_stop_without_an_earlier_pass_reads_nothing():
+    source = dataclasses.replace(with_two_bad(), read=lambda i: pytest.fail("read"))
+    np.testing.assert_array_equal(readable(source, POOL, "stop"), POOL)

@@ -1,0 +1,333 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cvsa_jax.data import saliency_swap as swap
+
+GRID = 64
+SIZE = 64
+ALMOST_ONE = np.nextafter(np.float32(1), np.float32(0))
+
+
+def f32(x) -> tf.Tensor:
+    return tf.constant(x, tf.float32)
+
+
+def integral_of(saliency: np.ndarray) -> tf.Tensor:
+    return swap.integral_images(tf.constant(saliency[None], tf.uint8))[0]
+
+
+def sums_of_all_positions(saliency: np.ndarray, rows: int, cols: int) -> np.ndarray:
+    h, w = saliency.shape
+    ys, xs = range(h - rows + 1), range(w - cols + 1)
+    return np.array([[saliency[y : y + rows, x : x + cols].astype(int).sum() for x in xs] for y in ys])
+
+
+def cells(box: tf.Tensor, grid: int) -> tuple[int, int, int, int]:
+    scaled = box.numpy() * grid
+    np.testing.assert_allclose(scaled, np.round(scaled), atol=1e-4)
+    return tuple(int(v) for v in np.round(scaled))
+
+
+def test_integral_image_holds_sums_of_full_uint8_maps():
+    saliency = np.full((GRID, GRID), 255, np.uint8)
+    integral = integral_of(saliency).numpy()
+    assert integral[-1, -1] == 255 * GRID * GRID
+    assert not integral[0].any()
+    assert not integral[:, 0].any()
+
+
+@pytest.mark.parametrize("rows, cols", [(1, 1), (1, 12), (12, 1), (3, 5), (7, 2), (11, 11), (12, 12)])
+def test_most_salient_box_against_brute_force(rows, cols):
+    grid = 12
+    rng = np.random.default_rng([rows, cols])
+    for trial in range(6):
+        # Few levels make ties, many make none.
+        saliency = rng.integers(0, 3 if trial % 2 else 256, (grid, grid)).astype(np.uint8)
+        sums = sums_of_all_positions(saliency, rows, cols)
+        box = swap.most_salient_box(integral_of(saliency), f32(rows / grid), f32(cols / grid), f32(rng.random()))
+        y0, x0, y1, x1 = cells(box, grid)
+        assert (y1 - y0, x1 - x0) == (rows, cols)
+        assert 0 <= y0 <= y1 <= grid
+        assert 0 <= x0 <= x1 <= grid
+        assert sums[y0, x0] == sums.max()
+
+
+def test_box_has_at_least_one_and_at_most_all_cells():
+    saliency = np.random.default_rng(0).integers(0, 256, (8, 8)).astype(np.uint8)
+    y0, x0, y1, x1 = cells(swap.most_salient_box(integral_of(saliency), f32(0.001), f32(1.0), f32(0.5)), 8)
+    assert (y1 - y0, x0, x1) == (1, 0, 8)
+    assert y0 == saliency.sum(1, dtype=int).argmax()
+
+
+def test_ties_are_spread_over_all_positions():
+    grid, rows, cols = 8, 3, 5
+    integral = integral_of(np.full((grid, grid), 9, np.uint8))
+    positions = (grid - rows + 1) * (grid - cols + 1)
+    draws = (np.arange(5 * positions) + 0.5) / (5 * positions)
+    found = [cells(swap.most_salient_box(integral, f32(rows / grid), f32(cols / grid), f32(u)), grid) for u in draws]
+    counts = {box: found.count(box) for box in set(found)}
+    assert set(counts.values()) == {5}
+    assert {box[:2] for box in counts} == {(y, x) for y in range(grid - rows + 1) for x in range(grid - cols + 1)}
+
+
+@pytest.mark.parametrize("u_tie", [ALMOST_ONE, 1.0])
+@pytest.mark.parametrize("rows", [1, 30, GRID])
+def test_the_last_tie_is_a_valid_position(u_tie, rows):
+    integral = integral_of(np.zeros((GRID, GRID), np.uint8))
+    box = swap.most_salient_box(integral, f32(rows / GRID), f32(rows / GRID), f32(u_tie))
+    assert cells(box, GRID) == (GRID - rows, GRID - rows, GRID, GRID)
+
+
+@pytest.mark.parametrize("height, width", [(100, 100), (100, 250), (300, 90)])
+def test_box_shape_keeps_area_and_pixel_aspect_of_non_square_images(height, width):
+    u = np.random.default_rng(0).random((2, 500)).astype(np.float32)
+    h, w = (x.numpy() for x in swap.draw_box_shape(f32(u[0]), f32(u[1]), (0.02, 0.2), f32(height / width)))
+    np.testing.assert_allclose(h * w, 0.02 + u[0] * 0.18, rtol=1e-4)
+    aspect = (w * width) / (h * height)
+    assert aspect.min() >= 3 / 4 - 1e-4
+    assert aspect.max() <= 4 / 3 + 1e-4
+    # Log-uniform: the middle draw is a square.
+    np.testing.assert_allclose(np.log(aspect), np.log(3 / 4) + u[1] * np.log(16 / 9), atol=1e-4)
+
+
+def test_box_shape_never_leaves_the_image():
+    u = np.random.default_rng(1).random((2, 200)).astype(np.float32)
+    for ratio in (0.025, 1.0, 40.0):
+        h, w = swap.draw_box_shape(f32(u[0]), f32(u[1]), (0.5, 1.0), f32(ratio))
+        assert float(tf.reduce_max(h)) <= 1
+        assert float(tf.reduce_max(w)) <= 1
+
+
+@pytest.mark.parametrize("smallest", [0.3, 0.7, 1.0])
+def test_window_is_a_square_in_the_image_around_the_box(smallest):
+    rng = np.random.default_rng(2)
+    sides = []
+    for _ in range(60):
+        corners = np.sort(rng.random((2, 2)), axis=0)
+        window = swap.window_around(f32(corners.ravel()), smallest, f32(rng.random(3))).numpy()
+        sides.append(window[2] - window[0])
+        assert window[3] - window[1] == pytest.approx(sides[-1], abs=1e-6)
+        assert sides[-1] >= smallest - 1e-6
+        assert window.min() >= -1e-6
+        assert window.max() <= 1 + 1e-6
+        assert (window[:2] <= corners[0] + 1e-6).all()
+        assert (window[2:] >= corners[1] - 1e-6).all()
+    assert (min(sides) < 0.95) == (smallest < 1)
+
+
+def test_to_pixels_rounds_and_keeps_a_pixel():
+    assert swap.to_pixels(f32([0.0, 0.26, 0.74, 1.0]), 10).numpy().tolist() == [0, 3, 7, 10]
+    assert swap.to_pixels(f32([0.999, 0.5, 1.0, 0.501]), 10).numpy().tolist() == [9, 5, 10, 6]
+
+
+def test_place_whole_image_at_its_own_size_changes_nothing():
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    placed = swap.place(tf.constant(image), f32([0, 0, 1, 1]), tf.constant([0, 0, 32, 32]), 32)
+    np.testing.assert_allclose(placed.numpy(), image, atol=1e-3)
+
+
+def test_place_at_scale_one_is_an_exact_crop():
+    image = np.random.default_rng(0).integers(0, 256, (50, 80, 3)).astype(np.uint8)
+    source = np.array([10 / 50, 16 / 80, 30 / 50, 46 / 80])
+    placed = swap.place(tf.constant(image), f32(source), tf.constant([5, 7, 25, 37]), 40).numpy()
+    np.testing.assert_allclose(placed[5:25, 7:37], image[10:30, 16:46], atol=1e-2)
+
+
+@pytest.mark.parametrize("height, width", [(90, 150), (20, 33), (64, 21)])
+def test_place_of_the_whole_image_is_an_antialiased_resize(height, width):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    placed = swap.place(tf.constant(image), f32([0, 0, 1, 1]), tf.constant([0, 0, 40, 40]), 40)
+    resized = tf.image.resize(image, (40, 40), antialias=True)
+    np.testing.assert_allclose(placed.numpy(), resized.numpy(), atol=0.05)
+
+
+def test_inside_is_the_box():
+    expected = np.zeros((6, 6), bool)
+    expected[1:4, 2:6] = True
+    np.testing.assert_array_equal(swap.inside(tf.constant([1, 2, 4, 6]), 6).numpy(), expected)
+
+
+# Pictures that say of each pixel where it comes from: (x, y, blue), the blue channel naming the picture.
+SOURCE, BACKGROUND, BACKGROUND_OBJECT = 255, 0, 128
+
+
+def coded(height: int, width: int, blue: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x, y, np.full_like(x, blue)], -1).astype(np.uint8)
+
+
+def rectangle_map(y0: int, x0: int, y1: int, x1: int) -> np.ndarray:
+    saliency = np.zeros((GRID, GRID), np.uint8)
+    saliency[y0:y1, x0:x1] = 255
+    return saliency
+
+
+def background_with_object(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    image = coded(height, width, BACKGROUND)
+    y0, x0, y1, x1 = 30, 8, 44, 22
+    image[y0 * height // GRID : -(-y1 * height // GRID), x0 * width // GRID : -(-x1 * width // GRID)] = (
+        0,
+        0,
+        BACKGROUND_OBJECT,
+    )
+    # The map is a little wider than the object, as the resize smears the object's edge over a pixel.
+    return image, rectangle_map(y0 - 3, x0 - 3, y1 + 3, x1 + 3)
+
+
+def run_swap(image, saliency, background, background_saliency, u, **options):
+    defaults = {"source_area": (0.1, 0.6), "paste_area": (0.2, 0.8), "paste": "stretch", "canvas_min": 1.0}
+    view, mask = swap.swap(
+        tf.constant(image),
+        tf.constant(saliency),
+        integral_of(saliency),
+        tf.constant(background),
+        integral_of(background_saliency),
+        f32(u),
+        size=SIZE,
+        **(defaults | options),
+    )
+    return view.numpy(), mask.numpy()
+
+
+def bounding_box(on: np.ndarray) -> np.ndarray:
+    rows, cols = np.flatnonzero(on.any(1)), np.flatnonzero(on.any(0))
+    return np.array([rows[0], cols[0], rows[-1] + 1, cols[-1] + 1])
+
+
+def line_through(pixels: np.ndarray, codes: np.ndarray, interior: np.ndarray) -> tuple[float, float]:
+    """Origin (pixel edge coordinates) = a + b · place in the view, fitted where no image border bends it."""
+    b, a = np.polyfit(pixels[interior] + 0.5, codes[interior] + 0.5, 1)
+    return a, b
+
+
+def origin_box(view: np.ndarray, where: np.ndarray, target: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The box, in fractions of the coded image, that fills `target`; asserts that the codes are its linear map."""
+    size = np.array(shape)
+    box = np.zeros(4)
+    pixels = np.indices(where.shape)
+    for axis, channel in ((0, 1), (1, 0)):
+        codes = view[..., channel]
+        inner = where & (codes > 3) & (codes < size[axis] - 4)
+        a, b = line_through(pixels[axis], codes, inner)
+        error = np.abs(a + b * (pixels[axis] + 0.5) - 0.5 - codes)[where]
+        assert error.max() < 1.0
+        box[[axis, axis + 2]] = (a + b * target[[axis, axis + 2]]) / size[axis]
+    return box
+
+
+def assert_best_position(saliency: np.ndarray, box: np.ndarray, slack: float):
+    """No other position of the box's size holds more of the map. `slack`: the box's error, in cells."""
+    corners = np.round(box * GRID).astype(int)
+    assert np.abs(box * GRID - corners).max() < slack
+    y0, x0, y1, x1 = corners
+    sums = sums_of_all_positions(saliency, y1 - y0, x1 - x0)
+    assert saliency[y0:y1, x0:x1].astype(int).sum() == sums.max()
+
+
+SOURCE_SHAPES = [(120, 200), (230, 96), (64, 64)]
+BACKGROUND_SHAPES = [(96, 150), (180, 75), (200, 240)]
+SHAPES = list(zip(SOURCE_SHAPES, BACKGROUND_SHAPES, strict=True))
+DRAWS = np.random.default_rng(5).random((4, swap.SWAP_DRAWS)).astype(np.float32)
+
+
+@pytest.mark.parametrize("paste", ["stretch", "keep_aspect"])
+@pytest.mark.parametrize("shape, background_shape", SHAPES)
+def test_swap_shows_the_sources_box_in_the_backgrounds_surroundings(shape, background_shape, paste):
+    saliency = rectangle_map(18, 33, 40, 50)
+    background, background_map = background_with_object(*background_shape)
+    for u in DRAWS:
+        view, _ = run_swap(
+            coded(*shape, SOURCE), saliency, background, background_map, u, paste=paste, paste_area=(0.2, 0.5)
+        )
+        blue = view[..., 2]
+        pasted = blue > 200
+        hole = bounding_box(pasted)
+        # Nothing in between, and the pasted part is a whole rectangle: no seam, nothing of the background's object.
+        np.testing.assert_allclose(blue[pasted], SOURCE, atol=0.01)
+        np.testing.assert_allclose(blue[~pasted], BACKGROUND, atol=0.01)
+        height, width = hole[2:] - hole[:2]
+        assert pasted.sum() == height * width
+        assert 0.2 - 0.03 <= pasted.mean() <= 0.5 + 0.03
+
+        crop = origin_box(view, pasted, hole, shape)
+        assert_best_position(saliency, crop, 0.3)
+        crop_pixels = (crop[2:] - crop[:2]) * shape
+        assert 0.1 - 0.03 <= np.prod(crop[2:] - crop[:2]) <= 0.6 + 0.03
+        assert_best_position(background_map, hole / SIZE, 1e-6)
+        np.testing.assert_allclose(
+            origin_box(view, ~pasted, np.array([0, 0, SIZE, SIZE]), background_shape), [0, 0, 1, 1], atol=0.02
+        )
+        rounding = 0.6 / height + 0.6 / width
+        expected_range = [crop_pixels[1] / crop_pixels[0]] * 2 if paste == "keep_aspect" else [3 / 4, 4 / 3]
+        assert expected_range[0] * (1 - rounding) <= width / height <= expected_range[1] * (1 + rounding)
+
+
+@pytest.mark.parametrize("shape, background_shape", SHAPES)
+def test_canvas_window_keeps_the_pasted_box_in_the_view(shape, background_shape):
+    background, background_map = background_with_object(*background_shape)
+    sides = []
+    for u in DRAWS:
+        view, _ = run_swap(
+            coded(*shape, SOURCE),
+            rectangle_map(18, 33, 40, 50),
+            background,
+            background_map,
+            u,
+            paste_area=(0.2, 0.4),
+            canvas_min=0.6,
+        )
+        blue = view[..., 2]
+        pasted = blue > 200
+        hole = bounding_box(pasted)
+        np.testing.assert_allclose(blue[~pasted], BACKGROUND, atol=0.01)
+        assert pasted.sum() == np.prod(hole[2:] - hole[:2])
+        window = origin_box(view, ~pasted, np.array([0, 0, SIZE, SIZE]), background_shape)
+        assert window.min() > -0.02
+        assert window.max() < 1.02
+        side = window[2:] - window[:2]
+        assert side[0] == pytest.approx(side[1], abs=0.03)
+        assert side[0] > 0.6 - 0.02
+        sides.append(side[0])
+        # Carried back to the whole background, the box has an allowed size and lies on the object.
+        hole_there = window[[0, 1, 0, 1]] + hole / SIZE * side[0]
+        assert 0.2 - 0.03 <= np.prod(hole_there[2:] - hole_there[:2]) <= 0.4 + 0.03
+        assert_best_position(background_map, hole_there, 0.9)
+    assert min(sides) < 0.9
+
+
+def test_mask_is_the_sources_saliency_under_the_same_map():
+    rng = np.random.default_rng(3)
+    # Red is the map itself, so wherever red goes the mask must go; the background has no red.
+    image = np.zeros((GRID, GRID, 3), np.uint8)
+    image[..., 0] = rng.integers(0, 256, (GRID, GRID))
+    image[..., 2] = SOURCE
+    background, background_map = background_with_object(100, 140)
+    background[..., 0] = 0
+    for u in DRAWS:
+        for canvas_min in (1.0, 0.5):
+            view, mask = run_swap(image, image[..., 0], background, background_map, u, canvas_min=canvas_min)
+            np.testing.assert_allclose(mask, view[..., 0], atol=0.01)
+            assert mask.max() > 100
+            assert not mask[view[..., 2] < 200].any()
+
+
+@pytest.mark.parametrize("shape, background_shape", SHAPES)
+def test_mask_is_full_on_the_object_and_zero_outside_the_pasted_box(shape, background_shape):
+    y0, x0, y1, x1 = 18, 33, 40, 50
+    background, background_map = background_with_object(*background_shape)
+    for u in DRAWS:
+        view, mask = run_swap(
+            coded(*shape, SOURCE), rectangle_map(y0, x0, y1, x1), background, background_map, u, source_area=(0.3, 0.6)
+        )
+        pasted = view[..., 2] > 200
+        assert not mask[~pasted].any()
+        x = (view[..., 0] + 0.5) / shape[1] * GRID
+        y = (view[..., 1] + 0.5) / shape[0] * GRID
+        # The kernel reaches two cells at the strongest shrinking met here.
+        reach = 3
+        object_ = pasted & (y > y0 + reach) & (y < y1 - reach) & (x > x0 + reach) & (x < x1 - reach)
+        away = (y < y0 - reach) | (y > y1 + reach) | (x < x0 - reach) | (x > x1 + reach)
+        assert object_.sum() > 50
+        np.testing.assert_allclose(mask[object_], 255, atol=1e-3)
+        np.testing.assert_allclose(mask[pasted & away], 0, atol=1e-3)

@@ -1,0 +1,214 @@
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from configs import common
+from cvsa_jax import losses, optim, settings
+from cvsa_jax.data import sources, views
+from cvsa_jax.errors import UserError
+from cvsa_jax.models.resnet import STAGE_SIZES, STEMS
+
+STRIDE = 32
+CONFIGS = Path(common.__file__).parent
+# Every argument that a file's docstring names, and their combination.
+ARGUMENTS = {"demo": ("", "byol", "mask_head"), "folder": ("", "small", "byol", "small,byol")}
+FILES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "common"))
+
+
+def config_with(**changes):
+    """The default config with other values; a key's dots are written `__`, or as they are in a dict."""
+    config = common.pretrain()
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return config
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "expected"), [(100.0, None, 2341), (0.5, None, 12), (1e-4, None, 1), (100.0, 7, 7)]
+)
+def test_total_steps(epochs, steps, expected):
+    config = config_with(total_epochs=epochs, total_steps=steps, batch_size=256)
+    assert settings.total_steps(config, 5994) == expected
+
+
+@pytest.mark.parametrize("changes", [{"optim__warmup_steps": 50}, {"optim__warmup_steps": 60}, {"optim__warmup_epochs": 5.0}])
+def test_warmup_that_is_not_shorter_than_the_run(changes):
+    with pytest.raises(UserError, match=r"warm-up of \d+ steps .* run of 50.*config\.optim\.warmup_steps"):
+        settings.optimizer(config_with(total_steps=50, batch_size=100, **changes), images=1000)
+
+
+def test_warmup_steps_come_before_warmup_epochs():
+    config = config_with(total_steps=50, batch_size=128, optim__warmup_steps=49, optim__warmup_epochs=1e6, optim__lr=0.3)
+    _, schedule = settings.optimizer(config, images=1000)
+    assert float(schedule(49)) == pytest.approx(0.3 * 128 / 256)
+    assert float(schedule(50)) == pytest.approx(0, abs=1e-7)
+
+
+def test_view_spec_holds_the_config():
+    config = config_with(views__size=96, views__source_area=(0.2, 0.2), views__group=3)
+    spec = settings.view_spec(config.views, STRIDE)
+    assert (spec.size, spec.source_area, spec.group, spec.kind) == (96, (0.2, 0.2), 3, "saliency_swap")
+
+
+@pytest.mark.parametrize("key", ["source_area", "paste_area", "crop_area"])
+@pytest.mark.parametrize("area", [(0.0, 0.5), (-0.1, 0.5), (0.5, 0.2), (0.5, 1.5), (0.3,), (0.1, 0.2, 0.3)])
+def test_areas_that_are_no_range(key, area):
+    with pytest.raises(UserError) as error:
+        settings.view_spec(config_with(**{f"views__{key}": area}).views, STRIDE)
+    assert f"config.views.{key}={area}" in str(error.value)
+
+
+def test_size_that_is_not_a_multiple_of_the_stride():
+    with pytest.raises(UserError, match=r"config\.views\.size=100 .* stride 32"):
+        settings.view_spec(config_with(views__size=100).views, STRIDE)
+
+
+def test_group_without_two_backgrounds():
+    with pytest.raises(UserError, match=r"config\.views\.group=2.* 3"):
+        settings.view_spec(config_with(views__group=2).views, STRIDE)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "build", "allowed"),
+    [
+        ("data.kind", "imagenet", lambda c: settings.load_source(c.data), sources.KINDS),
+        ("data.on_bad_image", "ignore", lambda c: settings.load_source(c.data), ("stop", "skip")),
+        ("model.depth", 101, lambda c: settings.model(c.model), STAGE_SIZES),
+        ("model.stem", "cifar", lambda c: settings.model(c.model), STEMS),
+        ("model.dtype", "float16", lambda c: settings.model(c.model), ("float32", "bfloat16")),
+        ("views.kind", "swap", lambda c: settings.view_spec(c.views, STRIDE), views.KINDS),
+        ("views.paste", "blend", lambda c: settings.view_spec(c.views, STRIDE), views.PASTES),
+        ("views.swapped_views", 3, lambda c: settings.view_spec(c.views, STRIDE), (1, 2)),
+        ("align.form", "kld", lambda c: settings.align_form(c.align), losses.FORMS),
+        ("optim.name", "adamw", lambda c: settings.optimizer(c, 1000), optim.OPTIMIZERS),
+    ],
+)
+def test_unknown_name_lists_the_allowed_ones(key, value, build, allowed):
+    with pytest.raises(UserError) as error:
+        build(config_with(**{key: value}))
+    assert f"config.{key}={value!r}" in str(error.value)
+    assert all(str(name) in str(error.value) for name in allowed)
+
+
+def test_eval_sizes():
+    run, small = config_with(views__size=224), config_with(views__size=64, eval__resize=64)
+    assert settings.eval_sizes(run.eval, run) == (224, 256)
+    assert settings.eval_sizes(common.linear().eval, small) == (64, 64)
+    assert settings.eval_sizes(config_with(eval__size=96, eval__resize=128).eval, run) == (96, 128)
+    with pytest.raises(UserError, match=r"config\.eval\.resize=200 .* 224"):
+        settings.eval_sizes(config_with(eval__resize=200).eval, run)
+
+
+def test_workdir_is_claimed_and_the_same_config_accepted(tmp_path):
+    workdir = tmp_path / "runs" / "one"
+    config = config_with(total_steps=5, init_from="runs/stage1")
+    assert settings.claim_workdir(config, workdir) == []
+    # No change either although JSON turns the tuples into lists.
+    assert settings.claim_workdir(config, workdir) == []
+    assert settings.claim_workdir(config_with(total_steps=5, init_from="runs/stage1"), workdir) == []
+
+
+def test_written_config_is_the_config(tmp_path):
+    config = config_with(total_steps=5, views__crop_area=(0.3, 0.9), data__root="a b/ü")
+    settings.claim_workdir(config, tmp_path)
+    read = settings.read_config(str(tmp_path))
+    assert json.loads(json.dumps(config.to_dict())) == read.to_dict()
+    assert settings.model(read.model) == settings.model(config.model)
+    assert settings.eval_sizes(read.eval, read) == settings.eval_sizes(config.eval, config)
+
+
+def test_harmless_changes_are_reported(tmp_path):
+    settings.claim_workdir(config_with(), tmp_path)
+    changed = config_with(log_steps=7, data__root="elsewhere", optim__lr=0.3, data__test_split="val", total_steps=9)
+    assert settings.claim_workdir(changed, tmp_path) == [
+        "data.root:  -> elsewhere",
+        "data.test_split: test -> val",
+        "log_steps: 10 -> 7",
+        "optim.lr: 0.45 -> 0.3",
+        "total_steps: None -> 9",
+    ]
+    assert settings.read_config(str(tmp_path)).log_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.depth", 18),
+        ("model.head_out", 128),
+        ("batch_size", 128),
+        ("views.size", 96),
+        ("views.group", 8),
+        ("views.source_area", (0.1, 0.7)),
+        ("views.swap_prob", 0.5),
+        ("seed", 1),
+        ("data.kind", "cub"),
+        ("data.train_split", "all"),
+        ("data.procedural.classes", 13),
+        ("optim.name", "adam"),
+        ("saliency.detector", "center"),
+        ("init_from", "runs/other"),
+    ],
+)
+def test_changes_of_tree_or_data_order_are_refused(tmp_path, key, value):
+    before = config_with()
+    settings.claim_workdir(before, tmp_path)
+    written = (tmp_path / "config.json").read_text()
+    for part in key.split("."):
+        before = before[part]
+    listed = [list(v) if isinstance(v, tuple) else v for v in (before, value)]
+    with pytest.raises(UserError) as error:
+        settings.claim_workdir(config_with(log_steps=7, **{key: value}), tmp_path)
+    assert f"{key}: {listed[0]} -> {listed[1]}" in str(error.value)
+    assert str(tmp_path) in str(error.value)
+    assert "log_steps" not in str(error.value)
+    assert (tmp_path / "config.json").read_text() == written
+
+
+def test_all_refused_changes_are_named(tmp_path):
+    settings.claim_workdir(config_with(), tmp_path)
+    with pytest.raises(UserError, match=r"(?s)batch_size: 256 -> 64.*seed: 0 -> 3"):
+        settings.claim_workdir(config_with(seed=3, batch_size=64), tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["", "missing", "."])
+def test_config_of_a_folder_without_a_run(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"config\.init_from="):
+        settings.read_config(folder)
+
+
+def build(config):
+    """Everything that a command would build from `config`; the number of images is that of CUB's train split."""
+    if config.mode == "linear":
+        assert settings.eval_sizes(config.eval, common.pretrain()) == (224, 256)
+        assert config.probe.learning_rates
+        return
+    assert config.mode == "pretrain"
+    model = settings.model(config.model)
+    spec = settings.view_spec(config.views, model.stride)
+    assert config.batch_size % spec.group == 0
+    assert spec.mask_size % (spec.size // model.stride) == 0  # losses.cell_masks
+    settings.optimizer(config, 5994)
+    settings.align_form(config.align)
+    settings.eval_sizes(config.eval, config)
+    for view in ("view1", "view2"):
+        settings.photometric(config.augment[view])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_config_files_build(name, tmp_path):
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    for argument in ARGUMENTS.get(name, ("",)):
+        config = get_config(argument)
+        build(config)
+        reference = common.linear() if config.mode == "linear" else common.pretrain()
+        assert settings._flat(config.to_dict()).keys() == settings._flat(reference.to_dict()).keys()
+        assert settings.claim_workdir(config, tmp_path / argument) == []
+    build(get_config())
+
+
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+def test_unknown_argument_of_a_config_file(name):
+    with pytest.raises(ValueError, match=r"byol.*, not huge"):
+        importlib.import_module(f"configs.{name}").get_config("huge")

@@ -1,0 +1,267 @@
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cvsa_jax.data import views
+from cvsa_jax.data.views import MASK_STRIDE, ViewSpec, group_views, random_crop_box
+
+SIZE, GRID, GROUP = 32, 64, 4
+SWAP = ViewSpec(
+    kind="saliency_swap",
+    size=SIZE,
+    group=GROUP,
+    swap_prob=1.0,
+    swapped_views=2,
+    source_area=(0.1, 0.6),
+    paste_area=(0.2, 0.6),
+    paste="stretch",
+    canvas_min=1.0,
+    crop_area=(0.2, 1.0),
+)
+CROP = dataclasses.replace(SWAP, kind="random_resized_crop")
+SHAPES = [(40, 60), (64, 64), (90, 30), (50, 50)]
+
+
+def random_group(seed: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
+    rng = np.random.default_rng(seed)
+    images = [rng.integers(0, 256, (*shape, 3)).astype(np.uint8) for shape in SHAPES]
+    return images, rng.integers(0, 256, (GROUP, GRID, GRID)).astype(np.uint8)
+
+
+def run(images, saliency, spec, *, positions=(8, 9, 10, 11), examples=(3, 0, 2, 1), seed=1) -> dict[str, np.ndarray]:
+    rows = group_views(
+        [tf.constant(image) for image in images],
+        tf.constant(examples, tf.int64),
+        tf.constant(positions, tf.int64),
+        None if saliency is None else tf.constant(saliency),
+        spec,
+        seed,
+    )
+    return {name: value.numpy() for name, value in rows.items()}
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def cell_means(channel: np.ndarray) -> np.ndarray:
+    k = channel.shape[-1] // MASK_STRIDE
+    return channel.reshape(*channel.shape[:-2], k, MASK_STRIDE, k, MASK_STRIDE).astype(float).mean((-3, -1))
+
+
+@pytest.mark.parametrize("spec", [SWAP, CROP], ids=lambda spec: spec.kind)
+def test_shapes_and_types(spec):
+    rows = run(*random_group(), spec)
+    assert {name: (value.shape, value.dtype.name) for name, value in rows.items()} == {
+        "view1": ((GROUP, SIZE, SIZE, 3), "uint8"),
+        "view2": ((GROUP, SIZE, SIZE, 3), "uint8"),
+        "mask1": ((GROUP, SIZE // MASK_STRIDE, SIZE // MASK_STRIDE), "uint8"),
+        "mask2": ((GROUP, SIZE // MASK_STRIDE, SIZE // MASK_STRIDE), "uint8"),
+    }
+
+
+def test_crops_need_no_saliency():
+    images, saliency = random_group()
+    with_masks, without = run(images, saliency, CROP), run(images, None, CROP)
+    assert without.keys() == {"view1", "view2"}
+    assert all(np.array_equal(with_masks[name], without[name]) for name in without)
+
+
+@pytest.mark.parametrize("spec", [SWAP, CROP], ids=lambda spec: spec.kind)
+def test_views_depend_on_seed_and_positions_only(spec):
+    group = random_group()
+    first = run(*group, spec)
+    assert same(first, run(*group, spec))
+    for changed in (run(*group, spec, seed=2), run(*group, spec, positions=(12, 13, 14, 15))):
+        for name in ("view1", "view2"):
+            assert all((first[name][k] != changed[name][k]).any() for k in range(GROUP))
+    # The two views of an image are drawn apart.
+    assert all((first["view1"][k] != first["view2"][k]).any() for k in range(GROUP))
+
+
+def test_no_two_positions_share_draws():
+    # Position 2p + v is the draw's number: view 2 of one position must not be view 1 of the next.
+    images, saliency = random_group()
+    rows = run([images[0]] * 4, saliency[[0] * 4], CROP)
+    everything = np.concatenate([rows["view1"], rows["view2"]])
+    assert all((a != b).any() for a, b in itertools.combinations(everything, 2))
+
+
+@pytest.mark.parametrize("spec", [SWAP, CROP], ids=lambda spec: spec.kind)
+def test_a_row_depends_only_on_its_own_position(spec):
+    group = random_group()
+    first, changed = run(*group, spec), run(*group, spec, positions=(8, 9, 10, 77))
+    for name in first:
+        np.testing.assert_array_equal(first[name][:3], changed[name][:3])
+    assert (first["view1"][3] != changed["view1"][3]).any()
+
+
+def test_a_row_depends_only_on_its_own_image_and_its_lenders():
+    images, saliency = random_group()
+    other_images, other_saliency = random_group(1)
+    first = run(images, saliency, SWAP)
+    # Row 0 borrows from images 1 and 2, never from 3.
+    changed = run([*images[:3], other_images[3]], [*saliency[:3], other_saliency[3]], SWAP)
+    for name in first:
+        np.testing.assert_array_equal(first[name][0], changed[name][0])
+    crops = run(images, saliency, CROP)
+    changed = run([images[0], *other_images[1:]], [saliency[0], *other_saliency[1:]], CROP)
+    for name in crops:
+        np.testing.assert_array_equal(crops[name][0], changed[name][0])
+
+
+def test_mask_follows_crop_and_flip():
+    rng = np.random.default_rng(0)
+    saliency = rng.integers(0, 256, (GROUP, GRID, GRID)).astype(np.uint8)
+    images = [np.stack([m, np.zeros_like(m), 255 - m], -1) for m in saliency]
+    for first in range(0, 16, GROUP):
+        rows = run(images, saliency, CROP, positions=range(first, first + GROUP))
+        for v in ("1", "2"):
+            # Half a level for each of the two roundings.
+            np.testing.assert_allclose(rows["mask" + v], cell_means(rows["view" + v][..., 0]), atol=1.01)
+            assert np.ptp(rows["mask" + v]) > 50
+
+
+@pytest.mark.parametrize("paste, canvas_min", [("stretch", 1.0), ("keep_aspect", 0.5)])
+def test_mask_follows_swap_and_flip(paste, canvas_min):
+    # Only image 0 has any red, its map; so row 0 of the mask is row 0's red, wherever it is pasted.
+    rng = np.random.default_rng(0)
+    saliency = rng.integers(0, 256, (GROUP, GRID, GRID)).astype(np.uint8)
+    images = [np.zeros((*shape, 3), np.uint8) for shape in SHAPES]
+    images[0] = np.stack([saliency[0]] * 3, -1)
+    spec = dataclasses.replace(SWAP, paste=paste, canvas_min=canvas_min)
+    for first in range(0, 16, GROUP):
+        rows = run(images, saliency, spec, positions=range(first, first + GROUP))
+        for v in ("1", "2"):
+            np.testing.assert_allclose(rows["mask" + v][0], cell_means(rows["view" + v][0, ..., 0]), atol=1.01)
+            assert rows["mask" + v][0].max() > 50
+
+
+def test_half_of_the_views_are_mirrored():
+    # A crop of all the area and of aspect exactly 1 never fits, so the fallback takes the whole square image.
+    spec = dataclasses.replace(CROP, crop_area=(1.0, 1.0))
+    image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)
+    flips = []
+    for first in range(0, 40, GROUP):
+        rows = run([image] * GROUP, None, spec, positions=range(first, first + GROUP))
+        for view in (*rows["view1"], *rows["view2"]):
+            flips.append(np.array_equal(view, image[:, ::-1]))
+            assert flips[-1] or np.array_equal(view, image)
+    assert 20 < sum(flips) < 60
+
+
+def groups_across_a_border():
+    """All groups of four examples that a data order can bring: no example twice within one epoch's part."""
+    for examples in itertools.product(range(4), repeat=GROUP):
+        for border in range(1, GROUP + 1):
+            parts = examples[:border], examples[border:]
+            if all(len(set(part)) == len(part) for part in parts):
+                yield examples
+                break
+
+
+def test_lenders_are_foreign_and_different():
+    cases = list(groups_across_a_border())
+    assert (0, 1, 2, 3) in cases
+    assert (0, 1, 0, 1) in cases
+    assert (0, 0, 1, 2) in cases
+    assert (0, 0, 0, 1) not in cases
+    lenders = tf.function(lambda e: tf.stack([views._lenders(e, k) for k in range(GROUP)]))
+    for examples in cases:
+        found = lenders(tf.constant(examples, tf.int64)).numpy()
+        assert found.dtype == np.int32
+        for k in range(GROUP):
+            first, second = (examples[place] for place in found[k])
+            assert examples[k] not in (first, second)
+            assert first != second or len(set(examples)) == 2
+        if len(set(examples)) == GROUP:
+            assert found.tolist() == [[(k + 1) % GROUP, (k + 2) % GROUP] for k in range(GROUP)]
+
+
+@pytest.mark.parametrize("examples", [(0, 1, 2, 3), (0, 1, 0, 2), (1, 1, 0, 2), (3, 0, 2, 3)])
+def test_views_show_two_different_foreign_backgrounds(examples):
+    colour_of = np.array([[250, 0, 0], [0, 250, 0], [0, 0, 250], [250, 250, 250]], np.uint8)
+    images = [np.broadcast_to(colour_of[e], (*shape, 3)) for e, shape in zip(examples, SHAPES, strict=True)]
+    rows = run(images, random_group()[1], SWAP, examples=examples)
+    for k in range(GROUP):
+        shown = []
+        for v in ("1", "2"):
+            colours = {tuple(c) for c in rows["view" + v][k].reshape(-1, 3)}
+            assert tuple(colour_of[examples[k]]) in colours
+            shown.append(colours - {tuple(colour_of[examples[k]])})
+        assert [len(s) for s in shown] == [1, 1]
+        assert shown[0] != shown[1]
+
+
+def test_swap_prob_zero_is_a_crop():
+    group = random_group()
+    assert same(run(*group, dataclasses.replace(SWAP, swap_prob=0.0)), run(*group, CROP))
+
+
+def test_swap_prob_is_the_share_of_swapped_views():
+    group = random_group()
+    half, none = dataclasses.replace(SWAP, swap_prob=0.4), dataclasses.replace(SWAP, swap_prob=0.0)
+    swapped = []
+    for first in range(0, 16, GROUP):
+        positions = range(first, first + GROUP)
+        mixed, crops = (run(*group, spec, positions=positions) for spec in (half, none))
+        swapped += [(mixed[name][k] != crops[name][k]).any() for name in ("view1", "view2") for k in range(GROUP)]
+    assert 0.2 < np.mean(swapped) < 0.6
+
+
+def test_one_swapped_view_leaves_the_other_a_crop():
+    group = random_group()
+    both, one, none = (run(*group, spec) for spec in (SWAP, dataclasses.replace(SWAP, swapped_views=1), CROP))
+    for name in ("view1", "mask1"):
+        np.testing.assert_array_equal(one[name], both[name])
+    for name in ("view2", "mask2"):
+        np.testing.assert_array_equal(one[name], none[name])
+    assert all((one["view1"][k] != none["view1"][k]).any() for k in range(GROUP))
+
+
+@pytest.mark.parametrize("shape", [(100, 100), (60, 100), (240, 120), (10, 400), (400, 10), (1, 1)])
+@pytest.mark.parametrize("area", [(0.08, 1.0), (0.5, 1.0)])
+def test_random_crop_box_stays_in_the_image_and_keeps_area_and_aspect(shape, area):
+    rng = np.random.default_rng(0)
+    height, width = shape
+    u = rng.random((60, 10, 4)).astype(np.float32)
+    boxes = np.stack([random_crop_box(tf.constant(row), tf.constant(shape, tf.float32), area).numpy() for row in u])
+    assert boxes.min() >= -1e-5
+    assert boxes.max() <= 1 + 1e-5
+    h, w = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    aspect = w * width / (h * height)
+    assert aspect.min() >= 3 / 4 - 1e-3
+    assert aspect.max() <= 4 / 3 + 1e-3
+    # The fallback may be smaller than the range, never larger.
+    assert (h * w).max() <= area[1] + 1e-4
+    if max(shape) <= 2 * min(shape) and area[0] < 0.5:
+        assert (h * w).min() >= area[0] - 1e-4
+        assert len(np.unique(boxes[:, 0])) > 40
+
+
+def test_random_crop_box_takes_the_first_draw_that_fits():
+    # For a 100 × 200 image the square of the whole area is 141 pixels high, that of a quarter 71.
+    u = np.full((10, 4), 0.5, np.float32)
+    u[:, 0] = 1.0
+    u[3] = [0.25, 0.5, 0.0, 1.0]
+    u[7] = [0.01, 0.5, 0.5, 0.5]
+    box = random_crop_box(tf.constant(u), tf.constant([100.0, 200.0]), (0.0, 1.0)).numpy()
+    side = np.sqrt(0.25 * 100 * 200)
+    np.testing.assert_allclose(box * [100, 200, 100, 200], [0, 200 - side, side, 200], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "shape, expected",
+    [
+        ((10, 400), [0, 200 - 20 / 3, 10, 200 + 20 / 3]),
+        ((400, 10), [200 - 20 / 3, 0, 200 + 20 / 3, 10]),
+        ((100, 100), [0, 0, 100, 100]),
+    ],
+)
+def test_random_crop_box_falls_back_to_the_largest_centred_box(shape, expected):
+    u = np.random.default_rng(0).random((10, 4)).astype(np.float32)
+    box = random_crop_box(tf.constant(u), tf.constant(shape, tf.float32), (1.0, 1.0)).numpy()
+    np.testing.assert_allclose(box * [*shape, *shape], expected, atol=1e-2)
