@@ -124,14 +124,14 @@ def _photometric(blur_prob: float, solarize_prob: float) -> ConfigDict:
 
 def small(config: ConfigDict) -> None:
     """Changes a pre-training config to one that a laptop trains from scratch in minutes to an hour."""
-    config.batch_size = 64
+    config.batch_size = 32
     config.total_steps = 800
     config.views.size = 48
     for view in (config.augment.view1, config.augment.view2):
         view.blur_prob = 0.0  # a blur of up to 2 px, made for 224 px, would erase the details that matter
     config.model.depth, config.model.width, config.model.stem = 8, 32, "small"
     config.model.head_hidden, config.model.head_out = 256, 128
-    config.optim.name, config.optim.lr, config.optim.warmup_steps = "adam", 4e-3, 40  # 1e-3 at this batch size
+    config.optim.name, config.optim.lr, config.optim.warmup_steps = "adam", 8e-3, 40  # 1e-3 at this batch size
     # Larger than the views: objects then look about as large as in the views, which are zoomed crops.
     config.eval.size = config.eval.resize = 64
     config.checkpoint_steps = 200

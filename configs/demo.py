@@ -10,10 +10,8 @@ def get_config(arg: str = ""):
     config = common.pretrain()
     common.small(config)
     config.data.kind = "procedural"
-    config.batch_size = 32
     config.total_steps = 300
     config.model.width = 16
-    config.optim.lr = 8e-3
     # Its birds are small: the boxes hold one without much of its surroundings.
     config.views.source_area = (0.08, 0.5)
     config.views.paste_area = (0.2, 0.6)

@@ -112,9 +112,11 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     # 4) The loop.
     writer, finite = Writer(workdir, start), FiniteCheck()
     progress = Progress("train", total, per_count=config.batch_size)
-    stream = batches(range(start, total))
+    stream, metrics = batches(range(start, total)), {}
     for done in range(start + 1, total + 1):
-        state, metrics = train_step(state, to_mesh(next(stream), mesh))
+        ahead = train_step(state, to_mesh(next(stream), mesh))
+        jax.block_until_ready(metrics)  # of the step before: the host stays one step ahead and progress is true
+        state, metrics = ahead
         finite.add(done, metrics)
         if done % config.log_steps == 0 or done == total:
             finite.check(checkpoints.latest)

@@ -6,13 +6,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "--config=configs/folder.py"
-MAIN = ("-m", "cvsa_jax.main")
-# The same command line in a command that imports neither jax nor tensorflow, for what takes no more.
+# The command line of every command, in one that imports neither jax nor tensorflow, for what takes no more.
 LIGHT = ("-c", "from cvsa_jax import cli; cli.run(lambda: print(cli.config().mode))")
 # Name -> command, and what its error names.
 WRONG = {
-    "no workdir": ((*MAIN, CONFIG), "--workdir"),
-    "file that is not there": ((*MAIN, "--config=configs/nope.py", "--workdir=unused"), "configs/nope.py"),
+    "no workdir": (("-m", "cvsa_jax.main", CONFIG), "--workdir"),
+    "file that is not there": ((*LIGHT, "--config=configs/nope.py"), "configs/nope.py"),
     "file that is not there, and a key": ((*LIGHT, "--config=configs/nope.py", "--config.seed=1"), "configs/nope.py"),
     "argument that the file does not know": ((*LIGHT, f"{CONFIG}:huge"), "configs/folder.py knows small and byol"),
     "no config": (LIGHT, "--config"),

@@ -31,7 +31,9 @@ def test_attention_of_two_images():
 def test_permuted_images_give_permuted_maps():
     queries, keys = unit_cells(2), unit_cells(3)
     order = np.array([3, 0, 4, 2, 1])
-    np.testing.assert_allclose(attention_maps(queries[order], keys[order]), attention_maps(queries, keys)[order], atol=1e-6)
+    np.testing.assert_allclose(
+        attention_maps(queries[order], keys[order]), attention_maps(queries, keys)[order], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("size", [3, 7, 48])

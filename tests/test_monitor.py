@@ -63,7 +63,9 @@ def test_progress_on_a_terminal_rewrites_its_line(clock, capsys, monkeypatch):
     for done in (1, 2, 3):
         progress.update(done)
         clock.now += 0.5
-    assert capsys.readouterr().out == "\r\x1b[Ktrain 2/10  2 images/s  0:04 left\r\x1b[Ktrain 3/10  2 images/s  0:03 left"
+    assert (
+        capsys.readouterr().out == "\r\x1b[Ktrain 2/10  2 images/s  0:04 left\r\x1b[Ktrain 3/10  2 images/s  0:03 left"
+    )
     clock.now += 3
     progress.update(10)
     assert capsys.readouterr().out.endswith("0:04 in all\n")
@@ -120,7 +122,9 @@ def test_finite_steps_pass():
     finite.check(2)
 
 
-@pytest.mark.parametrize("bad", [{"loss": math.nan}, {"loss": -math.inf}, {"grad_norm": math.inf}, {"grad_norm": math.nan}])
+@pytest.mark.parametrize(
+    "bad", [{"loss": math.nan}, {"loss": -math.inf}, {"grad_norm": math.inf}, {"grad_norm": math.nan}]
+)
 def test_first_step_that_is_not_finite_is_named(bad):
     finite = FiniteCheck()
     finite.add(5, values())

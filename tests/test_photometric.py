@@ -205,6 +205,16 @@ def test_drawn_parameters_have_the_stated_ranges_and_frequencies():
     assert np.abs(correlations - np.eye(len(correlations))).max() < 0.1
 
 
+def test_specification_may_differ_by_image():
+    keys, late = jax.random.split(jax.random.key(7), 2000), jnp.arange(2000) >= 1000
+    spec = SPEC._replace(hue=jnp.where(late, 0.1, 0.0), blur_prob=jnp.where(late, 1.0, 0.0))
+    drawn, plain = (jax.tree.map(np.asarray, draw(keys, one)) for one in (spec, SPEC))
+    late = np.asarray(late)
+    np.testing.assert_array_equal(drawn.blur, late)
+    np.testing.assert_allclose(drawn.hue, np.where(late, plain.hue, 0), atol=1e-7)
+    np.testing.assert_array_equal(drawn.brightness, plain.brightness)
+
+
 def test_result_of_an_image_depends_on_its_own_key_only():
     images, keys = random_bytes(16, 24), jax.random.split(jax.random.key(3), 16)
     plain = np.asarray(augment(images, keys, SPEC))

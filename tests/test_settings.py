@@ -32,14 +32,18 @@ def test_total_steps(epochs, steps, expected):
     assert settings.total_steps(config, 5994) == expected
 
 
-@pytest.mark.parametrize("changes", [{"optim__warmup_steps": 50}, {"optim__warmup_steps": 60}, {"optim__warmup_epochs": 5.0}])
+@pytest.mark.parametrize(
+    "changes", [{"optim__warmup_steps": 50}, {"optim__warmup_steps": 60}, {"optim__warmup_epochs": 5.0}]
+)
 def test_warmup_that_is_not_shorter_than_the_run(changes):
     with pytest.raises(UserError, match=r"warm-up of \d+ steps .* run of 50.*config\.optim\.warmup_steps"):
         settings.optimizer(config_with(total_steps=50, batch_size=100, **changes), images=1000)
 
 
 def test_warmup_steps_come_before_warmup_epochs():
-    config = config_with(total_steps=50, batch_size=128, optim__warmup_steps=49, optim__warmup_epochs=1e6, optim__lr=0.3)
+    config = config_with(
+        total_steps=50, batch_size=128, optim__warmup_steps=49, optim__warmup_epochs=1e6, optim__lr=0.3
+    )
     _, schedule = settings.optimizer(config, images=1000)
     assert float(schedule(49)) == pytest.approx(0.3 * 128 / 256)
     assert float(schedule(50)) == pytest.approx(0, abs=1e-7)

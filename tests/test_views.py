@@ -207,7 +207,7 @@ def test_swap_prob_is_the_share_of_swapped_views():
     swapped = []
     for first in range(0, 16, GROUP):
         positions = range(first, first + GROUP)
-        mixed, crops = (run(*group, spec, positions=positions) for spec in (half, none))
+        mixed, crops = (run(*group, spec, positions=positions, seed=0) for spec in (half, none))
         swapped += [(mixed[name][k] != crops[name][k]).any() for name in ("view1", "view2") for k in range(GROUP)]
     assert 0.2 < np.mean(swapped) < 0.6
 
