@@ -7,6 +7,7 @@ Plain BYOL and CVSA run in turn in one process (A B A B …), so that their rati
 drifts. Imports no TensorFlow. Writes benchmarks/results/train_step.json.
 """
 
+import functools
 import json
 import statistics
 import subprocess
@@ -78,7 +79,8 @@ def measure(model: Siamese, mesh, batch_size: int) -> dict[str, float]:
             align_weight=weight,
             seed=0,
         )
-        state = jax.device_put(init_state(model, optimizer, _SIZE.value, jax.random.key(0)), replicated(mesh))
+        initialize = functools.partial(init_state, model, optimizer, _SIZE.value)
+        state = jax.jit(initialize, out_shardings=replicated(mesh))(jax.random.key(0))
         began = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, batch))
         runs[name] = [step, state]
@@ -97,9 +99,7 @@ def measure(model: Siamese, mesh, batch_size: int) -> dict[str, float]:
     for name, values in rates.items():
         prefix = f"batch_{batch_size}_{name}_images_per_s"
         figures |= {prefix: statistics.median(values), f"{prefix}_min": min(values), f"{prefix}_max": max(values)}
-        print(
-            f"batch {batch_size}, {name}: {figures[prefix]:.1f} images/s ({min(values):.1f} to {max(values):.1f})"
-        )
+        print(f"batch {batch_size}, {name}: {figures[prefix]:.1f} images/s ({min(values):.1f} to {max(values):.1f})")
     ratios = [cvsa / byol for byol, cvsa in zip(rates["byol"], rates["cvsa"], strict=True)]
     figures[f"batch_{batch_size}_cvsa_over_byol"] = statistics.median(ratios)
     if (stats := mesh.devices.flat[0].memory_stats()) and "peak_bytes_in_use" in stats:

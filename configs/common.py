@@ -86,7 +86,6 @@ def linear() -> ConfigDict:
     config.probe.batch_size = 256
     config.probe.total_epochs = 100
     config.probe.validation_share = 0.2  # of the train split, by class, on which the learning rate is chosen
-    config.probe.knn = 20  # neighbours
     return config
 
 
@@ -109,6 +108,7 @@ def _data() -> ConfigDict:
 def _eval() -> ConfigDict:
     evaluation = ConfigDict()
     evaluation.batch_size = 128
+    evaluation.knn = 20  # neighbours; 0 leaves kNN out after pre-training
     evaluation.size = placeholder(int)  # px; the run's views.size where not given
     evaluation.resize = placeholder(int)  # px of the shorter side before the centre crop; size · 256/224 if not given
     return evaluation
@@ -120,6 +120,14 @@ def _photometric(blur_prob: float, solarize_prob: float) -> ConfigDict:
     view.jitter_prob, view.grayscale_prob = 0.8, 0.2
     view.blur_prob, view.solarize_prob = blur_prob, solarize_prob
     return view
+
+
+def options(arg: str, *known: str) -> set[str]:
+    """The comma-separated options behind the colon of `--config=configs/x.py:a,b`; ValueError at an unknown one."""
+    given = set(filter(None, arg.split(",")))
+    if unknown := given - set(known):
+        raise ValueError(f"unknown option {', '.join(sorted(unknown))}; known: {', '.join(known) or 'none'}")
+    return given
 
 
 def small(config: ConfigDict) -> None:

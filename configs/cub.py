@@ -10,6 +10,7 @@ from configs import common
 
 
 def get_config(arg: str = ""):
+    common.options(arg)
     config = common.pretrain()
     config.data.kind = "cub"
     config.data.root = "data/CUB_200_2011"

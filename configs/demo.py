@@ -15,12 +15,11 @@ def get_config(arg: str = ""):
     # Its birds are small: the boxes hold one without much of its surroundings.
     config.views.source_area = (0.08, 0.5)
     config.views.paste_area = (0.2, 0.6)
-    if arg == "byol":
+    options = common.options(arg, "byol", "mask_head")
+    if "byol" in options:
         common.byol(config)
-    elif arg == "mask_head":
+    if "mask_head" in options:
         config.align.form = "mask_head"
-    elif arg:
-        raise ValueError(f"configs/demo.py knows byol and mask_head, not {arg}")
     return config
 
 

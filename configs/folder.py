@@ -12,9 +12,7 @@ from configs import common
 
 def get_config(arg: str = ""):
     config = common.pretrain()
-    options = set(filter(None, arg.split(",")))
-    if unknown := options - {"small", "byol"}:
-        raise ValueError(f"configs/folder.py knows small and byol, not {', '.join(sorted(unknown))}")
+    options = common.options(arg, "small", "byol")
     if "small" in options:
         common.small(config)
     if "byol" in options:

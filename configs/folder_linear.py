@@ -7,4 +7,5 @@ from configs import common
 
 
 def get_config(arg: str = ""):
+    common.options(arg)
     return common.linear()

@@ -37,7 +37,7 @@ def linear_probe(config: ConfigDict, workdir: Path) -> dict[str, float]:
         raise UserError(f"{config.init_from} does not hold the whole backbone: its figures would be of other weights")
     size, resize = settings.eval_sizes(config.eval, run)
     evaluator = Evaluator(model, mesh, source, size=size, resize=resize, batch_size=config.eval.batch_size)
-    figures = evaluator.recognition(network, train, test, knn=config.probe.knn, probe=probe_arguments(config))
+    figures = evaluator.recognition(network, train, test, knn=config.eval.knn, probe=probe_arguments(config))
     report.write_json(workdir / "report" / "results.json", figures)
     print(
         f"{source.name}, {len(train)} train and {len(test)} test images: linear top-1 "

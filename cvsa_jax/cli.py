@@ -38,7 +38,20 @@ def run(main: Callable[[], None]) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is not None:
+            _CONFIG.value.lock()  # the error of a file that does not load comes with the first use of its config
+        return rest
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # A wrong key or type surfaces here as whatever the config's own assignment raises.
-        raise UserError(str(error.args[0] if isinstance(error, KeyError) else error).strip()) from error
+        raise UserError(_one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    """What an error of the command line says. What a config file raises arrives at the end of a traceback or of a list
+    of attempts; an unknown key, inside another exception."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    lines = str(error.args[0] if isinstance(error, KeyError) else error).strip().splitlines()
+    text = " ".join(lines) if len(lines) <= 2 else lines[-1].strip()
+    return text if isinstance(error, flags.Error) else f"--config: {text}"

@@ -4,6 +4,7 @@ BYOL and CVSA start from the same stage 1 and take the same number of steps more
 not lengths of training.
 """
 
+import functools
 import time
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def run_demo(out: Path, get_config, probe_config) -> dict[str, dict[str, float]]
     for name, network in networks.items():
         attention[name] = evaluator.attention(network, test)
         figures[name] = localization.score(attention[name], masks) | evaluator.recognition(
-            network, train, test, knn=probe_config.probe.knn, probe=classify.probe_arguments(probe_config)
+            network, train, test, knn=probe_config.eval.knn, probe=classify.probe_arguments(probe_config)
         )
     figures |= {"chance": chance(source, test, masks), "center_prior": center_prior(masks)}
     report.write_json(out / "report" / "results.json", figures)
@@ -107,8 +108,8 @@ def run_demo(out: Path, get_config, probe_config) -> dict[str, dict[str, float]]
 
 def _random_network(config, model, mesh) -> Network:
     optimizer, _ = settings.optimizer(config, config.batch_size)
-    state = init_state(model, optimizer, config.views.size, jax.random.key(config.seed))
-    return jax.device_put(state.online, replicated(mesh))
+    initialize = functools.partial(init_state, model, optimizer, config.views.size)
+    return jax.jit(initialize, out_shardings=replicated(mesh))(jax.random.key(config.seed)).online
 
 
 def _table(figures: dict) -> report.Table:

@@ -25,12 +25,12 @@ def attention(
 ) -> Float[Array, "b n n2"]:
     """Cross-view attention A[i, j] = cos(P_i, Z_j) in [-1, 1]; cells in row-major order, n = h·w."""
     queries, keys = (_unit(x.reshape(x.shape[0], -1, x.shape[-1])) for x in (prediction_map, projection_map))
-    return jnp.einsum("bid,bjd->bij", queries, keys)
+    return jnp.einsum("bid,bjd->bij", queries, keys, precision="highest")
 
 
 def foreground_similarity(a: Float[Array, "b n n2"], mask2: Float[Array, "b n2"]) -> Float[Array, "b n"]:
     """fg_i = Σ_j m2_j·a_ij / Σ m2: mean similarity of cell i of view 1 to the object of view 2."""
-    return jnp.einsum("bij,bj->bi", a, mask2) / jnp.maximum(mask2.sum(-1, keepdims=True), _EPS)
+    return jnp.einsum("bij,bj->bi", a, mask2, precision="highest") / jnp.maximum(mask2.sum(-1, keepdims=True), _EPS)
 
 
 def cell_masks(masks: Float[Array, "b s s"], cells: int) -> Float[Array, "b n"]:

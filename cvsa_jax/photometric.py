@@ -99,10 +99,12 @@ def adjust_hue(x: Planes, delta: Float[Array, " b"]) -> Planes:
     value, low = _extremes(x)
     chroma = value - low
     inverse = 1 / jnp.where(chroma > 0, chroma, 1)
+    # No comparison with `value`: compiled code may compute it a second time, rounded otherwise. The sextant is
+    # continuous across ties.
     sextant = jnp.where(
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) * inverse,
-        jnp.where(value == green, (blue - red) * inverse + 2, (red - green) * inverse + 4),
+        jnp.where(green >= blue, (blue - red) * inverse + 2, (red - green) * inverse + 4),
     )
 
     def channel(offset: float) -> jax.Array:  # Smith 1978, branch-free form
@@ -130,7 +132,7 @@ def gaussian_blur(x: Planes, sigma: Float[Array, " b"]) -> Planes:
     scale = 2 * sigma[:, None] ** 2
     weights = jnp.exp(-(distance**2) / scale[..., None]) * (distance <= radius)
     weights = weights / _each(jnp.exp(-(jnp.arange(-radius, radius + 1) ** 2) / scale).sum(-1))
-    return tuple(jnp.einsum("bij,bjk,blk->bil", weights, plane, weights) for plane in x)
+    return tuple(jnp.einsum("bij,bjk,blk->bil", weights, plane, weights, precision="highest") for plane in x)
 
 
 def solarize(x: Planes) -> Planes:

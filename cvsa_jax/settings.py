@@ -47,9 +47,10 @@ def view_spec(views: ConfigDict, stride: int) -> ViewSpec:
         raise UserError(f"config.views.group={views.group}: an image and two different backgrounds need at least 3")
     if views.size % stride:
         raise UserError(f"config.views.size={views.size} is not a multiple of the backbone's stride {stride}")
+    if not 0 <= views.swap_prob <= 1 or not 0 < views.canvas_min <= 1:
+        raise UserError("config.views.swap_prob must lie in [0, 1] and config.views.canvas_min in (0, 1]")
     for key in ("source_area", "paste_area", "crop_area"):
-        low, high = views[key]
-        if not 0 < low <= high <= 1:
+        if len(views[key]) != 2 or not 0 < views[key][0] <= views[key][1] <= 1:
             raise UserError(f"config.views.{key}={tuple(views[key])} is not a range within (0, 1]")
     return ViewSpec(**views)
 
@@ -93,40 +94,37 @@ def eval_sizes(evaluation: ConfigDict, run: ConfigDict) -> tuple[int, int]:
     return size, resize
 
 
-def claim_workdir(config: ConfigDict, workdir: Path) -> list[str]:
-    """Writes `config.json`, or compares it with the one there; returns the harmless changes.
+def compare_config(config: ConfigDict, workdir: Path) -> list[str]:
+    """The harmless differences between a config and that of the run to be continued in `workdir`.
 
     Raises:
-        UserError: a change would alter the parameter tree or the data order of the run in this workdir.
+        UserError: a difference would change the run's parameter tree or data order.
     """
-    path = workdir / "config.json"
-    now = _flat(config.to_dict())
-    changes = []
-    if path.is_file():
-        before = _flat(json.loads(path.read_text()))
-        changes = [
-            f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
-        if refused := [change for change in changes if _is_bound(change.split(":")[0])]:
-            raise UserError(
-                f"{workdir} holds a run with another config:\n  " + "\n  ".join(refused) + "\nContinue it with its own "
-                "values, or give another --workdir"
-            )
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    before, now = _flat(read_config(str(workdir)).to_dict()), _flat(config.to_dict())
+    changes = [
+        f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if refused := [change for change in changes if _is_bound(change.split(":")[0])]:
+        raise UserError(
+            f"{workdir} holds a run with another config:\n  " + "\n  ".join(refused) + "\nContinue it with its own "
+            "values, or give another --workdir"
+        )
     return changes
+
+
+def write_config(config: ConfigDict, workdir: Path) -> None:
+    """Writes `workdir/config.json`."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def read_config(workdir: str) -> ConfigDict:
     """The config of a run; UserError where the folder holds none."""
     path = Path(workdir) / "config.json"
     if not workdir or not path.is_file():
-        raise UserError(
-            f"config.init_from={workdir!r} is not the workdir of a run (there is no {path}): give the --workdir of a "
-            "pre-training run"
-        )
+        raise UserError(f"{workdir!r} is not the workdir of a run: there is no {path}")
     return ConfigDict(json.loads(path.read_text()))
 
 

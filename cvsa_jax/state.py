@@ -1,5 +1,7 @@
 """Training state: the online and the target network as two variable trees of one module, and the optimiser."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ class Network:
 class TrainState:
     """Everything that a step changes; `step` counts the steps done."""
 
-    step: jax.Array
+    step: Any  # () int32; abstract where the state is a pattern to restore into
     online: Network
     target: Network
     opt_state: optax.OptState

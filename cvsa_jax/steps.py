@@ -91,7 +91,7 @@ def make_train_step(
             ),
             opt_state=opt_state,
         )
-        metrics |= {"loss": loss, "grad_norm": optax.global_norm(grads), "tau": decay}
+        metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads), "tau": decay}
         metrics |= _health(out.projection, out.prediction, jnp.concatenate([goal2, goal1]))
         return new_state, metrics
 
@@ -112,8 +112,7 @@ def make_encoder(model: Siamese, mesh: Mesh) -> Callable[[Network, jax.Array], t
         views = photometric.normalize(photometric.to_float(images))
         _, pooled = model.apply(network.variables, views, method="features")
         out = model.apply(network.variables, views, train=False)
-        unit = lambda m: m.reshape(len(m), -1, m.shape[-1]) / jnp.linalg.norm(m, axis=-1).reshape(len(m), -1, 1)  # noqa: E731
-        return pooled, unit(out.prediction_map), unit(out.projection_map)
+        return pooled, _unit_cells(out.prediction_map), _unit_cells(out.projection_map)
 
     rows = PartitionSpec(AXIS)
     return jax.jit(jax.shard_map(encode, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows))
@@ -154,6 +153,12 @@ def _health(projection: jax.Array, prediction: jax.Array, goal: jax.Array) -> Me
         "effective_rank": jnp.trace(covariance) ** 2 / jnp.maximum((covariance**2).sum(), 1e-20),
         "target_cosine": 1 - jax.lax.pmean(losses.regression(prediction, goal).mean(), AXIS) / 2,
     }
+
+
+def _unit_cells(cells: jax.Array) -> jax.Array:
+    """(B, h, w, D) -> (B, h·w, D), each cell of length 1 (0 where it is 0)."""
+    cells = cells.reshape(len(cells), -1, cells.shape[-1])
+    return cells / jnp.maximum(jnp.linalg.norm(cells, axis=-1, keepdims=True), 1e-9)
 
 
 def _filled(new: dict, old: dict) -> dict:

@@ -12,6 +12,7 @@ LAYERS = (
     ("data", "models", "losses", "optim", "state", "photometric", "distributed"),
     ("steps", "checkpoint", "monitor", "report"),
     ("evaluation", "saliency", "settings"),
+    ("run_report",),
     ("pretrain", "classify"),
     ("main", "demo", "cli", "saliency.__main__"),
 )
@@ -24,7 +25,7 @@ FORBIDDEN = {
     (*DEVICE, "errors"): ("tensorflow", "clu", "ml_collections", "cvsa_jax.data"),
 }
 # Everything else takes plain arguments.
-WITH_CONFIGS = ("settings", "cli", "pretrain", "classify")
+WITH_CONFIGS = ("settings", "cli", "pretrain", "classify", "run_report")
 
 
 def module_name(path: Path) -> str:

@@ -147,15 +147,17 @@ def test_image_batches_yield_each_image_once_in_order(batch_size):
     assert not last[count:].any()
 
 
-def smooth_image(height: int, width: int) -> Image.Image:
+def wavy_image(height: int, width: int) -> Image.Image:
+    """Smooth waves, and noise that only an antialiased resize averages away."""
     y, x = np.mgrid[:height, :width] / [[[height]], [[width]]]
-    waves = [np.sin(5 * x + 2 * y), np.cos(4 * y - x), np.sin(3 * x * y + 1)]
-    return Image.fromarray((127 + 120 * np.stack(waves, -1)).astype(np.uint8))
+    waves = np.stack([np.sin(5 * x + 2 * y), np.cos(4 * y - x), np.sin(3 * x * y + 1)], -1)
+    noise = np.random.default_rng(0).uniform(-1, 1, waves.shape)
+    return Image.fromarray((127 + 80 * waves + 40 * noise).astype(np.uint8))
 
 
 @pytest.mark.parametrize("width, height", [(90, 60), (60, 96), (64, 64)])
 def test_centre_crop_against_pil(width, height):
-    image = smooth_image(height, width)
+    image = wavy_image(height, width)
     ((images, count),) = image_batches(
         source_of([png(np.asarray(image))]), np.array([0]), resize=40, size=32, batch_size=1
     )
@@ -169,7 +171,7 @@ def test_centre_crop_against_pil(width, height):
 
 @pytest.mark.parametrize("width, height", [(90, 60), (30, 45)])
 def test_resize_zero_squeezes_the_whole_image(width, height):
-    image = smooth_image(height, width)
+    image = wavy_image(height, width)
     ((images, _),) = image_batches(source_of([png(np.asarray(image))]), np.array([0]), resize=0, size=32, batch_size=1)
     expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR), int)
     assert np.abs(images[0].astype(int) - expected).max() <= 2

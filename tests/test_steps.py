@@ -122,13 +122,11 @@ def by_definition() -> tuple[dict, dict, Network, Network]:
     """(losses, their gradients, online, target) of one step on the whole batch at once, without a mesh; the networks
     hold the new batch statistics."""
     model, old, rows = MODEL.clone(axis_name=None), start(), batch()
-    keys = [
-        jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(SEED), high), low))
-        for high, low in rows["position"]
-    ]
+    fold = jax.random.fold_in
+    keys = [fold(fold(jax.random.key(SEED), high), low) for high, low in rows["position"]]
     augment = jax.jit(photometric.augment)
-    view1 = augment(jnp.asarray(rows["view1"]), jnp.stack([pair[0] for pair in keys]), AUGMENT1)
-    view2 = augment(jnp.asarray(rows["view2"]), jnp.stack([pair[1] for pair in keys]), AUGMENT2)
+    view1 = augment(jnp.asarray(rows["view1"]), jnp.stack([fold(key, 0) for key in keys]), AUGMENT1)
+    view2 = augment(jnp.asarray(rows["view2"]), jnp.stack([fold(key, 1) for key in keys]), AUGMENT2)
     views = jnp.concatenate([view1, view2])
     cells = SIZE // model.stride
     mask1, mask2 = (losses.cell_masks(jnp.asarray(rows[m], jnp.float32) / 255, cells) for m in ("mask1", "mask2"))

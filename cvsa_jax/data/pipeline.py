@@ -1,6 +1,7 @@
 """Host input: batches of views for training, and padded batches of whole images for evaluation, as NumPy arrays."""
 
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow as tf
@@ -14,10 +15,19 @@ from cvsa_jax.errors import UserError, some
 Batch = dict[str, np.ndarray]
 
 
+@runtime_checkable
+class Maps(Protocol):
+    """(N, G, G) uint8 maps, as an array or a store: indexed with (k,) integers they give (k, G, G)."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, indices): ...
+
+
 def train_batches(
     source: Source,
     pool: np.ndarray,
-    saliency: np.ndarray | None,
+    saliency: Maps | None,
     spec: ViewSpec,
     *,
     batch_size: int,
@@ -30,7 +40,7 @@ def train_batches(
 
     Args:
         pool: indices into the source that take part; one pass over them is an epoch.
-        saliency: (N, G, G) uint8 maps of the whole source (may be memory-mapped), or None where no view needs one.
+        saliency: maps of the whole source, or None where no view needs one.
         batch_size: global; this process gets the `process_index`-th of `process_count` equal contiguous shares.
 
     Yields:
@@ -116,8 +126,16 @@ def readable(source: Source, indices: np.ndarray, on_bad_image: str, usable: np.
 
 def unreadable(source: Source, indices: np.ndarray) -> dict[str, str]:
     """Names of the images that cannot be decoded, each with the reason. Reads every image."""
-    reasons = {source.names[i]: decode.problem(source.read(int(i))) for i in indices}
+    reasons = {source.names[i]: problem(source, int(i)) for i in indices}
     return {name: reason for name, reason in reasons.items() if reason}
+
+
+def problem(source: Source, i: int) -> str | None:
+    """Why image i cannot be read or decoded, in one line; None where it can."""
+    try:
+        return decode.problem(source.read(i))
+    except OSError as error:
+        return str(error)
 
 
 def unreadable_error(source: Source, found: dict[str, str]) -> UserError:
@@ -129,7 +147,7 @@ def unreadable_error(source: Source, found: dict[str, str]) -> UserError:
     )
 
 
-def _reader(source: Source, saliency: np.ndarray | None):
+def _reader(source: Source, saliency: Maps | None):
     """(examples, k) -> (k decoded images, their (k, G, G) maps or None)."""
 
     def read(examples: np.ndarray):

@@ -12,7 +12,7 @@ ASPECT_RANGE = (3 / 4, 4 / 3)  # width / height in pixels, drawn log-uniformly, 
 SWAP_DRAWS = 9  # uniform draws of one swap
 
 
-def draw_box_shape(u_area: tf.Tensor, u_aspect: tf.Tensor, area_range: tuple[float, float], ratio: tf.Tensor):
+def draw_box_shape(u_area: tf.Tensor, u_aspect: tf.Tensor, area_range: tuple[float, float], ratio: tf.Tensor | float):
     """Random (height, width) as fractions of an image, each at most 1.
 
     Area uniform in `area_range` (fractions of the image), pixel aspect log-uniform in ASPECT_RANGE; `ratio` is the
@@ -139,8 +139,8 @@ def swap(
     if paste == "keep_aspect":
         aspect = (crop[3] - crop[1]) * shape[1] / ((crop[2] - crop[0]) * shape[0])
         area = paste_height * paste_width
-        paste_height = tf.clip_by_value(tf.sqrt(area / aspect), 1 / size, 1.0)
-        paste_width = tf.clip_by_value(paste_height * aspect, 1 / size, 1.0)
+        paste_width = tf.minimum(tf.minimum(tf.sqrt(area * aspect), 1.0), aspect)
+        paste_height = paste_width / aspect
     hole = most_salient_box(background_integral, paste_height, paste_width, u[5])
 
     window = window_around(hole, canvas_min, u[6:9])

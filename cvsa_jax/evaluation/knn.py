@@ -24,6 +24,6 @@ def knn_predict(
 
 @functools.partial(jax.jit, static_argnames=("k", "classes"))
 def _votes(train, labels, chunk, *, k: int, classes: int):
-    similarity, neighbours = jax.lax.top_k(chunk @ train.T, k)
+    similarity, neighbours = jax.lax.top_k(jnp.matmul(chunk, train.T, precision="highest"), k)
     weights = jnp.exp((similarity - 1) / TEMPERATURE)
     return jnp.einsum("mk,mkc->mc", weights, jax.nn.one_hot(labels[neighbours], classes))

@@ -62,9 +62,9 @@ def validation_rows(labels: Int[np.ndarray, " n"], share: float, seed: int) -> B
 
 
 def topk(logits: Float[np.ndarray, "m c"], labels: Int[np.ndarray, " m"], k: int) -> float:
-    """Share of rows whose label is among the k largest logits; ties count against the row."""
+    """Share of rows whose label is among the k largest logits; ties and NaN count against the row."""
     own = np.take_along_axis(logits, labels[:, None].astype(int), 1)
-    ahead = (logits >= own).sum(1) - 1
+    ahead = (~(logits < own)).sum(1) - 1
     return float((ahead < k).mean())
 
 

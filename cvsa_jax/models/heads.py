@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from cvsa_jax.models.resnet import batch_norm
@@ -18,7 +19,7 @@ class Head(nn.Module):
     hidden: int = 4096
     out: int = 256
     axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *cells c"], train: bool) -> Float[Array, "b *cells d"]:

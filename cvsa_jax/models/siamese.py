@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from cvsa_jax.models.heads import Head
@@ -37,7 +38,7 @@ class Siamese(nn.Module):
     stem: str = "imagenet"
     head_hidden: int = 4096
     head_out: int = 256
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @property

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cvsa_jax.data import decode
-from cvsa_jax.data.pipeline import unreadable_error
+from cvsa_jax.data.pipeline import problem, unreadable_error
 from cvsa_jax.data.sources import Source
 from cvsa_jax.errors import UserError
 from cvsa_jax.monitor import Progress
@@ -42,7 +41,7 @@ def compute(source: Source, detector: Detector, folder: Path, *, threshold: floa
     progress = Progress("saliency", len(source))
 
     def record(i: int) -> tuple[np.ndarray, str | None]:
-        reason = decode.problem(source.read(i))
+        reason = problem(source, i)
         if reason:
             return np.zeros((), RECORD), reason
         saliency = detector.detect(i)

@@ -1,0 +1,119 @@
+"""The figures and the page of one pre-training run."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from cvsa_jax import photometric, report, settings
+from cvsa_jax.data.pipeline import image_batches
+from cvsa_jax.data.sources import Source
+from cvsa_jax.evaluation import localization
+from cvsa_jax.evaluation.summary import Evaluator, center_prior, chance
+from cvsa_jax.monitor import read_metrics
+from cvsa_jax.state import Network
+
+_PICTURED = 10  # images in each picture
+_UNSPLIT = 256  # training images whose attention is looked at where there is no test split
+_PANELS = {
+    "loss": ("loss", "contrastive", "align"),
+    "collapse: std falls to 0": ("projection_std", "target_cosine"),
+    "collapse: rank falls to 1": ("effective_rank",),
+    "attention on the object": ("align_hit", "usable_pairs"),
+    "learning rate": ("learning_rate",),
+    "target decay tau": ("tau",),
+}
+
+
+def report_run(
+    config: ConfigDict,
+    workdir: Path,
+    network: Network,
+    evaluator: Evaluator,
+    *,
+    train: np.ndarray,
+    test: np.ndarray | None,
+    batch: dict[str, np.ndarray],
+) -> dict[str, float]:
+    """Evaluates the online network and writes `workdir/report/`; returns the figures of its `results.json`.
+
+    Args:
+        train, test: indices of the images trained on and of those held out; None where there is no test split. kNN
+            needs labels and a test split, pointing game and mask IoU need masks.
+        batch: a training batch, for the picture of the views.
+    """
+    source = evaluator.source
+    figures: dict[str, float] = {}
+    if test is not None and source.labels is not None and config.eval.knn:
+        figures |= evaluator.recognition(network, train, test, knn=config.eval.knn)
+    looked_at = _evenly(train, _UNSPLIT) if test is None else test
+    masks = None if source.mask is None else evaluator.masks(looked_at)
+    augment = [settings.photometric(config.augment[view]) for view in ("view1", "view2")]
+    pictures = [_draw_views(workdir, batch, augment)]
+    # The mask_head control trains no attention, and one image has no others to attend to.
+    if config.align.form != "mask_head" and len(looked_at) > 1:
+        attention = evaluator.attention(network, looked_at)
+        if masks is not None:
+            figures |= localization.score(attention, masks)
+        trained = config.align.weight > 0
+        pictures.append(_draw_attention(workdir, evaluator, source, looked_at, attention, masks, trained))
+    _write_page(workdir, source, figures, chance(source, looked_at, masks), masks, pictures)
+    return figures
+
+
+def _evenly(indices: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of the indices, evenly spaced."""
+    return indices[np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int)]
+
+
+def _draw_views(workdir: Path, batch: dict, augment: list[photometric.Photometric]) -> report.Picture:
+    views, seen = [], []
+    for v in (0, 1):
+        images, masks = batch[f"view{v + 1}"][:_PICTURED], batch.get(f"mask{v + 1}")
+        keys = jax.random.split(jax.random.key(v), len(images))
+        seen.append(np.asarray(_augmented(jnp.asarray(images), keys, augment[v])))
+        views.append((images, masks))
+    return report.views_picture(workdir / "report" / "views.png", views, seen)
+
+
+@jax.jit
+def _augmented(images: jax.Array, keys: jax.Array, strengths: photometric.Photometric) -> jax.Array:
+    return photometric.apply(photometric.to_float(images), photometric.draw(keys, strengths))
+
+
+def _draw_attention(workdir, evaluator, source, test, attention, masks, trained: bool) -> report.Picture:
+    shown = _evenly(np.arange(len(test)), _PICTURED)
+    loaded = image_batches(source, test[shown], resize=0, size=evaluator.size, batch_size=len(shown))
+    images, _ = next(loaded)
+    caption = "Cross-view attention (against all other held-out images) over evenly spaced held-out images."
+    if masks is not None:
+        caption += " The line is the true mask."
+    if not trained:
+        caption += " Without the alignment loss the conv heads that it is read from are untrained."
+    maps = np.stack([localization.upsample(attention[k], evaluator.size) for k in shown])
+    path = workdir / "report" / "attention.png"
+    outlines = None if masks is None else masks[shown]
+    return report.attention_picture(path, images, {"attention": maps}, outlines, caption)
+
+
+def _write_page(workdir: Path, source: Source, figures: dict, guess: dict, masks, pictures: list) -> None:
+    if jax.process_index() != 0:
+        return
+    folder = workdir / "report"
+    caption = "The run, from metrics.jsonl."
+    curves = report.curves_picture(folder / "curves.png", read_metrics(workdir), _PANELS, caption)
+    report.write_json(folder / "results.json", figures)
+    names = ("knn_top1", "pointing_game", "mask_iou")
+    rows = [("this run", figures), ("chance", guess)]
+    if masks is not None:
+        rows.append(("centre prior", center_prior(masks)))
+    table = report.Table(
+        ("%", "kNN top-1", "pointing game", "mask IoU"),
+        [(name, *(report.percent(row.get(n)) for n in names)) for name, row in rows],
+    )
+    blocks = [f"{source.name}, {len(source)} images.", table, "# Views", pictures[0]]
+    blocks += ["# Attention", *pictures[1:], "# Curves", curves]
+    page = report.write_page(folder, f"Run {workdir.name}", blocks)
+    print(f"{', '.join(f'{name} {report.percent(value)}' for name, value in figures.items())}\nreport: {page}")
