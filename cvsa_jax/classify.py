@@ -21,6 +21,8 @@ def linear_probe(config: ConfigDict, workdir: Path) -> dict[str, float]:
     Raises:
         UserError: no such run, or no labels.
     """
+    if not config.init_from:
+        raise UserError("config.init_from is not set: give the --workdir of a pre-training run")
     run = settings.read_config(config.init_from)
     source = settings.load_source(config.data)
     train, test = (

@@ -173,7 +173,7 @@ def test_all_refused_changes_are_named(tmp_path):
 @pytest.mark.parametrize("folder", ["", "missing", "."])
 def test_config_of_a_folder_without_a_run(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"config\.init_from="):
+    with pytest.raises(UserError, match="is not the workdir of a run"):
         settings.read_config(folder)
 
 
@@ -210,5 +210,5 @@ def test_config_files_build(name, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
 def test_unknown_argument_of_a_config_file(name):
-    with pytest.raises(ValueError, match=r"byol.*, not huge"):
+    with pytest.raises(ValueError, match=r"unknown option huge; known: .*byol"):
         importlib.import_module(f"configs.{name}").get_config("huge")
