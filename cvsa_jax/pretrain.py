@@ -126,6 +126,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
 
     # 5) Figures and pictures of the online network.
     held_out = config.data.test_split in source.splits
+    if not held_out:
+        print(f"{source.name} has no split {config.data.test_split!r}: no kNN, and the attention is of training images")
     return report_run(
         config,
         workdir,
