@@ -91,7 +91,7 @@ def run_demo(out: Path, get_config, probe_config) -> dict[str, dict[str, float]]
     report.write_json(out / "report" / "results.json", figures)
 
     table = _table(figures)
-    notes = _notes(len(test), stage1.total_steps, stage2.total_steps, time.monotonic() - began)
+    notes = _notes(out, len(test), stage1.total_steps, stage2.total_steps, time.monotonic() - began)
     picture = _draw(out, evaluator, source, test, attention, masks)
     views = report.Picture(
         out / "cvsa" / "report" / "views.png", "What CVSA trains on: two swapped views of each image."
@@ -118,16 +118,16 @@ def _table(figures: dict) -> report.Table:
     return report.Table(("%", *_COLUMNS.values()), rows)
 
 
-def _notes(tested: int, steps1: int, steps2: int, seconds: float) -> list[str]:
+def _notes(out: Path, tested: int, steps1: int, steps2: int, seconds: float) -> list[str]:
     error = 100 * (0.25 / tested) ** 0.5
     return [
         f"{tested} test images, one seed: a share near 50 % has a standard error of {error:.1f} points. BYOL and CVSA: "
         f"{steps1} steps of stage 1, then {steps2} each. {seconds / 60:.1f} minutes in all.",
         "BYOL's attention is read from conv heads that its loss does not train.",
         "CVSA saw saliency maps and BYOL did not. The mask_head control shows how much comes from knowing the masks: "
-        "python -m cvsa_jax.main --config=configs/demo.py:mask_head --config.init_from=runs/demo/stage1 "
-        "--config.saliency.store=runs/demo/saliency --workdir=runs/demo/mask_head, then "
-        "python -m cvsa_jax.main --config=configs/demo_linear.py --config.init_from=runs/demo/mask_head",
+        f"python -m cvsa_jax.main --config=configs/demo.py:mask_head --config.init_from={out}/stage1 "
+        f"--config.saliency.store={out}/saliency --workdir={out}/mask_head, then "
+        f"python -m cvsa_jax.main --config=configs/demo_linear.py --config.init_from={out}/mask_head",
     ]
 
 

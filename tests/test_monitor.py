@@ -31,7 +31,7 @@ def test_progress_line(clock, capsys):
     assert capsys.readouterr().out == ""
     clock.now += 20
     progress.update(111, "loss 1.234")
-    assert capsys.readouterr().out == "train 111/1000  2 images/s  29:38 left  loss 1.234\n"
+    assert capsys.readouterr().out == "train 111/1000  2.0 images/s  29:38 left  loss 1.234\n"
     clock.now += 10
     progress.update(200)
     assert capsys.readouterr().out == ""
@@ -46,7 +46,7 @@ def test_progress_with_hours_left(clock, capsys):
     progress.update(0)
     clock.now += 60
     progress.update(60)
-    assert capsys.readouterr().out == "maps 60/7200  1 maps/s  1:59:00 left\n"
+    assert capsys.readouterr().out == "maps 60/7200  1.0 maps/s  1:59:00 left\n"
 
 
 def test_quick_work_leaves_no_line(clock, capsys):
@@ -64,7 +64,8 @@ def test_progress_on_a_terminal_rewrites_its_line(clock, capsys, monkeypatch):
         progress.update(done)
         clock.now += 0.5
     assert (
-        capsys.readouterr().out == "\r\x1b[Ktrain 2/10  2 images/s  0:04 left\r\x1b[Ktrain 3/10  2 images/s  0:03 left"
+        capsys.readouterr().out
+        == "\r\x1b[Ktrain 2/10  2.0 images/s  0:04 left\r\x1b[Ktrain 3/10  2.0 images/s  0:03 left"
     )
     clock.now += 3
     progress.update(10)
