@@ -122,7 +122,7 @@ def _notes(out: Path, tested: int, steps1: int, steps2: int, seconds: float) -> 
     error = 100 * (0.25 / tested) ** 0.5
     return [
         f"{tested} test images, one seed: a share near 50 % has a standard error of {error:.1f} points. BYOL and CVSA: "
-        f"{steps1} steps of stage 1, then {steps2} each. {seconds / 60:.1f} minutes in all.",
+        f"{steps1} steps of stage 1, then {steps2} each. This call took {seconds / 60:.1f} minutes.",
         "BYOL's attention is read from conv heads that its loss does not train.",
         "CVSA saw saliency maps and BYOL did not. The mask_head control shows how much comes from knowing the masks: "
         f"python -m cvsa_jax.main --config=configs/demo.py:mask_head --config.init_from={out}/stage1 "

@@ -38,7 +38,7 @@ def test_progress_line(clock, capsys):
     clock.now += 1000
     progress.update(1000)
     # 899 done in 1030 s.
-    assert capsys.readouterr().out == "train 1000/1000  3 images/s  17:20 in all\n"
+    assert capsys.readouterr().out == "train 1000/1000  3.5 images/s  17:20 in all\n"
 
 
 def test_progress_with_hours_left(clock, capsys):
