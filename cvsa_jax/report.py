@@ -91,7 +91,9 @@ def attention_picture(
 
 
 def curves_picture(path: Path, rows: list[dict], panels: dict[str, tuple[str, ...]], caption: str) -> Picture:
-    """Metrics over steps, one panel for each entry title -> metric names; metrics that no row has are left out."""
+    """Metrics over steps, one panel for each entry title -> metric names; what no row has is left out."""
+    logged = {name for row in rows for name in row}
+    panels = {title: names for title, names in panels.items() if logged & set(names)} or panels
     figure = Figure(figsize=(3.4 * len(panels), 2.8), layout="constrained")
     for axis, (title, names) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
         for name in names:
