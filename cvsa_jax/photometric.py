@@ -124,7 +124,7 @@ def gaussian_blur(x: Planes, sigma: Float[Array, " b"]) -> Planes:
     """Separable Gaussian of 2·(size // 20) + 1 taps (23 at 224 px), zeros beyond the border as in BYOL.
 
     Written as a product with a banded matrix from either side: one kernel an example makes a grouped convolution,
-    which is slow on every backend, and as a sum of shifted copies it took six times as long on a CPU.
+    which is slow, and a sum of shifted copies was several times slower on a CPU.
     """
     size = x[0].shape[1]
     radius = size // 20
