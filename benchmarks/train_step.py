@@ -10,7 +10,6 @@ drifts. Imports no TensorFlow. Writes benchmarks/results/train_step.json.
 import functools
 import json
 import statistics
-import subprocess
 import time
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from benchmarks.common import commit
 from cvsa_jax import optim, steps
 from cvsa_jax.distributed import make_mesh, replicated, to_mesh
 from cvsa_jax.models.siamese import Siamese
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     results = {
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "jax": jax.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "model": f"ResNet-{_DEPTH.value}, {_SIZE.value} px, {_DTYPE.value}, LARS",
         "rounds": _ROUNDS.value,
         "steps_per_round": _STEPS.value,
@@ -115,11 +115,6 @@ def synthetic_batch(batch_size: int, size: int) -> dict[str, np.ndarray]:
     masks = {name: image(size // 4, size // 4) for name in ("mask1", "mask2")}
     places = np.arange(batch_size, dtype=np.uint32)
     return views | masks | {"position": np.stack([np.zeros_like(places), places], 1)}
-
-
-def _commit() -> str:
-    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return told.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def pretrain() -> ConfigDict:
     config.saliency.detector = "masks"  # the store read: saliency/<data set>/<detector>
     config.saliency.store = ""  # or this folder
     config.saliency.threshold = 0.5  # of the map, for the stored box and area
+    config.saliency.warn_fallback = 0.05  # share of maps without a cell at the threshold above which training warns
 
     config.views = ConfigDict()
     config.views.kind = "saliency_swap"  # or random_resized_crop
@@ -53,14 +54,7 @@ def pretrain() -> ConfigDict:
     config.align.weight = 1.0  # 0 is plain BYOL
     config.align.form = "kl"  # kl, contrast_bce, propagate, cosine, minmax, pairwise, mask_head (the control)
 
-    config.optim = ConfigDict()
-    config.optim.name = "lars"  # lars, adam, sgd
-    config.optim.lr = 0.45  # per 256 images of batch
-    config.optim.warmup_epochs = 10.0
-    config.optim.warmup_steps = placeholder(int)  # where given, instead of warmup_epochs
-    config.optim.weight_decay = 1e-6
-    config.optim.momentum = 0.9
-
+    config.optim = _optim("lars", lr=0.45, weight_decay=1e-6)
     config.target = ConfigDict()
     config.target.tau = 0.99  # coefficient of the moving average at step 0
     config.target.cosine = True  # tau rises to 1 along a cosine; False: it stays
@@ -87,6 +81,48 @@ def linear() -> ConfigDict:
     config.probe.total_epochs = 100
     config.probe.validation_share = 0.2  # of the train split, by class, on which the learning rate is chosen
     return config
+
+
+def saliency_unet() -> ConfigDict:
+    """Keys of `mode = 'saliency_unet'`: train the supervised saliency detector on a source with masks."""
+    config = ConfigDict()
+    config.mode = "saliency_unet"
+    config.seed = 0
+    config.batch_size = 16
+    config.total_epochs = 40.0
+    config.total_steps = placeholder(int)  # where given, instead of total_epochs
+    config.data = _data()
+    config.data.procedural.update(train_per_class=40, size=128)
+    config.size = 128  # px; the whole image is squeezed to it, the map has half of it
+    config.threshold = 0.5  # of the map, for the figures at the end
+
+    config.with_procedural = False  # also train on the train images of config.data.procedural
+    config.augment = ConfigDict()
+    config.augment.side = (0.6, 1.2)  # range of the random window's side; above 1 the border is repeated
+    config.augment.aspect = 1.5  # the window is up to this factor wider or higher
+    config.augment.composite_prob = 0.3  # share of images whose object is laid over another image
+    config.augment.colour = _photometric(blur_prob=0.0, solarize_prob=0.0)
+
+    config.model = ConfigDict()
+    config.model.channels = (24, 32, 64, 96, 128)  # of each scale, from half of the resolution down; multiples of 8
+    config.model.dtype = "float32"  # of the convolutions; or bfloat16
+
+    config.optim = _optim("adam", lr=0.032, weight_decay=1e-4)
+    config.optim.warmup_epochs = 2.0
+    config.log_steps = 10
+    config.checkpoint_steps = 500  # besides the one at the end
+    return config
+
+
+def _optim(name: str, lr: float, weight_decay: float) -> ConfigDict:
+    optim = ConfigDict()
+    optim.name = name  # lars, adam, sgd
+    optim.lr = lr  # per 256 images of batch
+    optim.warmup_epochs = 10.0
+    optim.warmup_steps = placeholder(int)  # where given, instead of warmup_epochs
+    optim.weight_decay = weight_decay
+    optim.momentum = 0.9
+    return optim
 
 
 def _data() -> ConfigDict:

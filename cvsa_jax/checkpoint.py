@@ -1,6 +1,11 @@
-"""Orbax checkpoints of a run: `workdir/ckpt/<step>/{online,target,optimizer,meta}`, each restorable on its own."""
+"""Orbax checkpoints of a run: `workdir/ckpt/<step>/`, where each field of the state is restorable on its own.
 
+The state is a flax dataclass with a field `step`: `TrainState` (online, target, opt_state) or another of that kind.
+"""
+
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -24,32 +29,18 @@ class Checkpointer:
     def latest(self) -> int | None:
         return self.manager.latest_step()
 
-    def save(self, state: TrainState, meta: dict) -> None:
+    def save(self, state: Any, meta: dict) -> None:
         """Starts to save; returns when the state's arrays may be changed. `meta` is small and JSON-like."""
-        self.manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                online=ocp.args.StandardSave(state.online),
-                target=ocp.args.StandardSave(state.target),
-                optimizer=ocp.args.StandardSave(state.opt_state),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
+        items = {name: ocp.args.StandardSave(getattr(state, name)) for name in _items(state)}
+        self.manager.save(int(state.step), args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items))
 
-    def restore(self, like: TrainState, mesh: Mesh) -> tuple[TrainState, dict]:
-        """The newest state, in the shapes of `like` and replicated over `mesh`, whatever devices wrote it."""
+    def restore(self, like: Any, mesh: Mesh) -> tuple[Any, dict]:
+        """The newest state, in the shapes of `like` and replicated over `mesh`, whatever devices wrote it; its meta."""
         step = self.latest
-        restored = self.manager.restore(
-            step,
-            args=ocp.args.Composite(
-                online=ocp.args.StandardRestore(_abstract(like.online, mesh)),
-                target=ocp.args.StandardRestore(_abstract(like.target, mesh)),
-                optimizer=ocp.args.StandardRestore(_abstract(like.opt_state, mesh)),
-                meta=ocp.args.JsonRestore(),
-            ),
-        )
+        items = {name: ocp.args.StandardRestore(_abstract(getattr(like, name), mesh)) for name in _items(like)}
+        restored = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **items))
         done = jax.device_put(jax.numpy.asarray(step, like.step.dtype), replicated(mesh))
-        return TrainState(done, restored["online"], restored["target"], restored["optimizer"]), restored["meta"]
+        return like.replace(step=done, **{name: restored[name] for name in items}), restored["meta"]
 
     def close(self) -> None:
         """Waits for saves under way."""
@@ -73,17 +64,24 @@ def init_from(workdir: Path, like: TrainState, mesh: Mesh) -> tuple[TrainState, 
 
 
 def restore_online(workdir: Path, like: Network, mesh: Mesh) -> tuple[Network, int]:
-    """The online network of a run's newest checkpoint and its step.
+    """`restore_item` of the online network."""
+    return restore_item(workdir, "online", like, mesh)
+
+
+def restore_item(workdir: Path, item: str, like: Any, mesh: Mesh) -> tuple[Any, int]:
+    """One field of the state of a run's newest checkpoint, and its step.
 
     Raises:
         UserError: there is no checkpoint, or its tensors are not those of `like` (they are named).
     """
     with _manager(workdir) as manager:
         step = _newest(manager, workdir)
-        stored = manager.item_metadata(step)["online"]
+        stored = manager.item_metadata(step)[item]
+        if stored is None:
+            raise UserError(f"{workdir}/ckpt/{step} holds no {item!r}: it is a run of another kind")
         _check_tensors(_shapes(stored), _shapes(like), workdir, step)
-        target = ocp.args.Composite(online=ocp.args.StandardRestore(_abstract(like, mesh)))
-        return manager.restore(step, args=target)["online"], step
+        target = ocp.args.Composite(**{item: ocp.args.StandardRestore(_abstract(like, mesh))})
+        return manager.restore(step, args=target)[item], step
 
 
 def backbone_tensors(network: Network) -> dict[str, tuple[int, ...]]:
@@ -98,9 +96,14 @@ def _manager(workdir: Path, create: bool = False) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         max_to_keep=KEPT, enable_async_checkpointing=create, create=create, read_only=not create
     )
-    handlers = {"online": ocp.StandardCheckpointHandler(), "target": ocp.StandardCheckpointHandler()}
-    handlers |= {"optimizer": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-    return ocp.CheckpointManager(folder, options=options, item_names=None if handlers else (), item_handlers=handlers)
+    # The reader of each item is known beforehand, whether this manager writes or only reads.
+    handlers = {name: ocp.StandardCheckpointHandler() for name in ("online", "target", "params", "opt_state")}
+    handlers["meta"] = ocp.JsonCheckpointHandler()
+    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+
+
+def _items(state: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(state) if field.name != "step"]
 
 
 def _newest(manager: ocp.CheckpointManager, workdir: Path) -> int:

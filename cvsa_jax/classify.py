@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
 from cvsa_jax import checkpoint, report, settings
@@ -10,9 +9,7 @@ from cvsa_jax.data import pipeline
 from cvsa_jax.distributed import make_mesh
 from cvsa_jax.errors import UserError
 from cvsa_jax.evaluation.summary import Evaluator
-from cvsa_jax.models.siamese import Siamese
-from cvsa_jax.optim import make_optimizer
-from cvsa_jax.state import Network, init_state
+from cvsa_jax.state import empty_network
 
 
 def linear_probe(config: ConfigDict, workdir: Path) -> dict[str, float]:
@@ -59,9 +56,3 @@ def probe_arguments(config: ConfigDict) -> dict:
         "validation_share": config.probe.validation_share,
         "seed": config.seed,
     }
-
-
-def empty_network(model: Siamese) -> Network:
-    """Shapes and types of the online network, without its values."""
-    optimizer = make_optimizer("sgd", lambda step: 0.0, 0.0, 0.0)
-    return jax.eval_shape(lambda key: init_state(model, optimizer, 4 * model.stride, key), jax.random.key(0)).online

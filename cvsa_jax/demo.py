@@ -17,9 +17,9 @@ from cvsa_jax.data.pipeline import image_batches
 from cvsa_jax.distributed import make_mesh, replicated
 from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.summary import Evaluator, center_prior, chance
+from cvsa_jax.saliency.annotation import masks as mask_detector
 from cvsa_jax.saliency.compute import compute
-from cvsa_jax.saliency.detectors import DETECTORS
-from cvsa_jax.state import Network, init_state
+from cvsa_jax.state import Network, empty_network, init_state
 
 _OUT = flags.DEFINE_string("out", "runs/demo", "Folder of the demo's runs and report.")
 _ROWS = {"random": "random weights", "byol": "BYOL", "cvsa": "CVSA"}
@@ -56,7 +56,7 @@ def run_demo(out: Path, get_config, probe_config) -> dict[str, dict[str, float]]
     store = out / "saliency"
     compute(
         source,
-        DETECTORS["masks"](source),
+        mask_detector(source),
         store,
         threshold=stage2.saliency.threshold,
         on_bad_image=stage2.data.on_bad_image,
@@ -76,7 +76,7 @@ def run_demo(out: Path, get_config, probe_config) -> dict[str, dict[str, float]]
     mesh, model = make_mesh(), settings.model(stage2.model)
     networks = {"random": _random_network(stage2, model, mesh)}
     for name in ("byol", "cvsa"):
-        networks[name], _ = checkpoint.restore_online(out / name, classify.empty_network(model), mesh)
+        networks[name], _ = checkpoint.restore_online(out / name, empty_network(model), mesh)
     size, resize = settings.eval_sizes(stage2.eval, stage2)
     evaluator = Evaluator(model, mesh, source, size=size, resize=resize, batch_size=stage2.eval.batch_size)
     train, test = source.split("train"), source.split("test")
@@ -101,7 +101,7 @@ def run_demo(out: Path, get_config, probe_config) -> dict[str, dict[str, float]]
         for name, title in (("stage1", "stage 1 (BYOL)"), ("byol", "BYOL continued"), ("cvsa", "stage 2 (CVSA)"))
     ]
     blocks = [table, *notes, "# Where each network looks", picture, "# Saliency Swap", views, "# Curves", *curves]
-    page = report.write_page(out / "report", "CVSA on procedural birds", blocks)
+    page = report.write_page(out / "report" / "index.html", "CVSA on procedural birds", blocks)
     print("\n" + table.as_text() + "\n\n" + "\n".join(notes) + f"\n\nreport: {page}", flush=True)
     return figures
 

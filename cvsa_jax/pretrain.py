@@ -8,14 +8,14 @@ from ml_collections import ConfigDict
 
 from cvsa_jax import checkpoint, settings
 from cvsa_jax.data import pipeline
-from cvsa_jax.distributed import check_batch_size, make_mesh, replicated, to_mesh
+from cvsa_jax.distributed import check_batch_size, make_mesh, replicated
 from cvsa_jax.errors import UserError
 from cvsa_jax.evaluation.summary import Evaluator
+from cvsa_jax.loop import run_steps
 from cvsa_jax.models.resnet import parameter_count
-from cvsa_jax.monitor import FiniteCheck, Progress, Writer
 from cvsa_jax.optim import target_decay
 from cvsa_jax.run_report import report_run
-from cvsa_jax.saliency.store import SaliencyStore, store_path
+from cvsa_jax.saliency.store import REPORT_PAGE, SaliencyStore, store_path
 from cvsa_jax.state import init_state
 from cvsa_jax.steps import make_train_step
 
@@ -32,6 +32,12 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     if config.views.kind == "saliency_swap" or config.align.weight > 0:
         folder = store_path(config.saliency.store, source.name, config.saliency.detector)
         store = SaliencyStore(folder, source)
+        if store.fallback_share > config.saliency.warn_fallback:
+            print(
+                f"warning: {store.fallback_share:.0%} of the maps in {folder} have no cell at the threshold "
+                f"{store.manifest['settings']['threshold']:g}: look at {folder / REPORT_PAGE} before you trust them "
+                "(config.saliency.warn_fallback sets this limit)"
+            )
     usable = None if store is None else store.usable
     split = lambda name: pipeline.readable(source, source.split(name), config.data.on_bad_image, usable)  # noqa: E731
     pool = split(config.data.train_split)
@@ -99,30 +105,21 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
             process_count=jax.process_count(),
         )
 
-    # 4) The loop. The host stays one step ahead of the device.
-    writer, finite = Writer(workdir, start), FiniteCheck()
-    progress = Progress("train", total, per_count=config.batch_size)
-    stream, batch, metrics, note = batches(range(start, total)), None, {}, ""
-    try:
-        for done in range(start + 1, total + 1):
-            batch = next(stream)
-            ahead = train_step(state, to_mesh(batch, mesh))
-            jax.block_until_ready(metrics)
-            state, metrics = ahead
-            finite.add(done, metrics)
-            log, save = (done % every == 0 or done == total for every in (config.log_steps, config.checkpoint_steps))
-            if log or save:
-                finite.check(checkpoints.latest)
-            if log:
-                row = {name: float(value) for name, value in metrics.items()}
-                writer.write(done, row | {"learning_rate": float(schedule(done - 1))})
-                note = f"loss {row['loss']:.3f}"
-            if save:
-                checkpoints.save(state, identity)
-            progress.update(done, note)
-    finally:
-        checkpoints.close()
-        writer.close()
+    # 4) The loop.
+    state, batch = run_steps(
+        train_step,
+        state,
+        batches(range(start, total)),
+        mesh,
+        checkpoints,
+        workdir=workdir,
+        total=total,
+        batch_size=config.batch_size,
+        log_steps=config.log_steps,
+        checkpoint_steps=config.checkpoint_steps,
+        schedule=schedule,
+        meta=identity,
+    )
 
     # 5) Figures and pictures of the online network.
     held_out = config.data.test_split in source.splits

@@ -45,6 +45,18 @@ class Table:
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+@dataclasses.dataclass(frozen=True)
+class MapSheet:
+    """k images (S, S, 3) uint8, their maps (G, G) uint8, boxes (y0, x0, y1, x1) in fractions, confidences, and true
+    masks (S, S) bool or None."""
+
+    images: np.ndarray
+    maps: np.ndarray
+    boxes: np.ndarray
+    confidences: np.ndarray
+    masks: np.ndarray | None
+
+
 def views_picture(path: Path, views: list[tuple[np.ndarray, np.ndarray | None]], seen: list[np.ndarray]) -> Picture:
     """Both views of a few images, as made by the host with the mask's outline, and as the network sees them.
 
@@ -90,6 +102,40 @@ def attention_picture(
     return _save(figure, path, caption)
 
 
+def saliency_picture(path: Path, groups: dict[str, MapSheet], caption: str) -> Picture:
+    """Images with their boxes over their saliency maps, two rows for each group of images."""
+    columns = max(len(sheet.images) for sheet in groups.values())
+    figure, axes = _grid(2 * len(groups), columns)
+    for g, (title, sheet) in enumerate(groups.items()):
+        upper, lower = axes[2 * g], axes[2 * g + 1]
+        for axis in (*upper[len(sheet.images) :], *lower[len(sheet.images) :]):
+            axis.set_axis_off()
+        for k, image in enumerate(sheet.images):
+            size = image.shape[0]
+            upper[k].imshow(image)
+            y0, x0, y1, x1 = sheet.boxes[k] * size - 0.5
+            upper[k].plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="orange", linewidth=1.2)
+            upper[k].set_xlim(-0.5, size - 0.5)
+            upper[k].set_ylim(size - 0.5, -0.5)
+            lower[k].imshow(sheet.maps[k], cmap="gray", vmin=0, vmax=255, extent=(-0.5, size - 0.5, size - 0.5, -0.5))
+            lower[k].set_xlabel(f"{sheet.confidences[k]:.2f}", fontsize=7, labelpad=1)
+            if sheet.masks is not None:
+                _outline(lower[k], sheet.masks[k], size)
+        _row_title(upper[0], title)
+        _row_title(lower[0], "map")
+    return _save(figure, path, caption)
+
+
+def histograms_picture(path: Path, values: dict[str, np.ndarray], caption: str) -> Picture:
+    """One histogram over [0, 1] for each entry title -> values."""
+    figure = Figure(figsize=(3.4 * len(values), 2.4), layout="constrained")
+    for axis, (title, sample) in zip(np.atleast_1d(figure.subplots(1, len(values))), values.items(), strict=True):
+        axis.hist(sample, bins=np.linspace(0, 1, 41))
+        axis.set_title(title, fontsize=10)
+        axis.tick_params(labelsize=7)
+    return _save(figure, path, caption)
+
+
 def curves_picture(path: Path, rows: list[dict], panels: dict[str, tuple[str, ...]], caption: str) -> Picture:
     """Metrics over steps, one panel for each entry title -> metric names; what no row has is left out."""
     logged = {name for row in rows for name in row}
@@ -109,8 +155,8 @@ def curves_picture(path: Path, rows: list[dict], panels: dict[str, tuple[str, ..
     return _save(figure, path, caption)
 
 
-def write_page(folder: Path, title: str, blocks: list[str | Picture | Table]) -> Path:
-    """`index.html` with everything inside it; text blocks are paragraphs, `# text` a heading."""
+def write_page(page: Path, title: str, blocks: list[str | Picture | Table]) -> Path:
+    """An HTML page with everything inside it; text blocks are paragraphs, `# text` a heading. Returns its path."""
     parts = [f"<h1>{html.escape(title)}</h1>"]
     for block in blocks:
         if isinstance(block, Picture):
@@ -127,7 +173,6 @@ def write_page(folder: Path, title: str, blocks: list[str | Picture | Table]) ->
             parts.append(f"<h2>{html.escape(block[2:])}</h2>")
         else:
             parts.append(f'<p class="note">{html.escape(block)}</p>')
-    page = folder / "index.html"
     head = (
         f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
     )

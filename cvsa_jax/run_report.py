@@ -115,7 +115,7 @@ def _write_page(workdir: Path, source: Source, figures: dict, guess: dict, masks
     )
     blocks = [f"{source.name}, {len(source)} images.", table, "# Views", pictures[0]]
     blocks += ["# Attention", *pictures[1:], "# Curves", curves]
-    page = report.write_page(folder, f"Run {workdir.name}", blocks)
+    page = report.write_page(folder / "index.html", f"Run {workdir.name}", blocks)
     if figures:
         print(", ".join(f"{name} {report.percent(value)}" for name, value in figures.items()))
     print(f"report: {page}")

@@ -15,11 +15,16 @@ from cvsa_jax.distributed import AXIS
 from cvsa_jax.errors import UserError
 from cvsa_jax.models.resnet import STAGE_SIZES, STEMS
 from cvsa_jax.models.siamese import Siamese
+from cvsa_jax.models.unet import CHANNEL_GROUP, UNet
 from cvsa_jax.photometric import Photometric
+from cvsa_jax.saliency.unet_step import MAX_SIDE, Geometry
 
 # A change of these in an existing workdir would change its parameter tree or its data order. Paths may change: the
 # data set is recognised by its fingerprint.
-BOUND = ("batch_size", "data", "init_from", "model", "mode", "saliency.detector", "seed", "views", "optim.name")
+BOUND = (
+    *("batch_size", "data", "init_from", "model", "mode", "saliency.detector", "seed", "views", "optim.name"),
+    *("size", "with_procedural"),
+)
 FREE = ("data.root", "data.test_split")
 
 
@@ -30,12 +35,40 @@ def load_source(data: ConfigDict) -> sources.Source:
     return sources.load(data.kind, data.root, procedural.Spec(**data.procedural))
 
 
+def procedural_source(data: ConfigDict) -> sources.Source:
+    """The procedural set of `config.data.procedural`, whatever the kind of the data set."""
+    return sources.load("procedural", "", procedural.Spec(**data.procedural))
+
+
 def model(settings: ConfigDict) -> Siamese:
     """The network of `config.model`, with BatchNorm over the mesh."""
     _choice("config.model.depth", settings.depth, STAGE_SIZES)
     _choice("config.model.stem", settings.stem, STEMS)
     _choice("config.model.dtype", settings.dtype, ("float32", "bfloat16"))
     return Siamese(**(settings.to_dict() | {"dtype": jnp.dtype(settings.dtype), "axis_name": AXIS}))
+
+
+def unet(settings: ConfigDict) -> UNet:
+    """The saliency detector of `config.model`."""
+    _choice("config.model.dtype", settings.dtype, ("float32", "bfloat16"))
+    if len(settings.channels) < 2 or any(c <= 0 or c % CHANNEL_GROUP for c in settings.channels):
+        raise UserError(
+            f"config.model.channels={tuple(settings.channels)}: at least two scales, each a multiple of {CHANNEL_GROUP}"
+        )
+    return UNet(tuple(settings.channels), jnp.dtype(settings.dtype))
+
+
+def geometry(augment: ConfigDict) -> Geometry:
+    """The random windows and composites of `config.augment`."""
+    low, high = augment.side
+    if augment.aspect < 1 or not 0 < low <= high <= MAX_SIDE / augment.aspect**0.5:
+        raise UserError(
+            f"config.augment.side={(low, high)} must be a range within (0, {MAX_SIDE:g} / √aspect], with "
+            f"config.augment.aspect={augment.aspect:g} at least 1"
+        )
+    if not 0 <= augment.composite_prob <= 1:
+        raise UserError(f"config.augment.composite_prob={augment.composite_prob:g} does not lie in [0, 1]")
+    return Geometry((low, high), augment.aspect, augment.composite_prob)
 
 
 def view_spec(views: ConfigDict, stride: int) -> ViewSpec:

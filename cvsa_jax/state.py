@@ -1,5 +1,6 @@
 """Training state: the online and the target network as two variable trees of one module, and the optimiser."""
 
+import functools
 from typing import Any
 
 import flax.struct
@@ -53,3 +54,9 @@ def initial_target(online: Network) -> Network:
 def ema(target: dict, online: dict, tau: jax.Array) -> dict:
     """tau · target + (1 − tau) · online, on the target's parts of the online tree."""
     return jax.tree.map(lambda t, o: tau * t + (1 - tau) * o, target, target_parts(online))
+
+
+def empty_network(model: Siamese) -> Network:
+    """Shapes and types of the online network, without its values."""
+    initialize = functools.partial(init_state, model, optax.identity(), 4 * model.stride)
+    return jax.eval_shape(initialize, jax.random.key(0)).online

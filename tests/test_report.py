@@ -40,7 +40,8 @@ def picture(tmp_path) -> report.Picture:
 @pytest.fixture
 def page(tmp_path, picture) -> Path:
     table = report.Table((NASTY, "top-1"), [("BYOL", "1.0"), (NASTY, "2.0")])
-    return report.write_page(tmp_path, NASTY, [table, f"A note. {NASTY}", f"# Heading {NASTY}", picture, picture])
+    blocks = [table, f"A note. {NASTY}", f"# Heading {NASTY}", picture, picture]
+    return report.write_page(tmp_path / "index.html", NASTY, blocks)
 
 
 def test_page_is_self_contained(page, picture):

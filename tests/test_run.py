@@ -14,8 +14,8 @@ from cvsa_jax.distributed import make_mesh, replicated
 from cvsa_jax.errors import UserError
 from cvsa_jax.evaluation import summary
 from cvsa_jax.monitor import read_metrics
+from cvsa_jax.saliency.annotation import center, masks
 from cvsa_jax.saliency.compute import compute
-from cvsa_jax.saliency.detectors import DETECTORS
 from cvsa_jax.state import init_state
 
 
@@ -61,7 +61,7 @@ def tiny_probe():
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("maps") / "store"
     source = settings.load_source(tiny().data)
-    compute(source, DETECTORS["masks"](source), folder, threshold=0.5, on_bad_image="stop")
+    compute(source, masks(source), folder, threshold=0.5, on_bad_image="stop")
     return folder
 
 
@@ -276,10 +276,10 @@ def test_bad_image_found_by_the_store_stops_training_or_is_skipped(tmp_path, cap
     config.saliency.store, config.total_steps = str(tmp_path / "store"), 3
     folder = settings.load_source(config.data)
     with pytest.raises(UserError, match=r"class_00/0000\.png"):
-        compute(folder, DETECTORS["center"](folder), tmp_path / "store", threshold=0.5, on_bad_image="stop")
+        compute(folder, center(folder), tmp_path / "store", threshold=0.5, on_bad_image="stop")
     with pytest.raises(UserError, match="is unfinished"):
         pretrain.train(config, tmp_path / "run")
-    compute(folder, DETECTORS["center"](folder), tmp_path / "store", threshold=0.5, on_bad_image="skip")
+    compute(folder, center(folder), tmp_path / "store", threshold=0.5, on_bad_image="skip")
     with pytest.raises(UserError, match=r"1 of 21 images .*class_00/0000\.png"):
         pretrain.train(config, tmp_path / "run")
     config.data.on_bad_image = "skip"

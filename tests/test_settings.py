@@ -183,6 +183,12 @@ def build(config):
         assert settings.eval_sizes(config.eval, common.pretrain()) == (224, 256)
         assert config.probe.learning_rates
         return
+    if config.mode == "saliency_unet":
+        assert config.size % settings.unet(config.model).stride == 0
+        settings.geometry(config.augment)
+        settings.photometric(config.augment.colour)
+        settings.optimizer(config, 557)
+        return
     assert config.mode == "pretrain"
     model = settings.model(config.model)
     spec = settings.view_spec(config.views, model.stride)
@@ -201,7 +207,7 @@ def test_config_files_build(name, tmp_path):
     for argument in ARGUMENTS.get(name, ("",)):
         config = get_config(argument)
         build(config)
-        reference = common.linear() if config.mode == "linear" else common.pretrain()
+        reference = {"linear": common.linear, "saliency_unet": common.saliency_unet}.get(config.mode, common.pretrain)()
         assert settings._flat(config.to_dict()).keys() == settings._flat(reference.to_dict()).keys()
         settings.write_config(config, tmp_path)
         assert settings.compare_config(config, tmp_path) == []

@@ -163,8 +163,8 @@ def test_foreign_image_formats_are_named(tmp_path):
         ("image,split", ["1.png,train", "2.png,train", "gone.png,test"], r"lists 1 images .*: gone\.png"),
         ("image,split", ["1.png,train", "2.png,train", "1.png,test"], r"lists images twice: 1\.png$"),
         ("image,split", ["1.png,train"], r"1 images .* are not listed in .*splits\.csv: 2\.png"),
-        ("image,label", ["1.png,a", "2.png,b"], r"must have the columns image,split .*it has \['image', 'label'\]"),
-        ("name,split", ["1.png,train", "2.png,train"], r"must have the columns image,split .*'name'"),
+        ("image,label", ["1.png,a", "2.png,b"], r"must have the columns image,split; it has \['image', 'label'\]"),
+        ("name,split", ["1.png,train", "2.png,train"], r"must have the columns image,split; .*'name'"),
         ("image,split", [], r"must have the columns image,split"),
     ],
 )

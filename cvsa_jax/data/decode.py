@@ -1,9 +1,14 @@
 """Encoded bytes -> pixels: the project's one decoder, so that training can read what the saliency pass accepts."""
 
+import numpy as np
 import tensorflow as tf
 
 # The host's device is the CPU; the accelerator is JAX's.
 tf.config.set_visible_devices([], "GPU")
+
+
+class Unreadable(Exception):
+    """Says, in one line, why bytes are not an image."""
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
@@ -13,10 +18,9 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
     return image
 
 
-def problem(encoded: bytes) -> str | None:
-    """Why `decode` cannot read these bytes, in one line; None where it can."""
+def to_array(encoded: bytes) -> np.ndarray:
+    """The same outside a graph; raises Unreadable."""
     try:
-        decode(tf.constant(encoded))
+        return decode(tf.constant(encoded)).numpy()
     except tf.errors.OpError as error:
-        return str(error.message).splitlines()[0][:160] if encoded else "the file is empty"
-    return None
+        raise Unreadable(str(error.message).splitlines()[0][:160] if encoded else "the file is empty") from None

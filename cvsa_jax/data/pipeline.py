@@ -133,9 +133,18 @@ def unreadable(source: Source, indices: np.ndarray) -> dict[str, str]:
 def problem(source: Source, i: int) -> str | None:
     """Why image i cannot be read or decoded, in one line; None where it can."""
     try:
-        return decode.problem(source.read(i))
-    except OSError as error:
+        load_image(source, i)
+    except decode.Unreadable as error:
         return str(error)
+    return None
+
+
+def load_image(source: Source, i: int) -> np.ndarray:
+    """Image i as (H, W, 3) uint8; `decode.Unreadable` says why it cannot be read or decoded."""
+    try:
+        return decode.to_array(source.read(i))
+    except OSError as error:
+        raise decode.Unreadable(str(error)) from None
 
 
 def unreadable_error(source: Source, found: dict[str, str]) -> UserError:

@@ -1,28 +1,50 @@
-"""One pass of a detector over a data set into a store. Resumable: finished shards are kept."""
+"""One pass of a detector over a data set into a store: resumable, and divisible over machines."""
 
+import io
 import json
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from cvsa_jax.data.pipeline import problem, unreadable_error
+from cvsa_jax.data.decode import Unreadable
+from cvsa_jax.data.pipeline import load_image, unreadable_error
 from cvsa_jax.data.sources import Source
 from cvsa_jax.errors import UserError
 from cvsa_jax.monitor import Progress
-from cvsa_jax.saliency.detectors import Detector
-from cvsa_jax.saliency.store import RECORD, SHARD_SIZE, VERSION, make_record, shard_paths, write_atomically
+from cvsa_jax.saliency.detector import Detection, Detector
+from cvsa_jax.saliency.store import (
+    RECORD,
+    SHARD_SIZE,
+    VERSION,
+    make_record,
+    shard_paths,
+    write_atomically,
+    write_json_atomically,
+)
 
 BLANK, FULL = 0.01, 0.95  # shares of the image at the threshold below and above which a map says nothing
+TIMING = "timing.json"
 
 
-def compute(source: Source, detector: Detector, folder: Path, *, threshold: float, on_bad_image: str) -> dict:
-    """Makes the store and returns its manifest; a finished store of the same data and detector is only read.
+def compute(
+    source: Source,
+    detector: Detector,
+    folder: Path,
+    *,
+    threshold: float,
+    on_bad_image: str,
+    shard: tuple[int, int] = (0, 1),
+) -> dict | None:
+    """Makes the store, or the files `i`, `i + n`, … of it where `shard` is (i, n), and returns its manifest; None
+    while files of other shards are missing. What is finished is not made again.
 
     Raises:
         UserError: an image cannot be decoded and `on_bad_image` is `stop` (after the whole pass, so that all are
-            named; the manifest is not written), or the folder holds another store.
+            named; the files without bad images are kept), the detector cannot go on, the disk is full, or the folder
+            holds another store.
     """
     identity = {
         "version": VERSION,
@@ -36,46 +58,76 @@ def compute(source: Source, detector: Detector, folder: Path, *, threshold: floa
     _claim(folder, identity, source)
     if (folder / "manifest.json").is_file():
         return json.loads((folder / "manifest.json").read_text())
+    if shard == (0, 1):  # nobody else is writing: what a killed pass had begun can go
+        for unfinished in folder.glob("*.part"):
+            unfinished.unlink()
+    paths = shard_paths(folder, len(source))
+    missing = [k for k in range(shard[0], len(paths), shard[1]) if not paths[k].exists()]
+    members = {k: range(k * SHARD_SIZE, min((k + 1) * SHARD_SIZE, len(source))) for k in missing}
     problems: dict[str, str] = {}
-    started = time.monotonic()
-    progress = Progress("saliency", len(source))
-
-    def record(i: int) -> tuple[np.ndarray, str | None]:
-        reason = problem(source, i)
-        if reason:
-            return np.zeros((), RECORD), reason
-        saliency = detector.detect(i)
-        return make_record(saliency, float(saliency.max()), threshold), None
-
+    started, done, total = time.monotonic(), 0, sum(map(len, members.values()))
+    progress = Progress("saliency", total)
     with ThreadPoolExecutor() as pool:
-        for k, path in enumerate(shard_paths(folder, len(source))):
-            if path.exists():
-                continue
-            members = range(k * SHARD_SIZE, min((k + 1) * SHARD_SIZE, len(source)))
-            rows, bad = [], {}
-            for i, (row, reason) in zip(members, pool.map(record, members), strict=True):
-                rows.append(row)
-                if reason:
-                    bad[source.names[i]] = reason
-                progress.update(i + 1)
+        for k in missing:
+            rows, bad = np.zeros(len(members[k]), RECORD), {}
+            for i, found in _detections(source, detector, members[k], pool):
+                if isinstance(found, Unreadable):
+                    bad[source.names[i]] = str(found)
+                else:
+                    rows[i - members[k].start] = make_record(found.saliency, found.confidence, threshold)
+                done += 1
+                progress.update(done)
             problems |= bad
             if not bad or on_bad_image == "skip":
-                write_atomically(path, lambda file, rows=rows: np.save(file, np.stack(rows)))
+                # NumPy writes to a file past Python, and then does not say that the disk is full.
+                encoded = io.BytesIO()
+                np.save(encoded, rows)
+                write_atomically(paths[k], lambda file, encoded=encoded: file.write(encoded.getbuffer()))
     if problems and on_bad_image == "stop":
         raise unreadable_error(source, problems)
-    shards = [np.load(p, mmap_mode="r") for p in shard_paths(folder, len(source))]
+    if total:
+        seconds = time.monotonic() - started
+        timing = {"images": total, "seconds": seconds, "ms_per_image": 1000 * seconds / total}
+        write_json_atomically(folder / TIMING, timing)
+    if not all(path.exists() for path in paths):
+        return None
+    manifest = identity | _counts(source, paths)
+    write_json_atomically(folder / "manifest.json", manifest)
+    return manifest
+
+
+def _detections(
+    source: Source, detector: Detector, members: range, pool: ThreadPoolExecutor
+) -> Iterator[tuple[int, Detection | Unreadable]]:
+    """Each image's detection, or why there is none. The next batch is decoded while the detector looks at one."""
+
+    def prepare(i: int) -> np.ndarray | Unreadable:
+        try:
+            return detector.prepare(i, load_image(source, i))
+        except Unreadable as problem:
+            return problem
+
+    batches = [members[k : k + detector.batch_size] for k in range(0, len(members), detector.batch_size)]
+    ahead = pool.map(prepare, batches[0])
+    for batch, following in zip(batches, [*batches[1:], range(0)], strict=True):
+        prepared, ahead = list(ahead), pool.map(prepare, following)
+        images = [p for p in prepared if not isinstance(p, Unreadable)]
+        detections = iter(detector.detect(images) if images else [])
+        for i, p in zip(batch, prepared, strict=True):
+            yield i, p if isinstance(p, Unreadable) else next(detections)
+
+
+def _counts(source: Source, paths: list[Path]) -> dict:
+    """What the manifest says of the maps."""
+    shards = [np.load(path, mmap_mode="r") for path in paths]
     usable, areas = (np.concatenate([s[field] for s in shards]) for field in ("usable", "area"))
-    manifest = identity | {
+    return {
         "unreadable": [source.names[i] for i in np.flatnonzero(~usable)],
         "blank": int((areas[usable] < BLANK).sum()),
         "full": int((areas[usable] > FULL).sum()),
         "fallback": int((areas[usable] == 0).sum()),
         "mean_area": float(areas[usable].mean()) if usable.any() else 0.0,
-        "ms_per_image": 1000 * (time.monotonic() - started) / max(len(source), 1),
     }
-    text = json.dumps(manifest, indent=2) + "\n"
-    write_atomically(folder / "manifest.json", lambda file: file.write(text.encode()))
-    return manifest
 
 
 def _claim(folder: Path, identity: dict, source: Source) -> None:
@@ -93,5 +145,4 @@ def _claim(folder: Path, identity: dict, source: Source) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     names = "".join(f"{name}\n" for name in source.names)
     write_atomically(folder / "names.txt", lambda file: file.write(names.encode()))
-    text = json.dumps(identity, indent=2) + "\n"
-    write_atomically(claim, lambda file: file.write(text.encode()))
+    write_json_atomically(claim, identity)

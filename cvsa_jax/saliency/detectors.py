@@ -1,50 +1,91 @@
-"""Detectors: from an image of a source to a saliency map. Each returns (GRID, GRID) float32 in [0, 1]."""
+"""The detectors by name, each with the flags that it takes."""
 
 import dataclasses
 from collections.abc import Callable
-
-import numpy as np
-from PIL import Image
+from pathlib import Path
 
 from cvsa_jax.data.sources import Source
 from cvsa_jax.errors import UserError
-from cvsa_jax.saliency.store import GRID
-
-CENTER_SIGMA = 0.25  # of the centre prior, in image sides
+from cvsa_jax.saliency import annotation, rbd
+from cvsa_jax.saliency.detector import SUPERVISIONS, Detector
+from cvsa_jax.saliency.network import ENCODER_MAP, encoder, unet
+from cvsa_jax.saliency.onnx_model import PRESETS, custom_preset, onnx
 
 
 @dataclasses.dataclass(frozen=True)
-class Detector:
-    """`supervision` says where the knowledge of objects comes from: human | supervised | unsupervised | prior."""
+class Options:
+    """Flags of the command; None where not given. Which detector takes which is said in DETECTORS."""
 
-    name: str
-    supervision: str
-    settings: dict
-    detect: Callable[[int], np.ndarray]
-
-
-def masks(source: Source) -> Detector:
-    """The data set's own ground-truth masks, area-averaged to the grid."""
-    if source.mask is None:
-        raise UserError(
-            f"data set {source.name} has no masks (a folder source has them in masks/ beside images/, CUB in "
-            "segmentations/): take another --detector"
-        )
-
-    def detect(i: int) -> np.ndarray:
-        image = Image.fromarray(source.mask(i)).resize((GRID, GRID), Image.Resampling.BOX)
-        return np.asarray(image, np.float32) / 255
-
-    return Detector("masks", "human", {}, detect)
+    maps: str | None = None
+    supervision: str | None = None
+    run: str | None = None
+    encoder_map: str | None = None
+    model: str | None = None
+    preset: str | None = None
+    size: int | None = None
+    mean: list[str] | None = None
+    std: list[str] | None = None
+    sigmoid: bool | None = None
 
 
-def center(source: Source) -> Detector:
-    """A Gaussian in the middle, whatever the image: the prior that a detector has to beat."""
+def build(name: str, source: Source, options: Options) -> Detector:
+    """The detector `name`, ready for the images of `source`.
+
+    Raises:
+        UserError: it lacks a flag, does not take one that is given, or cannot be had.
+    """
+    if name not in DETECTORS:
+        raise UserError(f"--detector={name} is unknown; take one of {', '.join(DETECTORS)}")
+    make, needed, optional = DETECTORS[name]
+    given = {field: value for field, value in dataclasses.asdict(options).items() if value is not None}
+    if foreign := given.keys() - {*needed, *optional}:
+        raise UserError(f"--detector={name} does not take {', '.join(f'--{flag}' for flag in sorted(foreign))}")
+    if absent := [flag for flag in needed if flag not in given]:
+        examples = ", ".join(f"--{flag}={EXAMPLES[flag]}" for flag in absent)
+        raise UserError(f"--detector={name} needs {examples}")
+    return make(source, options)
+
+
+def _folder(source: Source, options: Options) -> Detector:
+    if options.supervision not in SUPERVISIONS:
+        raise UserError(f"--supervision={options.supervision} is unknown; take one of {', '.join(SUPERVISIONS)}")
+    return annotation.folder(source, Path(options.maps).expanduser(), options.supervision)
+
+
+def _onnx(source: Source, options: Options) -> Detector:
     del source
-    distance = (np.arange(GRID) + 0.5) / GRID - 0.5
-    profile = np.exp(-(distance**2) / (2 * CENTER_SIGMA**2))
-    prior = np.outer(profile, profile).astype(np.float32)
-    return Detector("center", "prior", {"sigma": CENTER_SIGMA}, lambda i: prior)
+    custom = {"size": options.size, "mean": options.mean, "std": options.std, "sigmoid": options.sigmoid}
+    if options.preset == "custom":
+        preset = custom_preset(**custom)
+    elif options.preset not in PRESETS:
+        raise UserError(f"--preset={options.preset} is unknown; take one of {', '.join(PRESETS)}, custom")
+    elif given := [flag for flag, value in custom.items() if value is not None]:
+        raise UserError(f"--{given[0]} is for --preset=custom; {options.preset} has its own")
+    else:
+        preset = PRESETS[options.preset]
+    return onnx(Path(options.model).expanduser(), options.preset, preset)
 
 
-DETECTORS = {"masks": masks, "center": center}
+def _encoder(source: Source, options: Options) -> Detector:
+    del source
+    return encoder(Path(options.run), options.encoder_map or ENCODER_MAP)
+
+
+# name -> (builder, the flags it needs, the flags it may have)
+DETECTORS: dict[str, tuple[Callable[[Source, Options], Detector], tuple[str, ...], tuple[str, ...]]] = {
+    "masks": (lambda source, options: annotation.masks(source), (), ()),
+    "boxes": (lambda source, options: annotation.boxes(source), (), ()),
+    "folder": (_folder, ("maps", "supervision"), ()),
+    "unet": (lambda source, options: unet(Path(options.run)), ("run",), ()),
+    "onnx": (_onnx, ("model", "preset"), ("size", "mean", "std", "sigmoid")),
+    "encoder": (_encoder, ("run",), ("encoder_map",)),
+    "rbd": (lambda source, options: rbd.detector(), (), ()),
+    "center": (lambda source, options: annotation.center(source), (), ()),
+}
+EXAMPLES = {
+    "maps": "my_maps",
+    "supervision": "human",
+    "run": "runs/unet",
+    "model": "u2net.onnx",
+    "preset": "u2net",
+}

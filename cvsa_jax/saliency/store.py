@@ -4,24 +4,30 @@ A store is a folder of `shard-00000.npy`, … (structured arrays of RECORD, in t
 `manifest.json`, which is written last: a folder without it is an unfinished store.
 """
 
+import errno
 import json
 import os
+import uuid
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from cvsa_jax.data.sources import Source
 from cvsa_jax.errors import UserError, some
 
-VERSION = 1
+VERSION = 2
 GRID = 64  # cells along each side of a stored map
-SHARD_SIZE = 1024  # images per file
+SHARD_SIZE = 256  # images per file: what a killed pass loses at most, and the smallest share of a machine
 # `box` is (y0, x0, y1, x1) in fractions of the image around the map's cells at or above the manifest's threshold;
 # `area` the share of these cells; `confidence` the detector's raw maximum in [0, 1]; `usable` is False for an image
 # that could not be decoded and was left out.
 RECORD = np.dtype(
     [("map", "u1", (GRID, GRID)), ("box", "f4", (4,)), ("area", "f4"), ("confidence", "f4"), ("usable", "?")]
 )
+
+REPORT_PAGE = Path("report") / "saliency.html"  # in a store's folder
+CENTER_BOX = (0.25, 0.25, 0.75, 0.75)
 
 
 class SaliencyStore:
@@ -45,10 +51,9 @@ class SaliencyStore:
             raise UserError(f"{folder} has store version {self.manifest['version']}, not {VERSION}: make it again")
         if self.manifest["fingerprint"] != source.fingerprint:
             raise UserError(self._difference(source))
-        shards = [np.load(p, mmap_mode="r") for p in shard_paths(folder, len(source))]
-        self._maps = [s["map"] for s in shards]
+        self._shards = [np.load(p, mmap_mode="r") for p in shard_paths(folder, len(source))]
         self.boxes, self.areas, self.confidences, self.usable = (
-            np.concatenate([s[field] for s in shards]) for field in ("box", "area", "confidence", "usable")
+            np.concatenate([s[field] for s in self._shards]) for field in ("box", "area", "confidence", "usable")
         )
 
     def __len__(self) -> int:
@@ -60,7 +65,16 @@ class SaliencyStore:
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         """(k,) indices into the source -> (k, GRID, GRID) uint8 maps."""
-        return np.stack([self._maps[i // SHARD_SIZE][i % SHARD_SIZE] for i in np.asarray(indices)])
+        return np.stack([self.record(int(i))["map"] for i in np.asarray(indices)])
+
+    def record(self, i: int) -> np.void:
+        """Everything that is stored of image i, a RECORD."""
+        return self._shards[i // SHARD_SIZE][i % SHARD_SIZE]
+
+    @property
+    def fallback_share(self) -> float:
+        """Share of the images with a map whose map has no cell at the threshold, so that its box is the centre's."""
+        return self.manifest["fallback"] / max(int(self.usable.sum()), 1)
 
     def _difference(self, source: Source) -> str:
         stored = (self.folder / "names.txt").read_text().splitlines()
@@ -90,24 +104,54 @@ def shard_paths(folder: Path, n: int) -> list[Path]:
 
 
 def make_record(saliency: np.ndarray, confidence: float, threshold: float) -> np.ndarray:
-    """One RECORD from a map (GRID, GRID) float in [0, 1]. A map without a cell at the threshold gets the centre box."""
-    on = saliency >= threshold
-    if on.any():
-        rows, cols = np.flatnonzero(on.any(1)), np.flatnonzero(on.any(0))
-        box = np.array([rows[0], cols[0], rows[-1] + 1, cols[-1] + 1]) / GRID
-    else:
-        box = np.array([0.25, 0.25, 0.75, 0.75])
+    """One RECORD from a map (h, w) float in [0, 1]. A map without a cell at the threshold gets the centre box."""
     record = np.zeros((), RECORD)
-    record["map"] = np.round(saliency * 255)
-    record["box"], record["area"], record["confidence"], record["usable"] = box, on.mean(), confidence, True
+    record["map"] = np.round(_to_grid(saliency) * 255)
+    on = record["map"] >= 255 * threshold
+    record["box"] = CENTER_BOX if (box := bounding_box(on)) is None else box
+    record["area"], record["confidence"], record["usable"] = on.mean(), confidence, True
     return record
 
 
+def bounding_box(on: np.ndarray) -> np.ndarray | None:
+    """(y0, x0, y1, x1), in fractions, around what is True in (h, w) bool; None where nothing is."""
+    if not on.any():
+        return None
+    rows, cols = np.flatnonzero(on.any(1)), np.flatnonzero(on.any(0))
+    return np.array([rows[0], cols[0], rows[-1] + 1, cols[-1] + 1]) / np.tile(on.shape, 2)
+
+
+def _to_grid(saliency: np.ndarray) -> np.ndarray:
+    """(h, w) float -> (GRID, GRID) float32: averages of what a cell covers, or bilinear where the map is smaller."""
+    kind = Image.Resampling.BOX if min(saliency.shape) >= GRID else Image.Resampling.BILINEAR
+    image = Image.fromarray(np.ascontiguousarray(saliency, np.float32), "F")
+    return np.clip(np.asarray(image.resize((GRID, GRID), kind)), 0, 1)
+
+
 def write_atomically(path: Path, write) -> None:
-    """Calls `write(file)` on a temporary file beside `path` and renames it: a killed command leaves no half file."""
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Calls `write(file)` on a temporary file beside `path` and renames it: a killed command leaves no half file, and
+    of two that write the same file the later one wins.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"no space left to write {path}. What is finished is kept: make room and give the same command again"
+        ) from None
+
+
+def write_json_atomically(path: Path, content: dict) -> None:
+    """`content` as JSON."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))

@@ -21,7 +21,7 @@ def load(root: str) -> Source:
     Classes are the first-level sub-folders; a flat folder is unlabelled. `root/splits.csv` (columns `image`, `split`
     and optionally `label`, `image` relative to the image folder) names the splits; without it, sub-folders called
     `train` and `test` or `val` do; without these, every image is in `train`. `root/masks/` mirrors the image folder
-    with PNG masks.
+    with PNG masks; `root/boxes.csv` (columns `image,x,y,width,height`, in pixels) gives each image a box.
     """
     folder = require_folder(root, "image folder", _HINT)
     images = folder / "images" if (folder / "images").is_dir() else folder
@@ -45,7 +45,8 @@ def load(root: str) -> Source:
         labels = np.array([rank[c] for c in label_names], np.int32)
     masks = folder / "masks"
     mask_path = (lambda name: (masks / name).with_suffix(".png")) if masks.is_dir() else None
-    return from_files(folder.resolve().name, images, names, labels, classes, splits, mask_path)
+    boxes = _read_boxes(folder / "boxes.csv", names) if (folder / "boxes.csv").is_file() else None
+    return from_files(folder.resolve().name, images, names, labels, classes, splits, mask_path, boxes)
 
 
 def _splits_from_folders(names: list[str]) -> tuple[list[str], dict, list[str] | None]:
@@ -68,16 +69,34 @@ def _splits_from_folders(names: list[str]) -> tuple[list[str], dict, list[str] |
     return names, splits, [p[0] for p in parts] if depths == {True} else None
 
 
-def _read_splits(path: Path, images: Path, found: list[str]) -> tuple[list[str], dict, list[str] | None]:
-    with path.open(newline="") as file:
+def _read_boxes(path: Path, names: list[str]) -> np.ndarray:
+    """(N, 4) left, top, width, height in pixels, in the order of `names`."""
+    columns = ("x", "y", "width", "height")
+    rows = {row["image"]: row for row in _read_table(path, columns)}
+    if absent := [name for name in names if name not in rows]:
+        raise UserError(f"{path} has no box of {len(absent)} images: {some(absent)}")
+    try:
+        return np.array([[float(rows[name][c]) for c in columns] for name in names])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} has a box that is not four numbers: {error}") from None
+
+
+def _read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows of a CSV with the column `image`, once for each image, and `columns`."""
+    with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes the mark
         rows = list(csv.DictReader(file))
-    columns = set(rows[0]) if rows else set()
-    if not {"image", "split"} <= columns:
-        raise UserError(f"{path} must have the columns image,split (and optionally label); it has {sorted(columns)}")
-    names = [row["image"] for row in rows]
-    repeated = sorted(n for n, count in collections.Counter(names).items() if count > 1)
-    if repeated:
+    present = set(rows[0]) if rows else set()
+    if not {"image", *columns} <= present:
+        raise UserError(f"{path} must have the columns image,{','.join(columns)}; it has {sorted(present)}")
+    counts = collections.Counter(row["image"] for row in rows)
+    if repeated := sorted(name for name, count in counts.items() if count > 1):
         raise UserError(f"{path} lists images twice: {some(repeated)}")
+    return rows
+
+
+def _read_splits(path: Path, images: Path, found: list[str]) -> tuple[list[str], dict, list[str] | None]:
+    rows = _read_table(path, ("split",))
+    names = [row["image"] for row in rows]
     absent = sorted(set(names) - set(found))
     if absent:
         raise UserError(f"{path} lists {len(absent)} images that are not readable images in {images}: {some(absent)}")
@@ -86,7 +105,7 @@ def _read_splits(path: Path, images: Path, found: list[str]) -> tuple[list[str],
         raise UserError(f"{len(unlisted)} images in {images} are not listed in {path}: {some(unlisted)}")
     split_of = np.array([row["split"] for row in rows])
     splits = {str(s): np.flatnonzero(split_of == s) for s in np.unique(split_of)}
-    if "label" in columns:
+    if "label" in rows[0]:
         return names, splits, [row["label"] for row in rows]
     nested = all("/" in n for n in names)
     return names, splits, [n.split("/")[0] for n in names] if nested else None

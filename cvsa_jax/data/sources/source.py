@@ -24,6 +24,8 @@ class Source:
         read: index -> encoded bytes (JPEG, PNG, BMP or GIF).
         mask: index -> (H, W) uint8 ground-truth mask, 255 on the object; None where the source has no masks.
         fingerprint: hash of the names and contents' sizes; it changes when images are added, removed or replaced.
+        box: index -> (4,) ground-truth box (y0, x0, y1, x1) in fractions of the image; None where it has no boxes.
+        annotation: hash of the masks' sizes and of the boxes, so that maps made from them can be told to be outdated.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Source:
     read: Callable[[int], bytes]
     mask: Callable[[int], np.ndarray] | None
     fingerprint: str
+    box: Callable[[int], np.ndarray] | None = None
+    annotation: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -77,14 +81,33 @@ def require_folder(root: str, what: str, hint: str) -> Path:
 
 
 def from_files(
-    name: str, root: Path, names: list[str], labels, classes, splits: dict[str, np.ndarray], mask_path
+    name: str, root: Path, names: list[str], labels, classes, splits: dict[str, np.ndarray], mask_path, boxes=None
 ) -> Source:
-    """A source of image files below `root`; `mask_path` maps a name to its mask's path, or is None."""
+    """A source of image files below `root`; `mask_path` maps a name to its mask's path, or is None.
+
+    Args:
+        boxes: (N, 4) left, top, width, height in pixels, as CUB-200-2011 has them, or None.
+    """
     paths = [root / n for n in names]
     missing = [str(p) for p in paths if not p.is_file()]
     if missing:
         raise UserError(f"data set {name}: {len(missing)} listed images do not exist: {some(missing)}")
     mask = None if mask_path is None else lambda i: read_mask(mask_path(names[i]))
+
+    def box(i: int) -> np.ndarray:
+        with Image.open(paths[i]) as image:
+            width, height = image.size
+        left, top, w, h = boxes[i]
+        corners = np.array([top / height, left / width, (top + h) / height, (left + w) / width])
+        if not (w > 0 and h > 0 and corners.min() >= -0.01 and corners.max() <= 1.01):  # NaN neither
+            raise UserError(f"the box of {paths[i]} (left {left:g}, top {top:g}, {w:g}×{h:g} px) does not lie in it")
+        return np.clip(corners, 0, 1)
+
+    annotated = [] if boxes is None else [(f"box {b}", 0) for b in np.asarray(boxes).tolist()]
+    if mask_path is not None:
+        # A mask that is not there is an error when it is asked for, and not before.
+        sizes = ((str(n), path.stat().st_size if (path := mask_path(n)).is_file() else 0) for n in names)
+        annotated += sizes
     return Source(
         name=name,
         names=tuple(names),
@@ -93,5 +116,7 @@ def from_files(
         splits=splits,
         read=lambda i: paths[i].read_bytes(),
         mask=mask,
+        box=None if boxes is None else box,
+        annotation=fingerprint(*zip(*annotated, strict=True)) if annotated else "",
         fingerprint=fingerprint(names, (p.stat().st_size for p in paths)),
     )

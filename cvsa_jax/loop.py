@@ -1,0 +1,65 @@
+"""The training loop: steps, logs, checkpoints, and the stop at NaN."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from cvsa_jax.checkpoint import Checkpointer
+from cvsa_jax.distributed import to_mesh
+from cvsa_jax.monitor import FiniteCheck, Progress, Writer
+
+
+def run_steps(
+    train_step: Callable,
+    state: Any,
+    stream: Iterator[dict[str, np.ndarray]],
+    mesh: Mesh,
+    checkpoints: Checkpointer,
+    *,
+    workdir: Path,
+    total: int,
+    batch_size: int,
+    log_steps: int,
+    checkpoint_steps: int,
+    schedule: optax.Schedule,
+    meta: dict,
+) -> tuple[Any, dict[str, np.ndarray] | None]:
+    """Runs `train_step` (state, batch) -> (state, metrics) from `state.step` to `total` on the batches of `stream`.
+
+    Writes `metrics.jsonl`, TensorBoard and checkpoints, which it closes. Returns the last state, and the last batch
+    where there was one.
+
+    Raises:
+        UserError: the loss or the gradient is not finite (it names the step).
+    """
+    start = int(state.step)
+    writer, finite = Writer(workdir, start), FiniteCheck()
+    progress = Progress("train", total, per_count=batch_size)
+    batch, metrics, note = None, {}, ""
+    try:
+        # The host stays one step ahead of the device.
+        for done in range(start + 1, total + 1):
+            batch = next(stream)
+            ahead = train_step(state, to_mesh(batch, mesh))
+            jax.block_until_ready(metrics)
+            state, metrics = ahead
+            finite.add(done, metrics)
+            log, save = (done % every == 0 or done == total for every in (log_steps, checkpoint_steps))
+            if log or save:
+                finite.check(checkpoints.latest)
+            if log:
+                row = {name: float(value) for name, value in metrics.items()}
+                writer.write(done, row | {"learning_rate": float(schedule(done - 1))})
+                note = f"loss {row['loss']:.3f}"
+            if save:
+                checkpoints.save(state, meta)
+            progress.update(done, note)
+    finally:
+        checkpoints.close()
+        writer.close()
+    return state, batch
