@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from cvsa_jax.checkpoint import Checkpointer
 from cvsa_jax.distributed import to_mesh
@@ -15,31 +16,33 @@ from cvsa_jax.monitor import FiniteCheck, Progress, Writer
 
 
 def run_steps(
+    config: ConfigDict,
+    workdir: Path,
     train_step: Callable,
     state: Any,
     stream: Iterator[dict[str, np.ndarray]],
     mesh: Mesh,
     checkpoints: Checkpointer,
     *,
-    workdir: Path,
     total: int,
-    batch_size: int,
-    log_steps: int,
-    checkpoint_steps: int,
     schedule: optax.Schedule,
     meta: dict,
 ) -> tuple[Any, dict[str, np.ndarray] | None]:
     """Runs `train_step` (state, batch) -> (state, metrics) from `state.step` to `total` on the batches of `stream`.
 
-    Writes `metrics.jsonl`, TensorBoard and checkpoints, which it closes. Returns the last state, and the last batch
-    where there was one.
+    Writes `metrics.jsonl`, TensorBoard and checkpoints (with `meta`), which it closes. Returns the last state, and
+    the last batch where there was one.
+
+    Args:
+        config: for `batch_size`, `log_steps` and `checkpoint_steps`.
 
     Raises:
         UserError: the loss or the gradient is not finite (it names the step).
     """
     start = int(state.step)
     writer, finite = Writer(workdir, start), FiniteCheck()
-    progress = Progress("train", total, per_count=batch_size)
+    progress = Progress("train", total, per_count=config.batch_size)
+    intervals = (config.log_steps, config.checkpoint_steps)
     batch, metrics, note = None, {}, ""
     try:
         # The host stays one step ahead of the device.
@@ -49,7 +52,7 @@ def run_steps(
             jax.block_until_ready(metrics)
             state, metrics = ahead
             finite.add(done, metrics)
-            log, save = (done % every == 0 or done == total for every in (log_steps, checkpoint_steps))
+            log, save = (done % every == 0 or done == total for every in intervals)
             if log or save:
                 finite.check(checkpoints.latest)
             if log:

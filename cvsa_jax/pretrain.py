@@ -106,19 +106,9 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
         )
 
     # 4) The loop.
+    stream = batches(range(start, total))
     state, batch = run_steps(
-        train_step,
-        state,
-        batches(range(start, total)),
-        mesh,
-        checkpoints,
-        workdir=workdir,
-        total=total,
-        batch_size=config.batch_size,
-        log_steps=config.log_steps,
-        checkpoint_steps=config.checkpoint_steps,
-        schedule=schedule,
-        meta=identity,
+        config, workdir, train_step, state, stream, mesh, checkpoints, total=total, schedule=schedule, meta=identity
     )
 
     # 5) Figures and pictures of the online network.

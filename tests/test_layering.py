@@ -26,7 +26,7 @@ FORBIDDEN = {
     (*DEVICE, "errors"): ("tensorflow", "clu", "ml_collections", "cvsa_jax.data"),
 }
 # Everything else takes plain arguments.
-WITH_CONFIGS = ("settings", "cli", "pretrain", "classify", "run_report", "saliency.train_unet")
+WITH_CONFIGS = ("settings", "cli", "loop", "pretrain", "classify", "run_report", "saliency.train_unet")
 
 
 def module_name(path: Path) -> str:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -18,10 +19,11 @@ from cvsa_jax.distributed import make_mesh
 from cvsa_jax.errors import UserError
 from cvsa_jax.monitor import read_metrics
 from cvsa_jax.photometric import MEAN, STD
-from cvsa_jax.saliency import network, train_unet
-from cvsa_jax.saliency.annotation import center
+from cvsa_jax.saliency import network, page, train_unet
+from cvsa_jax.saliency.annotation import center, masks
 from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.detectors import DETECTORS, Options, build
+from cvsa_jax.saliency.quality import measure
 from cvsa_jax.saliency.rbd import reduced, robust_background
 from cvsa_jax.saliency.store import SaliencyStore, make_record
 
@@ -348,6 +350,48 @@ def test_the_command_killed_and_given_again_and_in_shards(tmp_path):
     assert (tmp_path / "whole" / "report" / "saliency.png").stat().st_size > 10_000
     page = (tmp_path / "whole" / "report" / "saliency.html").read_text()
     assert page.count("png;base64") == 2 and "unsupervised" in page
+
+
+def test_stores_side_by_side(tmp_path, source):
+    test = source.split("test")
+    stores = {}
+    for name, detector in (("masks", masks(source)), ("center", center(source))):
+        compute(source, detector, tmp_path / name, threshold=0.5, on_bad_image="stop")
+        stores[name] = SaliencyStore(tmp_path / name, source)
+    table = page.write_comparison(stores, source, test, "9 images", tmp_path / "report")
+    figures = json.loads((tmp_path / "report" / "saliency.json").read_text())
+    assert figures.keys() == {"masks", "center"}
+    for name, store in stores.items():
+        expected = measure(source, test, store.record, 0.5)
+        assert expected.items() <= figures[name].items()
+        (row,) = [row for row in table.rows if row[0] == name]
+        assert f"{expected['iou']:.3f}" in row and f"{expected['mae']:.3f}" in row
+    # Exact masks, but for the grid; the centre has the same map for all.
+    assert figures["masks"]["iou"] > 0.95 > figures["center"]["iou"]
+    assert figures["masks"]["pointing_game"] == 1
+    html = (tmp_path / "report" / "saliency.html").read_text()
+    assert html.count("png;base64") == 1 and "masks: human, center: prior" in html
+
+
+def test_unreadable_images_do_not_count_in_the_figures(tmp_path, source):
+    first = int(source.split("test")[0])
+    bad = dataclasses.replace(source, read=lambda i: b"no image" if i == first else source.read(i), fingerprint="bad")
+    compute(bad, masks(bad), tmp_path, threshold=0.5, on_bad_image="skip")
+    store = SaliencyStore(tmp_path, bad)
+    expected = measure(source, source.split("test")[1:], store.record, 0.5)
+    assert expected.items() <= page.figures_of(store, bad, bad.split("test")).items()
+
+
+def test_the_page_of_a_store_without_truth_and_with_unreadable_images(tmp_path, source):
+    blind = dataclasses.replace(
+        source, mask=None, read=lambda i: b"no image" if i in (0, 13) else source.read(i), fingerprint="blind"
+    )
+    compute(blind, center(blind), tmp_path, threshold=0.5, on_bad_image="skip")
+    store = SaliencyStore(tmp_path, blind)
+    page.write_store_page(store, blind, blind.split("test"), "9 images")
+    figures = json.loads((tmp_path / "report" / "saliency.json").read_text())
+    assert figures.keys() == {"ms_per_image", "blank", "full", "fallback"}
+    assert "21 images, 2 of them unreadable" in (tmp_path / "report" / "saliency.html").read_text()
 
 
 @pytest.mark.parametrize("shard", ["2/2", "1", "-1/2", "a/b"])

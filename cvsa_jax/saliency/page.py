@@ -117,7 +117,7 @@ def _table(figures: dict[str, dict[str, float]]) -> report.Table:
     )
 
 
-def _cell(name: str, value: float | None) -> str:
+def _cell(name: str, value: float | int | None) -> str:
     if value is None:
         return "–"
     if name in _COUNTS:

@@ -53,7 +53,8 @@ def train_unet(config: ConfigDict, workdir: Path) -> dict[str, float]:
     checkpoints = checkpoint.Checkpointer(workdir)
     identity = {"fingerprints": [part.fingerprint for part, _ in parts], "images": len(pairs[0])}
     if checkpoints.latest is not None:
-        settings.compare_config(config, workdir)
+        for change in settings.compare_config(config, workdir):
+            print(f"changed since this run began: {change}")
         state, meta = checkpoints.restore(state, mesh)
         if meta != identity:
             raise UserError(f"{workdir} was trained on other data: restore the data or take another --workdir")
@@ -67,27 +68,10 @@ def train_unet(config: ConfigDict, workdir: Path) -> dict[str, float]:
     )
 
     # 3) The loop.
-    batches = pair_batches(
-        pairs,
-        batch_size=config.batch_size,
-        steps=range(start, total),
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    stream = pair_batches(pairs, batch_size=config.batch_size, steps=range(start, total), seed=config.seed, **place)
     run_steps(
-        train_step,
-        state,
-        batches,
-        mesh,
-        checkpoints,
-        workdir=workdir,
-        total=total,
-        batch_size=config.batch_size,
-        log_steps=config.log_steps,
-        checkpoint_steps=config.checkpoint_steps,
-        schedule=schedule,
-        meta=identity,
+        config, workdir, train_step, state, stream, mesh, checkpoints, total=total, schedule=schedule, meta=identity
     )
 
     # 4) Figures on held-out images.
