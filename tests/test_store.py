@@ -263,7 +263,7 @@ def test_another_pass_into_the_same_folder_is_refused(tmp_path, finished):
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match=r"another saliency store .*detector: masks there, center now.*Delete it"):
         make(source, tmp_path, center(source))
-    with pytest.raises(UserError, match=r"settings: {'threshold': 0\.5} there, {'threshold': 0\.4} now"):
+    with pytest.raises(UserError, match=r"\(settings\.threshold: 0\.5 there, 0\.4 now\)"):
         make(source, tmp_path, threshold=0.4)
     with pytest.raises(UserError, match=r"fingerprint: .*images: 10 there, 11 now"):
         make(source_of(N + 1), tmp_path)

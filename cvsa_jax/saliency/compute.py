@@ -136,7 +136,9 @@ def _claim(folder: Path, identity: dict, source: Source) -> None:
     if claim.is_file():
         before = json.loads(claim.read_text())
         if before != identity:
-            differing = [f"{k}: {before.get(k)} there, {v} now" for k, v in identity.items() if before.get(k) != v]
+            there, now = _flat(before), _flat(identity)
+            keys = [k for k in {**now, **there} if there.get(k) != now.get(k)]
+            differing = [f"{k}: {there.get(k, 'nothing')} there, {now.get(k, 'nothing')} now" for k in keys]
             raise UserError(
                 f"{folder} holds another saliency store ({'; '.join(differing)}). Delete it, or choose another folder "
                 "with --config.saliency.store"
@@ -146,3 +148,8 @@ def _claim(folder: Path, identity: dict, source: Source) -> None:
     names = "".join(f"{name}\n" for name in source.names)
     write_atomically(folder / "names.txt", lambda file: file.write(names.encode()))
     write_json_atomically(claim, identity)
+
+
+def _flat(identity: dict) -> dict:
+    settings = {f"settings.{name}": value for name, value in identity["settings"].items()}
+    return {name: value for name, value in identity.items() if name != "settings"} | settings
