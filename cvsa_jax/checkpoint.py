@@ -76,7 +76,7 @@ def restore_item(workdir: Path, item: str, like: Any, mesh: Mesh) -> tuple[Any, 
     """
     with _manager(workdir) as manager:
         step = _newest(manager, workdir)
-        stored = manager.item_metadata(step)[item]
+        stored = manager.item_metadata(step).get(item)
         if stored is None:
             raise UserError(f"{workdir}/ckpt/{step} holds no {item!r}: it is a run of another kind")
         _check_tensors(_shapes(stored), _shapes(like), workdir, step)

@@ -16,11 +16,13 @@ def linear_probe(config: ConfigDict, workdir: Path) -> dict[str, float]:
     """Linear probe and kNN of the run `config.init_from`; writes `workdir/report/results.json` and returns it.
 
     Raises:
-        UserError: no such run, or no labels.
+        UserError: no such pre-training run, or no labels.
     """
     if not config.init_from:
         raise UserError("config.init_from is not set: give the --workdir of a pre-training run")
     run = settings.read_config(config.init_from)
+    if run.mode != "pretrain":
+        raise UserError(f"{config.init_from} is a run of mode {run.mode!r}: the probe needs a pre-training run")
     source = settings.load_source(config.data)
     train, test = (
         pipeline.readable(source, source.split(name), config.data.on_bad_image)

@@ -1,5 +1,6 @@
 """How well saliency maps fit the true masks and boxes: the figures of salient-object detection."""
 
+import collections
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -22,7 +23,7 @@ class _Scores(NamedTuple):
     recall: np.ndarray | None = None
     iou: float | None = None
     box_iou: float | None = None
-    pointing: float | None = None
+    pointing_game: float | None = None
 
 
 def measure(
@@ -41,16 +42,17 @@ def measure(
     """
     if source.mask is None and source.box is None:
         return {}
+    sums, counts = {}, collections.Counter()
     with ThreadPoolExecutor() as pool:
-        scores = list(pool.map(lambda i: _score(source, int(i), record_of(int(i)), threshold), indices))
-    figures = {}
-    for name, field in (("mae", "mae"), ("iou", "iou"), ("box_iou", "box_iou"), ("pointing_game", "pointing")):
-        values = [value for score in scores if (value := getattr(score, field)) is not None]
-        if values:
-            figures[name] = float(np.mean(values))
-    curves = [(score.precision, score.recall) for score in scores if score.precision is not None]
-    if curves:
-        precision, recall = np.mean(curves, axis=0)
+        for score in pool.map(lambda i: _score(source, int(i), record_of(int(i)), threshold), indices):
+            for name, value in score._asdict().items():
+                if value is not None:
+                    sums[name] = sums.get(name, 0) + value
+                    counts[name] += 1
+    means = {name: total / counts[name] for name, total in sums.items()}
+    figures = {name: float(means[name]) for name in ("mae", "iou", "box_iou", "pointing_game") if name in means}
+    if "precision" in means:
+        precision, recall = means["precision"], means["recall"]
         weighted = BETA_SQUARED * precision + recall
         figures["max_f"] = float(((1 + BETA_SQUARED) * precision * recall / np.maximum(weighted, 1e-12)).max())
     return figures
@@ -74,7 +76,7 @@ def _score(source: Source, i: int, record: np.void, threshold: float) -> _Scores
     box = true_box(source, i, mask)
     box_iou = None if box is None else box_overlap(record["box"].astype(float), box)
     if mask is None:
-        return _Scores(box_iou=box_iou, pointing=_pointing(record["map"], _inside(box, record["map"].shape)))
+        return _Scores(box_iou=box_iou, pointing_game=_pointing(record["map"], _inside(box, record["map"].shape)))
     size = (mask.shape[1], mask.shape[0])
     # In "F" the values keep the fractions that the interpolation gives them.
     levels = np.asarray(Image.fromarray(record["map"].astype(np.float32), "F").resize(size, Image.Resampling.BILINEAR))
