@@ -42,9 +42,10 @@ def linear_probe(config: ConfigDict, workdir: Path) -> dict[str, float]:
     report.write_json(workdir / "report" / "results.json", figures)
     print(
         f"{source.name}, {len(train)} train and {len(test)} test images: linear top-1 "
-        f"{report.percent(figures['linear_top1'])} %, top-5 {report.percent(figures['linear_top5'])} % (learning rate "
-        f"{figures['learning_rate']:g}, chosen on a part of the train split), kNN top-1 "
-        f"{report.percent(figures['knn_top1'])} %\nresults: {workdir / 'report' / 'results.json'}"
+        f"{report.percent(figures['linear_top1'])} %, top-5 {report.percent(figures['linear_top5'])} %, mean per class "
+        f"{report.percent(figures['linear_mean_class'])} % (learning rate {figures['learning_rate']:g}, chosen on a "
+        f"part of the train split), kNN top-1 {report.percent(figures['knn_top1'])} %, recall@1 "
+        f"{report.percent(figures.get('recall_at_1'))} %\nresults: {workdir / 'report' / 'results.json'}"
     )
     return figures
 

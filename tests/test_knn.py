@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from cvsa_jax.evaluation import knn
 from cvsa_jax.evaluation.knn import TEMPERATURE, knn_predict
 
 CLASSES = 4
@@ -45,14 +44,6 @@ def test_order_of_the_train_rows_does_not_matter():
     x, labels, x_test = data()
     order = np.random.default_rng(1).permutation(len(x))
     np.testing.assert_array_equal(knn_predict(x[order], labels[order], x_test, 5), knn_predict(x, labels, x_test, 5))
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 45])
-def test_chunks_do_not_matter(monkeypatch, chunk):
-    x, labels, x_test = data()
-    whole = knn_predict(x, labels, x_test, 5)
-    monkeypatch.setattr(knn, "_CHUNK", chunk)
-    np.testing.assert_array_equal(knn_predict(x, labels, x_test, 5), whole)
 
 
 @pytest.mark.parametrize("k", [1, 10])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cvsa_jax.evaluation import linear
-from cvsa_jax.evaluation.linear import linear_probe, topk, validation_rows
+from cvsa_jax.evaluation.linear import linear_probe, mean_per_class, topk, validation_rows
 
 # Compiles in a third of the time.
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -152,3 +152,30 @@ def test_an_epoch_sees_every_row_once_in_a_random_order():
         assert errors.min() < 1e-5
         found.add(int(errors.argmin()))
     assert len(found) == 2
+
+
+def test_mean_per_class_weighs_classes_alike():
+    # Class 0: 3 of 4; class 2: 0 of 1; class 5: 1 of 2.
+    labels = np.array([0, 0, 0, 0, 2, 5, 5])
+    hits = np.array([1, 1, 0, 1, 0, 0, 1], bool)
+    assert mean_per_class(hits, labels) == pytest.approx((3 / 4 + 0 + 1 / 2) / 3)
+
+
+def test_mean_per_class_of_the_probe_is_of_the_test_rows():
+    rng = np.random.default_rng(0)
+    labels, y_test = np.repeat([0, 1], 40), np.array([0] * 30 + [1] * 2)
+    x, x_test = (np.stack([2.0 * y - 1, rng.normal(0, 1, len(y))], 1).astype(np.float32) for y in (labels, y_test))
+    x_test[-1, 0] = -1  # looks like class 0
+    result = linear_probe(
+        x,
+        labels,
+        x_test,
+        y_test,
+        classes=2,
+        learning_rates=(0.3,),
+        epochs=20,
+        batch_size=16,
+        validation_share=0.2,
+        seed=0,
+    )
+    assert (result.top1, result.mean_class) == (pytest.approx(31 / 32), pytest.approx(0.75))

@@ -203,7 +203,7 @@ def test_linear_probe_loads_and_counts_the_backbone(tmp_path, finished, capsys, 
     assert f"loaded {5 * convolutions}/{5 * convolutions} backbone tensors" in capsys.readouterr().out
     assert_equal_trees(seen["network"].params, final_state(finished, tiny()).online.params)
     assert json.loads((tmp_path / "linear" / "report" / "results.json").read_text()) == figures
-    assert {"linear_top1", "linear_top5", "knn_top1"} <= figures.keys()
+    assert {"linear_top1", "linear_top5", "linear_mean_class", "knn_top1", "recall_at_1", "map_at_r"} <= figures.keys()
 
 
 def test_linear_probe_of_no_run(tmp_path):
@@ -296,7 +296,8 @@ def test_the_demo_end_to_end(tmp_path, capsys):
 
     figures = run_demo(tmp_path, get_config, tiny_probe())
     assert figures == json.loads((tmp_path / "report" / "results.json").read_text())
-    measured = {"linear_top1", "linear_top5", "knn_top1", "pointing_game", "mask_iou", "learning_rate"}
+    measured = {"linear_top1", "linear_top5", "linear_mean_class", "knn_top1", "map_at_r", "learning_rate"}
+    measured |= {f"recall_at_{k}" for k in (1, 2, 4, 8)} | {"pointing_game", "mask_iou"}
     assert all(figures[row].keys() == measured for row in ("random", "byol", "cvsa"))
     assert figures["chance"]["linear_top1"] == pytest.approx(1 / 3)
     page = (tmp_path / "report" / "index.html").read_text()

@@ -12,11 +12,12 @@ MOMENTUM = 0.9
 
 
 class ProbeResult(NamedTuple):
-    """`top1`, `top5` in [0, 1] on all test rows; the learning rate that won on the validation part, and the
-    validation accuracy of each."""
+    """`top1`, `top5` in [0, 1] on all test rows, `mean_class` the mean over the classes of their top-1; the learning
+    rate that won on the validation part, and the validation accuracy of each."""
 
     top1: float
     top5: float
+    mean_class: float
     learning_rate: float
     validation: dict[float, float]
 
@@ -47,8 +48,14 @@ def linear_probe(
     scores = [float(topk(_logits(w, train[held]), train_labels[held], 1)) for w in weights]
     best = learning_rates[int(np.argmax(scores))]
     logits = _logits(fit(train, train_labels, (best,))[0], test)
-    top5 = topk(logits, test_labels, min(5, classes))
-    return ProbeResult(topk(logits, test_labels, 1), top5, best, dict(zip(learning_rates, scores, strict=True)))
+    hits = topk_hits(logits, test_labels, 1)
+    return ProbeResult(
+        float(hits.mean()),
+        topk(logits, test_labels, min(5, classes)),
+        mean_per_class(hits, test_labels),
+        best,
+        dict(zip(learning_rates, scores, strict=True)),
+    )
 
 
 def validation_rows(labels: Int[np.ndarray, " n"], share: float, seed: int) -> Bool[np.ndarray, " n"]:
@@ -62,10 +69,20 @@ def validation_rows(labels: Int[np.ndarray, " n"], share: float, seed: int) -> B
 
 
 def topk(logits: Float[np.ndarray, "m c"], labels: Int[np.ndarray, " m"], k: int) -> float:
-    """Share of rows whose label is among the k largest logits; ties and NaN count against the row."""
+    """Share of rows whose label is among the k largest logits."""
+    return float(topk_hits(logits, labels, k).mean())
+
+
+def topk_hits(logits: Float[np.ndarray, "m c"], labels: Int[np.ndarray, " m"], k: int) -> Bool[np.ndarray, " m"]:
+    """Whether each row's label is among the k largest logits; ties and NaN count against the row."""
     own = np.take_along_axis(logits, labels[:, None].astype(int), 1)
     ahead = (~(logits < own)).sum(1) - 1
-    return float((ahead < k).mean())
+    return ahead < k
+
+
+def mean_per_class(hits: Bool[np.ndarray, " m"], labels: Int[np.ndarray, " m"]) -> float:
+    """Mean over the classes that occur of the share of their rows that are hits."""
+    return float(np.mean([hits[labels == label].mean() for label in np.unique(labels)]))
 
 
 def _fit(x, y, rates: jax.Array, classes: int, epochs: int, batch_size: int, seed: int) -> Float[Array, "r d1 c"]:

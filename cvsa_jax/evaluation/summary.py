@@ -9,6 +9,7 @@ from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.features import extract
 from cvsa_jax.evaluation.knn import knn_predict
 from cvsa_jax.evaluation.linear import linear_probe
+from cvsa_jax.evaluation.retrieval import retrieval
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.state import Network
 from cvsa_jax.steps import make_encoder
@@ -47,7 +48,8 @@ class Evaluator:
     def recognition(
         self, network: Network, train: np.ndarray, test: np.ndarray, *, knn: int, probe: dict | None = None
     ) -> dict[str, float]:
-        """kNN top-1, and with `probe` (the keywords of `linear_probe`) linear top-1 and top-5, on the test images."""
+        """kNN top-1, and with `probe` (the keywords of `linear_probe`) linear top-1, top-5 and mean per class, and
+        retrieval, on the test images."""
         labels = self.source.labels
         if labels is None:
             raise UserError(f"{self.source.name} has no labels, which the probe and kNN need")
@@ -56,8 +58,8 @@ class Evaluator:
         figures = {"knn_top1": float((knn_predict(x, y, x_test, knn) == y_test).mean())}
         if probe is not None:
             result = linear_probe(x, y, x_test, y_test, classes=len(self.source.classes), **probe)
-            figures |= {"linear_top1": result.top1, "linear_top5": result.top5}
-            figures |= {"learning_rate": result.learning_rate}
+            figures |= {"linear_top1": result.top1, "linear_top5": result.top5, "linear_mean_class": result.mean_class}
+            figures |= {"learning_rate": result.learning_rate} | retrieval(x_test, y_test)
         return figures
 
 

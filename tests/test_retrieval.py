@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+from sklearn.neighbors import NearestNeighbors
+
+from cvsa_jax.evaluation import neighbors
+from cvsa_jax.evaluation.neighbors import nearest
+from cvsa_jax.evaluation.retrieval import RANKS, retrieval
+
+
+def data(n: int = 70, dimensions: int = 6, classes: int = 5):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, n)
+    return (rng.normal(0, 1, (n, dimensions)) + 0.8 * np.eye(classes, dimensions)[labels]).astype(np.float32), labels
+
+
+@pytest.fixture(params=[(256, 65_536), (16, 32), (7, 5)], ids=["whole", "blocks", "small blocks"])
+def sizes(request, monkeypatch):
+    monkeypatch.setattr(neighbors, "QUERIES", request.param[0])
+    monkeypatch.setattr(neighbors, "GALLERY", request.param[1])
+
+
+@pytest.mark.parametrize("k", [1, 9, 70, 500])
+def test_nearest_are_those_of_scikit_learn(sizes, k):
+    x, _ = data()
+    queries = data(33)[0] * 2 + 0.1
+    similarity, rows = nearest(queries, x, k)
+    distance, expected = (
+        NearestNeighbors(n_neighbors=min(k, 70), metric="cosine", algorithm="brute")
+        .fit(x.astype(float))
+        .kneighbors(queries.astype(float))
+    )
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_allclose(similarity, 1 - distance, atol=1e-5)
+
+
+def test_an_image_is_not_its_own_neighbour(sizes):
+    x, _ = data()
+    x[40] = x[3]  # but its copy is
+    similarity, rows = nearest(x, x, 69, among_themselves=True)
+    for i, row in enumerate(rows):
+        assert sorted(row) == [j for j in range(70) if j != i]
+    assert (rows[3, 0], rows[40, 0]) == (40, 3)
+    assert (np.diff(similarity, axis=1) <= 0).all()
+
+
+def test_of_equals_the_earlier_row_comes_first(sizes):
+    x = np.tile(np.eye(3, dtype=np.float32), (20, 1))
+    _, rows = nearest(np.eye(3, dtype=np.float32)[1:2], x, 20)
+    np.testing.assert_array_equal(rows[0], 1 + 3 * np.arange(20))
+
+
+def by_definition(x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    unit = x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True)
+    recalls, precisions = {k: [] for k in RANKS}, []
+    for i in range(len(x)):
+        order = [j for j in np.argsort(-(unit @ unit[i])) if j != i]
+        hits = [labels[j] == labels[i] for j in order]
+        r = sum(hits)
+        if not r:
+            continue
+        for k in RANKS:
+            recalls[k].append(any(hits[:k]))
+        precisions.append(sum(sum(hits[: p + 1]) / (p + 1) for p in range(r) if hits[p]) / r)
+    return {f"recall_at_{k}": np.mean(v) for k, v in recalls.items()} | {"map_at_r": np.mean(precisions)}
+
+
+def test_figures_are_those_of_the_definition(sizes):
+    x, labels = data()
+    labels[7] = 5  # alone in its class
+    figures = retrieval(x, labels)
+    expected = by_definition(x, labels)
+    assert figures.keys() == expected.keys()
+    for name, value in expected.items():
+        assert figures[name] == pytest.approx(value, abs=1e-6), name
+    order = np.random.default_rng(1).permutation(len(x))
+    assert retrieval(x[order], labels[order]) == pytest.approx(figures)
+
+
+def test_a_hand_worked_order():
+    # On a quarter circle, from 0: classes 0, 1, 0, 0. The first asks 1, 0, 0 with R = 2: precision at 2 is 1/2.
+    angles = np.array([0.0, 0.1, 0.3, 0.7])
+    x = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    figures = retrieval(x, np.array([0, 1, 0, 0]))
+    # Query 0: order 1, 2, 3: miss, hit: (1/2) / 2. Query 2: order 1 (.2), 0 (.3), 3 (.4): the same. Query 3: 2, 1, 0:
+    # hit, miss: 1 / 2. The class of row 1 has no other image.
+    assert figures["map_at_r"] == pytest.approx((0.25 + 0.25 + 0.5) / 3)
+    assert (figures["recall_at_1"], figures["recall_at_2"]) == (pytest.approx(1 / 3), 1)
+
+
+def test_clusters_are_perfect_and_random_features_are_chance():
+    labels = np.repeat(np.arange(8), 100)
+    perfect = retrieval(np.eye(8, dtype=np.float32)[labels], labels)
+    assert all(value == pytest.approx(1) for value in perfect.values())
+    random = retrieval(np.random.default_rng(0).normal(0, 1, (800, 32)).astype(np.float32), labels)
+    share = 99 / 799
+    for k in RANKS:
+        assert random[f"recall_at_{k}"] == pytest.approx(1 - (1 - share) ** k, abs=0.05)
+    # Of precision p at every rank, and a hit with probability p there: about p².
+    assert random["map_at_r"] == pytest.approx(share**2, abs=0.01)
+
+
+def test_nothing_can_be_asked_where_no_class_has_two_images():
+    assert retrieval(np.eye(3, dtype=np.float32), np.arange(3)) == {}
