@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from cvsa_jax.data.sources import Source
-from cvsa_jax.evaluation.localization import attention_maps, iou, pointing_hit, score, square_mask, upsample
+from cvsa_jax.evaluation.localization import THRESHOLDS, attention_maps, iou, pointing_hit, score, square_mask, upsample
 from cvsa_jax.evaluation.summary import center_prior, chance
 
 
@@ -85,10 +86,13 @@ def test_iou():
     assert iou(np.zeros((4, 4), np.float32), mask_of((0, 0))) == 0
 
 
+PERFECT = {"pointing_game": 1, "mask_iou": 1, "mask_iou_best": 1, "pixel_ap": 1}
+
+
 def test_perfect_maps():
     masks = np.zeros((3, 8, 8), bool)
     masks[0, 2:5, 1:6] = masks[1, 0:4, 4:8] = masks[2, 6:8, 0:3] = True
-    assert score(masks.astype(np.float32), masks) == {"pointing_game": 1, "mask_iou": 1}
+    assert score(masks.astype(np.float32), masks) == PERFECT
     large = masks.repeat(8, 1).repeat(8, 2)
     figures = score(masks.astype(np.float32), large)
     assert figures["pointing_game"] == 1
@@ -135,9 +139,11 @@ def test_chance():
         "knn_top1": 0.75,
         "pointing_game": 18 / 32,
         "mask_iou": 18 / 32,
+        "mask_iou_best": 18 / 32,
+        "pixel_ap": 18 / 32,
     }
     assert chance(source_with(None), np.arange(4, 8), None) == {}
-    assert chance(source_with(None), np.arange(4, 8), masks).keys() == {"pointing_game", "mask_iou"}
+    assert chance(source_with(None), np.arange(4, 8), masks).keys() == PERFECT.keys()
 
 
 def test_chance_is_what_the_whole_image_and_a_random_point_give():
@@ -152,7 +158,43 @@ def test_chance_is_what_the_whole_image_and_a_random_point_give():
 def test_center_prior():
     # On 4x4 cells, the Gaussian is above half of its range on the four in the middle.
     middle = mask_of((1, 1), (1, 2), (2, 1), (2, 2))
-    assert center_prior(middle[None]) == {"pointing_game": 1, "mask_iou": 1}
-    assert center_prior(~middle[None]) == {"pointing_game": 0, "mask_iou": 0}
+    assert center_prior(middle[None]) == PERFECT
+    around = center_prior(~middle[None])
+    # Best is the whole image: 12 of its 16 cells.
+    assert (around["pointing_game"], around["mask_iou"], around["mask_iou_best"]) == (0, 0, 0.75)
     both = center_prior(np.stack([np.ones((4, 4), bool), mask_of((0, 0))]))
-    assert both == {"pointing_game": 0.5, "mask_iou": pytest.approx((4 / 16 + 0) / 2)}
+    assert (both["pointing_game"], both["mask_iou"]) == (0.5, pytest.approx((4 / 16 + 0) / 2))
+    assert both["mask_iou_best"] == pytest.approx((1 + 1 / 16) / 2)
+
+
+def soft_maps(images: int = 5, size: int = 12):
+    """Maps of a size that needs no interpolation, with values that are no thresholds, and masks that they half fit."""
+    rng = np.random.default_rng(8)
+    masks = rng.random((images, size, size)) < 0.3
+    maps = (rng.random((images, size, size)) + 0.5 * masks).astype(np.float32)
+    return maps, masks, np.stack([upsample(m, size) for m in maps])
+
+
+def test_best_iou_is_that_of_one_threshold_for_all_images():
+    maps, masks, scaled = soft_maps()
+    masks[2] = False
+    by_threshold = [np.mean([iou(s, m, t) for s, m in zip(scaled, masks, strict=True)]) for t in THRESHOLDS]
+    figures = score(maps, masks)
+    assert figures["mask_iou_best"] == pytest.approx(max(by_threshold))
+    assert figures["mask_iou"] == pytest.approx(by_threshold[50])
+    assert figures["mask_iou_best"] > figures["mask_iou"]
+
+
+def test_pixel_average_precision_against_scikit_learn():
+    maps, masks, scaled = soft_maps()
+    levels = np.floor(scaled.astype(np.float64) * 100 + 1e-9)
+    expected = average_precision_score(masks.ravel(), levels.ravel())
+    assert score(maps, masks)["pixel_ap"] == pytest.approx(expected, abs=1e-6)
+    order = np.array([3, 1, 4, 0, 2])
+    assert score(maps[order], masks[order]) == pytest.approx(score(maps, masks))
+
+
+def test_random_maps_have_the_masks_share_as_average_precision():
+    rng = np.random.default_rng(9)
+    masks = rng.random((50, 16, 16)) < 0.2
+    assert score(rng.random((50, 16, 16)).astype(np.float32), masks)["pixel_ap"] == pytest.approx(0.2, abs=0.02)

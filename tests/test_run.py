@@ -155,7 +155,7 @@ def test_the_run_leaves_what_the_readme_promises(finished):
     assert json.loads((finished / "config.json").read_text())["mode"] == "pretrain"
     assert any((finished / "tensorboard").iterdir())
     figures = json.loads((finished / "report" / "results.json").read_text())
-    assert figures.keys() == {"knn_top1", "pointing_game", "mask_iou"}
+    assert figures.keys() == {"knn_top1", "pointing_game", "mask_iou", "mask_iou_best", "pixel_ap"}
     rows = read_metrics(finished)
     assert [row["step"] for row in rows] == list(range(1, 11))
     assert {"loss", "align", "contrastive", "projection_std", "effective_rank", "target_cosine", "align_hit"} <= rows[
@@ -297,7 +297,7 @@ def test_the_demo_end_to_end(tmp_path, capsys):
     figures = run_demo(tmp_path, get_config, tiny_probe())
     assert figures == json.loads((tmp_path / "report" / "results.json").read_text())
     measured = {"linear_top1", "linear_top5", "linear_mean_class", "knn_top1", "map_at_r", "learning_rate"}
-    measured |= {f"recall_at_{k}" for k in (1, 2, 4, 8)} | {"pointing_game", "mask_iou"}
+    measured |= {f"recall_at_{k}" for k in (1, 2, 4, 8)} | {"pointing_game", "mask_iou"} | {"mask_iou_best", "pixel_ap"}
     assert all(figures[row].keys() == measured for row in ("random", "byol", "cvsa"))
     assert figures["chance"]["linear_top1"] == pytest.approx(1 / 3)
     page = (tmp_path / "report" / "index.html").read_text()

@@ -71,7 +71,7 @@ def chance(source: Source, test: np.ndarray, masks: np.ndarray | None) -> dict[s
         figures |= {"linear_top1": majority, "knn_top1": majority}
     if masks is not None:
         share = float(masks.mean())
-        figures |= {"pointing_game": share, "mask_iou": share}
+        figures |= dict.fromkeys(("pointing_game", "mask_iou", "mask_iou_best", "pixel_ap"), share)
     return figures
 
 
