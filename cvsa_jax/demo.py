@@ -84,7 +84,7 @@ def run_demo(out: Path, get_config, probe_config) -> dict[str, dict[str, float]]
     figures, attention = {}, {}
     for name, network in networks.items():
         attention[name] = evaluator.attention(network, test)
-        figures[name] = localization.score(attention[name], masks) | evaluator.recognition(
+        figures[name] = evaluator.localization(attention[name], test, masks) | evaluator.recognition(
             network, train, test, knn=probe_config.eval.knn, probe=classify.probe_arguments(probe_config)
         )
     figures |= {"chance": chance(source, test, masks), "center_prior": center_prior(masks)}

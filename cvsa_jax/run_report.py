@@ -41,7 +41,7 @@ def report_run(
 
     Args:
         train, test: indices of the images trained on and of those held out; None where there is no test split. kNN
-            needs labels and a test split, pointing game and mask IoU need masks.
+            needs labels and a test split, the figures of the attention masks or boxes.
         batch: a training batch, for the picture of the views.
     """
     source = evaluator.source
@@ -55,8 +55,7 @@ def report_run(
     # The mask_head control trains no attention, and one image has no others to attend to.
     if config.align.form != "mask_head" and len(looked_at) > 1:
         attention = evaluator.attention(network, looked_at)
-        if masks is not None:
-            figures |= localization.score(attention, masks)
+        figures |= evaluator.localization(attention, looked_at, masks)
         trained = config.align.weight > 0
         pictures.append(_draw_attention(workdir, evaluator, source, looked_at, attention, masks, trained))
     _write_page(workdir, source, figures, chance(source, looked_at, masks), masks, pictures)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from cvsa_jax.data.sources import Source
-from cvsa_jax.saliency.quality import box_overlap, measure, true_box
+from cvsa_jax.evaluation.boxes import box_overlap, true_box
+from cvsa_jax.saliency.quality import measure
 from cvsa_jax.saliency.store import GRID, make_record
 
 

@@ -6,6 +6,7 @@ from jax.sharding import Mesh
 from cvsa_jax.data.sources import Source
 from cvsa_jax.errors import UserError
 from cvsa_jax.evaluation import localization
+from cvsa_jax.evaluation.boxes import box_score, true_box
 from cvsa_jax.evaluation.features import extract
 from cvsa_jax.evaluation.knn import knn_predict
 from cvsa_jax.evaluation.linear import linear_probe
@@ -44,6 +45,18 @@ class Evaluator:
     def masks(self, indices: np.ndarray) -> np.ndarray:
         """(k, size, size) bool ground-truth masks of the same squares."""
         return np.stack([localization.square_mask(self.source.mask(int(i)), self.size) for i in indices])
+
+    def localization(self, maps: np.ndarray, indices: np.ndarray, masks: np.ndarray | None) -> dict[str, float]:
+        """Figures of maps (k, h, w) against the images' masks, as `masks` gives them, and boxes (those around the
+        masks where the source has none); {} where there is neither."""
+        figures = {} if masks is None else localization.score(maps, masks)
+        truths = [None] * len(indices) if masks is None else masks
+        boxes = [true_box(self.source, int(i), mask) for i, mask in zip(indices, truths, strict=True)]
+        known = [k for k, box in enumerate(boxes) if box is not None]
+        if not known:
+            return figures
+        scaled = np.stack([localization.upsample(maps[k], self.size) for k in known])
+        return figures | box_score(scaled, np.stack([boxes[k] for k in known]))
 
     def recognition(
         self, network: Network, train: np.ndarray, test: np.ndarray, *, knn: int, probe: dict | None = None

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from cvsa_jax.data.sources import Source
-from cvsa_jax.saliency.store import bounding_box
+from cvsa_jax.evaluation.boxes import box_overlap, true_box
 
 BETA_SQUARED = 0.3  # of the F-measure: precision counts more (Achanta et al. 2009)
 LEVELS = 256  # thresholds over which the F-measure is maximised
@@ -58,23 +58,10 @@ def measure(
     return figures
 
 
-def box_overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two boxes (y0, x0, y1, x1)."""
-    inner = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0).prod()
-    return float(inner / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - inner))
-
-
-def true_box(source: Source, i: int, mask: np.ndarray | None) -> np.ndarray | None:
-    """The source's box of image i, else that around its mask (H, W) bool; None where there is neither."""
-    if source.box is not None:
-        return source.box(i)
-    return None if mask is None else bounding_box(mask)
-
-
 def _score(source: Source, i: int, record: np.void, threshold: float) -> _Scores:
     mask = None if source.mask is None else source.mask(i) > 127
     box = true_box(source, i, mask)
-    box_iou = None if box is None else box_overlap(record["box"].astype(float), box)
+    box_iou = None if box is None else float(box_overlap(record["box"].astype(float), box))
     if mask is None:
         return _Scores(box_iou=box_iou, pointing_game=_pointing(record["map"], _inside(box, record["map"].shape)))
     size = (mask.shape[1], mask.shape[0])

@@ -15,6 +15,7 @@ from PIL import Image
 
 from cvsa_jax.data.sources import Source
 from cvsa_jax.errors import UserError, some
+from cvsa_jax.evaluation.boxes import bounding_box
 
 VERSION = 2
 GRID = 64  # cells along each side of a stored map
@@ -111,14 +112,6 @@ def make_record(saliency: np.ndarray, confidence: float, threshold: float) -> np
     record["box"] = CENTER_BOX if (box := bounding_box(on)) is None else box
     record["area"], record["confidence"], record["usable"] = on.mean(), confidence, True
     return record
-
-
-def bounding_box(on: np.ndarray) -> np.ndarray | None:
-    """(y0, x0, y1, x1), in fractions, around what is True in (h, w) bool; None where nothing is."""
-    if not on.any():
-        return None
-    rows, cols = np.flatnonzero(on.any(1)), np.flatnonzero(on.any(0))
-    return np.array([rows[0], cols[0], rows[-1] + 1, cols[-1] + 1]) / np.tile(on.shape, 2)
 
 
 def _to_grid(saliency: np.ndarray) -> np.ndarray:
