@@ -6,10 +6,11 @@ from ml_collections import ConfigDict
 
 from cvsa_jax import checkpoint, report, settings
 from cvsa_jax.data import pipeline
+from cvsa_jax.data.sources import Source
 from cvsa_jax.distributed import make_mesh
 from cvsa_jax.errors import UserError
 from cvsa_jax.evaluation.summary import Evaluator
-from cvsa_jax.state import empty_network
+from cvsa_jax.state import Network, empty_network
 
 
 def linear_probe(config: ConfigDict, workdir: Path) -> dict[str, float]:
@@ -20,24 +21,12 @@ def linear_probe(config: ConfigDict, workdir: Path) -> dict[str, float]:
     """
     if not config.init_from:
         raise UserError("config.init_from is not set: give the --workdir of a pre-training run")
-    run = settings.read_config(config.init_from)
-    if run.mode != "pretrain":
-        raise UserError(f"{config.init_from} is a run of mode {run.mode!r}: the probe needs a pre-training run")
     source = settings.load_source(config.data)
     train, test = (
         pipeline.readable(source, source.split(name), config.data.on_bad_image)
         for name in (config.data.train_split, config.data.test_split)
     )
-    mesh = make_mesh()
-    model = settings.model(run.model)
-    network, step = checkpoint.restore_online(Path(config.init_from), empty_network(model), mesh)
-    wanted, loaded = (checkpoint.backbone_tensors(n) for n in (empty_network(model), network))
-    matching = sum(loaded.get(path) == shape for path, shape in wanted.items())
-    print(f"loaded {matching}/{len(wanted)} backbone tensors of {config.init_from}, step {step}", flush=True)
-    if matching != len(wanted):
-        raise UserError(f"{config.init_from} does not hold the whole backbone: its figures would be of other weights")
-    size, resize = settings.eval_sizes(config.eval, run)
-    evaluator = Evaluator(model, mesh, source, size=size, resize=resize, batch_size=config.eval.batch_size)
+    evaluator, network = load_run(config.init_from, source, config.eval)
     figures = evaluator.recognition(network, train, test, knn=config.eval.knn, probe=probe_arguments(config))
     report.write_json(workdir / "report" / "results.json", figures)
     print(
@@ -48,6 +37,28 @@ def linear_probe(config: ConfigDict, workdir: Path) -> dict[str, float]:
         f"{report.percent(figures.get('recall_at_1'))} %\nresults: {workdir / 'report' / 'results.json'}"
     )
     return figures
+
+
+def load_run(workdir: str, source: Source, evaluation: ConfigDict) -> tuple[Evaluator, Network]:
+    """The online network of a pre-training run, and what evaluates it on a source, at the sizes of `config.eval` or
+    else the run's own. Prints how many of the backbone's tensors were loaded.
+
+    Raises:
+        UserError: there is no such run, or it does not hold the whole backbone.
+    """
+    run = settings.read_config(workdir)
+    if run.mode != "pretrain":
+        raise UserError(f"{workdir} is a run of mode {run.mode!r}: the evaluation needs a pre-training run")
+    mesh, model = make_mesh(), settings.model(run.model)
+    network, step = checkpoint.restore_online(Path(workdir), empty_network(model), mesh)
+    wanted, loaded = (checkpoint.backbone_tensors(n) for n in (empty_network(model), network))
+    matching = sum(loaded.get(path) == shape for path, shape in wanted.items())
+    print(f"loaded {matching}/{len(wanted)} backbone tensors of {workdir}, step {step}", flush=True)
+    if matching != len(wanted):
+        raise UserError(f"{workdir} does not hold the whole backbone: its figures would be of other weights")
+    size, resize = settings.eval_sizes(evaluation, run)
+    evaluator = Evaluator(model, mesh, source, size=size, resize=resize, batch_size=evaluation.batch_size)
+    return evaluator, network
 
 
 def probe_arguments(config: ConfigDict) -> dict:

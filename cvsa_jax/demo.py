@@ -9,14 +9,11 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import flags
 
-from cvsa_jax import checkpoint, classify, cli, pretrain, report, settings
-from cvsa_jax.data.pipeline import image_batches
+from cvsa_jax import checkpoint, classify, cli, compare, pretrain, report, settings
 from cvsa_jax.distributed import make_mesh, replicated
-from cvsa_jax.evaluation import localization
-from cvsa_jax.evaluation.summary import Evaluator, center_prior, chance
+from cvsa_jax.evaluation.summary import Evaluator
 from cvsa_jax.saliency.annotation import masks as mask_detector
 from cvsa_jax.saliency.compute import compute
 from cvsa_jax.state import Network, empty_network, init_state
@@ -29,7 +26,6 @@ _COLUMNS = {
     "pointing_game": "pointing game",
     "mask_iou": "mask IoU",
 }
-_PICTURED = 10
 
 
 def main() -> None:
@@ -80,19 +76,16 @@ def run_demo(out: Path, get_config, probe_config) -> dict[str, dict[str, float]]
     size, resize = settings.eval_sizes(stage2.eval, stage2)
     evaluator = Evaluator(model, mesh, source, size=size, resize=resize, batch_size=stage2.eval.batch_size)
     train, test = source.split("train"), source.split("test")
-    masks = evaluator.masks(test)
-    figures, attention = {}, {}
-    for name, network in networks.items():
-        attention[name] = evaluator.attention(network, test)
-        figures[name] = evaluator.localization(attention[name], test, masks) | evaluator.recognition(
-            network, train, test, knn=probe_config.eval.knn, probe=classify.probe_arguments(probe_config)
-        )
-    figures |= {"chance": chance(source, test, masks), "center_prior": center_prior(masks)}
+    runs = {name: compare.Run(_ROWS[name], evaluator, network) for name, network in networks.items()}
+    probe = classify.probe_arguments(probe_config)
+    comparison = compare.compare(runs, train, test, knn=probe_config.eval.knn, probe=probe)
+    figures = comparison.figures
     report.write_json(out / "report" / "results.json", figures)
 
     table = _table(figures)
     notes = _notes(out, len(test), stage1.total_steps, stage2.total_steps, time.monotonic() - began)
-    picture = _draw(out, evaluator, source, test, attention, masks)
+    picture = compare.picture(comparison, runs, test, out / "report" / "attention.png")
+    details = compare.tables(comparison, _ROWS)
     views = report.Picture(
         out / "cvsa" / "report" / "views.png", "What CVSA trains on: two swapped views of each image."
     )
@@ -100,7 +93,17 @@ def run_demo(out: Path, get_config, probe_config) -> dict[str, dict[str, float]]
         report.Picture(out / name / "report" / "curves.png", f"Training curves of {title}.")
         for name, title in (("stage1", "stage 1 (BYOL)"), ("byol", "BYOL continued"), ("cvsa", "stage 2 (CVSA)"))
     ]
-    blocks = [table, *notes, "# Where each network looks", picture, "# Saliency Swap", views, "# Curves", *curves]
+    blocks = [
+        table,
+        *notes,
+        "# Where each network looks",
+        picture,
+        *details,
+        "# Saliency Swap",
+        views,
+        "# Curves",
+        *curves,
+    ]
     page = report.write_page(out / "report" / "index.html", "CVSA on procedural birds", blocks)
     print("\n" + table.as_text() + "\n\n" + "\n".join(notes) + f"\n\nreport: {page}", flush=True)
     return figures
@@ -129,17 +132,6 @@ def _notes(out: Path, tested: int, steps1: int, steps2: int, seconds: float) -> 
         f"--config.saliency.store={out}/saliency --workdir={out}/mask_head, then "
         f"python -m cvsa_jax.main --config=configs/demo_linear.py --config.init_from={out}/mask_head",
     ]
-
-
-def _draw(out: Path, evaluator: Evaluator, source, test, attention, masks) -> report.Picture:
-    shown = np.linspace(0, len(test) - 1, min(_PICTURED, len(test))).astype(int)
-    images, _ = next(image_batches(source, test[shown], resize=0, size=evaluator.size, batch_size=len(shown)))
-    rows = {
-        _ROWS[name]: np.stack([localization.upsample(maps[k], evaluator.size) for k in shown])
-        for name, maps in attention.items()
-    }
-    caption = "Attention of each network over evenly spaced test images. The line is the true mask, never seen at test."
-    return report.attention_picture(out / "report" / "attention.png", images, rows, masks[shown], caption)
 
 
 def _say(text: str) -> None:

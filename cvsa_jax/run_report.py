@@ -17,7 +17,7 @@ from cvsa_jax.state import Network
 
 _PICTURED = 10  # images in each picture
 _UNSPLIT = 256  # training images whose attention is looked at where there is no test split
-_PANELS = {
+PANELS = {
     "loss": ("loss", "contrastive", "align"),
     "collapse: std falls to 0": ("projection_std", "target_cosine"),
     "collapse: rank falls to 1": ("effective_rank",),
@@ -54,7 +54,7 @@ def report_run(
     pictures = [_draw_views(workdir, batch, augment)]
     # The mask_head control trains no attention, and one image has no others to attend to.
     if config.align.form != "mask_head" and len(looked_at) > 1:
-        attention = evaluator.attention(network, looked_at)
+        attention = evaluator.maps(network, looked_at)["attention"]
         figures |= evaluator.localization(attention, looked_at, masks)
         trained = config.align.weight > 0
         pictures.append(_draw_attention(workdir, evaluator, source, looked_at, attention, masks, trained))
@@ -102,7 +102,7 @@ def _write_page(workdir: Path, source: Source, figures: dict, guess: dict, masks
         return
     folder = workdir / "report"
     caption = "The run, from metrics.jsonl."
-    curves = report.curves_picture(folder / "curves.png", read_metrics(workdir), _PANELS, caption)
+    curves = report.curves_picture(folder / "curves.png", read_metrics(workdir), PANELS, caption)
     report.write_json(folder / "results.json", figures)
     names = ("knn_top1", "pointing_game", "mask_iou")
     rows = [("this run", figures), ("chance", guess)]

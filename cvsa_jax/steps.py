@@ -6,6 +6,7 @@ left alone; a second `pmean` would make them too large by the number of devices.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from cvsa_jax import losses, photometric
 from cvsa_jax.distributed import AXIS, replicated
+from cvsa_jax.models.activation import READOUTS
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.state import Network, TrainState, ema
 
@@ -101,18 +103,29 @@ def make_train_step(
     return jax.jit(sharded, donate_argnums=0, out_shardings=replicated(mesh))
 
 
-def make_encoder(model: Siamese, mesh: Mesh) -> Callable[[Network, jax.Array], tuple[jax.Array, ...]]:
-    """Evaluation pass of the online network on uint8 images (B, S, S, 3), split over the mesh.
+class Encoded(NamedTuple):
+    """Of B images, float32: `pooled` (B, C); where maps were asked for, the unit queries P and keys Z of the attention
+    (B, h·w, D), and the backbone's activation (B, h, w), as `mean` and as first `component`."""
 
-    Returns the pooled vectors (B, C) and the unit queries P and keys Z of the attention (B, h·w, D), all float32;
-    B must divide by the devices.
-    """
+    pooled: jax.Array
+    queries: jax.Array | None = None
+    keys: jax.Array | None = None
+    mean: jax.Array | None = None
+    component: jax.Array | None = None
 
-    def encode(network: Network, images: jax.Array) -> tuple[jax.Array, ...]:
+
+def make_encoder(model: Siamese, mesh: Mesh, *, maps: bool) -> Callable[[Network, jax.Array], Encoded]:
+    """Evaluation pass of the online network on uint8 images (B, S, S, 3), split over the mesh; B must divide by the
+    devices."""
+
+    def encode(network: Network, images: jax.Array) -> Encoded:
         views = photometric.normalize(photometric.to_float(images))
-        _, pooled = model.apply(network.variables, views, method="features")
+        feature_map, pooled = model.apply(network.variables, views, method="features")
+        if not maps:
+            return Encoded(pooled)
         out = model.apply(network.variables, views, train=False)
-        return pooled, _unit_cells(out.prediction_map), _unit_cells(out.projection_map)
+        activation = {name: read(feature_map.astype(jnp.float32))[0] for name, read in READOUTS.items()}
+        return Encoded(pooled, _unit_cells(out.prediction_map), _unit_cells(out.projection_map), **activation)
 
     rows = PartitionSpec(AXIS)
     return jax.jit(jax.shard_map(encode, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows))

@@ -15,7 +15,8 @@ LAYERS = (
     ("evaluation", "saliency", "settings"),
     ("run_report",),
     ("pretrain", "classify", "saliency.train_unet"),
-    ("main", "demo", "cli", "saliency.__main__"),
+    ("compare",),
+    ("main", "demo", "evaluate", "cli", "saliency.__main__"),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 # Host and device: neither side imports the other, or what the other is made of.
@@ -26,7 +27,7 @@ FORBIDDEN = {
     (*DEVICE, "errors"): ("tensorflow", "clu", "ml_collections", "cvsa_jax.data"),
 }
 # Everything else takes plain arguments.
-WITH_CONFIGS = ("settings", "cli", "loop", "pretrain", "classify", "run_report", "saliency.train_unet")
+WITH_CONFIGS = ("settings", "cli", "compare", "loop", "pretrain", "classify", "run_report", "saliency.train_unet")
 
 
 def module_name(path: Path) -> str:

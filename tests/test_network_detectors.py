@@ -11,6 +11,7 @@ from cvsa_jax import classify, pretrain, settings
 from cvsa_jax.data.pipeline import load_image
 from cvsa_jax.distributed import make_mesh
 from cvsa_jax.errors import UserError
+from cvsa_jax.models.activation import READOUTS, channel_mean, first_component
 from cvsa_jax.monitor import read_metrics
 from cvsa_jax.photometric import MEAN, STD
 from cvsa_jax.saliency import network, train_unet
@@ -174,7 +175,7 @@ def test_first_component_against_svd():
     features = rng.normal(0, 1, (2, 5, 6, 7)).astype(np.float32)
     features[0, 1:4, 1:5] += 4  # the middle of image 0 differs
     features[1, 1:4, 1:5] -= 4
-    components, shares = network.first_component(jnp.asarray(features))
+    components, shares = first_component(jnp.asarray(features))
     for k in range(2):
         cells = features[k].reshape(30, 7).astype(float)
         u, s, _ = np.linalg.svd(cells - cells.mean(0))
@@ -188,13 +189,13 @@ def test_first_component_against_svd():
 
 def test_channel_mean():
     features = np.random.default_rng(0).random((2, 3, 4, 5)).astype(np.float32)
-    mean, contrast = network.channel_mean(jnp.asarray(features))
+    mean, contrast = channel_mean(jnp.asarray(features))
     expected = features.mean(-1)
     np.testing.assert_allclose(mean, expected, rtol=1e-5)
     np.testing.assert_allclose(contrast, [1 - m.min() / m.max() for m in expected], rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", network.ENCODER_MAPS)
+@pytest.mark.parametrize("kind", list(READOUTS))
 def test_encoder_detector_reads_the_backbone_of_its_run(byol_run, source, kind):
     detector = network.encoder(byol_run, kind)
     assert (detector.supervision, detector.settings["size"], detector.settings["map"]) == ("unsupervised", 64, kind)
@@ -208,8 +209,7 @@ def test_encoder_detector_reads_the_backbone_of_its_run(byol_run, source, kind):
     pixels = (detector.prepare(0, load_image(source, 0)) / 255.0 - np.array(MEAN)) / np.array(STD)
     single = model.clone(axis_name=None)
     feature_map, _ = single.apply(online.variables, jnp.asarray(pixels[None], jnp.float32), method="features")
-    readout = {"mean": network.channel_mean, "component": network.first_component}[kind]
-    raw = np.asarray(readout(feature_map)[0][0])
+    raw = np.asarray(READOUTS[kind](feature_map)[0][0])
     np.testing.assert_allclose(found[0].saliency, (raw - raw.min()) / np.ptp(raw), atol=1e-3)
 
 
@@ -229,7 +229,7 @@ def test_other_commands_refuse_a_detectors_run(unet_run, tmp_path):
         pretrain.train(config, tmp_path / "run")
     config = common.linear()
     config.init_from = str(unet_run)
-    with pytest.raises(UserError, match=r"mode 'saliency_unet': the probe needs a pre-training run"):
+    with pytest.raises(UserError, match=r"mode 'saliency_unet': the evaluation needs a pre-training run"):
         classify.linear_probe(config, tmp_path / "linear")
 
 

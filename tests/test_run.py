@@ -9,6 +9,7 @@ import pytest
 import cvsa_jax.demo
 from configs import demo
 from cvsa_jax import checkpoint, classify, pretrain, settings
+from cvsa_jax.compare import compare_runs
 from cvsa_jax.demo import run_demo
 from cvsa_jax.distributed import make_mesh, replicated
 from cvsa_jax.errors import UserError
@@ -215,6 +216,36 @@ def test_linear_probe_of_no_run(tmp_path):
         classify.linear_probe(config, tmp_path / "linear")
 
 
+def test_runs_side_by_side_have_the_figures_that_they_have_alone(tmp_path, finished, capsys):
+    config = tiny_probe()
+    twin = shutil.copytree(finished, tmp_path / "twin")
+    figures = compare_runs(config, [str(finished), str(twin)], tmp_path / "out")
+    assert figures == json.loads((tmp_path / "out" / "report" / "results.json").read_text())
+    assert figures.keys() == {"run", "twin", "chance", "center_prior"}
+    assert figures["run"] == figures["twin"]
+    config.init_from = str(finished)
+    alone = classify.linear_probe(config, tmp_path / "linear")
+    alone |= json.loads((finished / "report" / "results.json").read_text())
+    # The jitted passes differ, so features do in the last bits.
+    assert {name: figures["run"][name] for name in alone} == pytest.approx(alone, abs=0.07)
+    assert figures["run"]["pointing_game"] == pytest.approx(alone["pointing_game"])
+    assert {f"{kind}_{name}" for kind in ("mean", "component") for name in LOCALIZATION} <= figures["run"].keys()
+    assert figures["center_prior"].keys() >= LOCALIZATION
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert f"{100 * figures['run']['mask_iou_best']:.1f}" in page
+    assert "twin, first component" in capsys.readouterr().out
+
+
+def test_runs_that_cannot_be_compared(tmp_path, finished, cvsa_config):
+    with pytest.raises(UserError, match="their folders' names must differ"):
+        compare_runs(tiny_probe(), [str(finished), f"{tmp_path}/run"], tmp_path)
+    with pytest.raises(UserError, match="mode 'pretrain': give that of a linear probe"):
+        compare_runs(cvsa_config(), [str(finished)], tmp_path)
+    with pytest.raises(UserError, match="not the workdir of a run"):
+        compare_runs(tiny_probe(), [str(tmp_path)], tmp_path)
+
+
 def test_missing_store_names_the_command(tmp_path):
     config = tiny()
     config.saliency.store = str(tmp_path / "nowhere")
@@ -300,6 +331,7 @@ def test_the_demo_end_to_end(tmp_path, capsys):
     assert figures == json.loads((tmp_path / "report" / "results.json").read_text())
     measured = {"linear_top1", "linear_top5", "linear_mean_class", "knn_top1", "map_at_r", "learning_rate"}
     measured |= {f"recall_at_{k}" for k in (1, 2, 4, 8)} | LOCALIZATION
+    measured |= {f"{kind}_{name}" for kind in ("mean", "component") for name in LOCALIZATION}
     assert all(figures[row].keys() == measured for row in ("random", "byol", "cvsa"))
     assert figures["chance"]["linear_top1"] == pytest.approx(1 / 3)
     page = (tmp_path / "report" / "index.html").read_text()

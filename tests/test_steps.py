@@ -298,19 +298,23 @@ def test_collapse_indicators_of_collapsed_projections(mesh_of):
 
 def test_encoder_gives_unit_maps_and_pooled_vectors_of_the_online_network(mesh_of):
     mesh, network, images = mesh_of(8), start().online, batch()["view1"]
-    encode = steps.make_encoder(MODEL, mesh)
+    encode = steps.make_encoder(MODEL, mesh, maps=True)
     rows = distributed.to_mesh({"images": images}, mesh)["images"]
-    pooled, queries, keys = encode(jax.device_put(network, distributed.replicated(mesh)), rows)
+    placed = jax.device_put(network, distributed.replicated(mesh))
+    encoded = encode(placed, rows)
+    assert_close(steps.make_encoder(MODEL, mesh, maps=False)(placed, rows).pooled, encoded.pooled)
 
     views = photometric.normalize(photometric.to_float(jnp.asarray(images)))
 
     @quick
     def plain(variables, x):
         model = MODEL.clone(axis_name=None)
-        return model.apply(variables, x, train=False), model.apply(variables, x, method="features")[1]
+        return model.apply(variables, x, train=False), model.apply(variables, x, method="features")
 
-    out, expected = plain(network.variables, views)
-    assert_close(pooled, expected)
-    for got, feature_map in ((queries, out.prediction_map), (keys, out.projection_map)):
+    out, (last, expected) = plain(network.variables, views)
+    assert_close(encoded.pooled, expected)
+    assert_close(encoded.mean, np.asarray(last).mean(-1))
+    assert encoded.component.shape == last.shape[:3]
+    for got, feature_map in ((encoded.queries, out.prediction_map), (encoded.keys, out.projection_map)):
         cells = np.asarray(feature_map).reshape(BATCH, 4, 8)
         assert_close(got, cells / np.linalg.norm(cells, axis=-1, keepdims=True))

@@ -1,8 +1,8 @@
 """Runs the frozen network over images: every image once, in order, whatever the batch size or the device count."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -11,15 +11,7 @@ from cvsa_jax.data.sources import Source
 from cvsa_jax.distributed import to_mesh
 from cvsa_jax.monitor import Progress
 from cvsa_jax.state import Network
-
-
-class Features(NamedTuple):
-    """Of N images, float32: pooled vectors (N, C); unit queries (N, n, D) and keys (N, n, D) of the attention, n = h·w
-    cells, None where they were not asked for."""
-
-    pooled: np.ndarray
-    queries: np.ndarray | None
-    keys: np.ndarray | None
+from cvsa_jax.steps import Encoded
 
 
 def extract(
@@ -32,15 +24,15 @@ def extract(
     size: int,
     resize: int,
     batch_size: int,
-    maps: bool = False,
-) -> Features:
-    """Features of `source`'s images at `indices`; `encode` is a `steps.make_encoder`, the rest as `image_batches`."""
+) -> Encoded:
+    """What `encode`, a `steps.make_encoder`, gives for `source`'s images at `indices`, as NumPy arrays; the rest is as
+    in `image_batches`."""
     batch_size = -(-batch_size // mesh.size) * mesh.size
     progress = Progress("features", len(indices))
-    rows: list[list[np.ndarray]] = [[], [], []]
+    batches, done = [], 0
     for images, count in image_batches(source, indices, resize=resize, size=size, batch_size=batch_size):
-        outputs = encode(network, to_mesh({"images": images}, mesh)["images"])
-        for row, output in zip(rows, outputs[: 3 if maps else 1], strict=False):
-            row.append(np.asarray(output)[:count])
-        progress.update(sum(len(part) for part in rows[0]))
-    return Features(*(np.concatenate(row) if row else None for row in rows))
+        encoded = encode(network, to_mesh({"images": images}, mesh)["images"])
+        batches.append(jax.tree.map(lambda output, count=count: np.asarray(output)[:count], encoded))
+        done += count
+        progress.update(done)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)

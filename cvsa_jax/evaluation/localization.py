@@ -45,6 +45,12 @@ def square_mask(mask: np.ndarray, size: int) -> Bool[np.ndarray, "s s"]:
     return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.BOX)) > 127
 
 
+def center_prior_maps(count: int, size: int) -> Float[np.ndarray, "k s s"]:
+    """The same Gaussian in the middle of every image, of standard deviation a quarter of the side."""
+    profile = np.exp(-((((np.arange(size) + 0.5) / size - 0.5) / 0.25) ** 2) / 2)
+    return np.broadcast_to(np.outer(profile, profile), (count, size, size))
+
+
 def score(maps: Float[np.ndarray, "k h w"], masks: Bool[np.ndarray, "k s s"]) -> dict[str, float]:
     """Figures of maps against masks, over the images.
 

@@ -20,13 +20,13 @@ class Evaluator:
     """Evaluates networks of one model on one source; `size`, `resize` in px and `batch_size` as in `extract`."""
 
     def __init__(self, model: Siamese, mesh: Mesh, source: Source, *, size: int, resize: int, batch_size: int):
-        self.encode = make_encoder(model, mesh)
+        self.encode = {maps: make_encoder(model, mesh, maps=maps) for maps in (False, True)}
         self.mesh, self.source = mesh, source
         self.size, self.resize, self.batch_size = size, resize, batch_size
 
     def _extract(self, network: Network, indices: np.ndarray, resize: int, maps: bool):
         return extract(
-            self.encode,
+            self.encode[maps],
             network,
             self.mesh,
             self.source,
@@ -34,13 +34,14 @@ class Evaluator:
             size=self.size,
             resize=resize,
             batch_size=self.batch_size,
-            maps=maps,
         )
 
-    def attention(self, network: Network, indices: np.ndarray) -> np.ndarray:
-        """(k, h, w) attention maps of whole images, each squeezed to a square."""
-        features = self._extract(network, indices, resize=0, maps=True)
-        return localization.attention_maps(features.queries, features.keys)
+    def maps(self, network: Network, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Name -> (k, h, w) maps of whole images, each squeezed to a square: `attention`, and of the backbone alone
+        `mean` and `component`."""
+        encoded = self._extract(network, indices, resize=0, maps=True)
+        attention = localization.attention_maps(encoded.queries, encoded.keys)
+        return {"attention": attention, "mean": encoded.mean, "component": encoded.component}
 
     def masks(self, indices: np.ndarray) -> np.ndarray:
         """(k, size, size) bool ground-truth masks of the same squares."""
@@ -90,6 +91,4 @@ def chance(source: Source, test: np.ndarray, masks: np.ndarray | None) -> dict[s
 
 def center_prior(masks: np.ndarray) -> dict[str, float]:
     """Localisation figures of a Gaussian in the middle of every image, the row that any map has to beat."""
-    size = masks.shape[-1]
-    profile = np.exp(-((((np.arange(size) + 0.5) / size - 0.5) / 0.25) ** 2) / 2)
-    return localization.score(np.broadcast_to(np.outer(profile, profile), masks.shape), masks)
+    return localization.score(localization.center_prior_maps(len(masks), masks.shape[-1]), masks)

@@ -14,11 +14,11 @@ from absl import flags
 from cvsa_jax import cli, settings
 from cvsa_jax.data.sources import Source
 from cvsa_jax.errors import UserError
+from cvsa_jax.models.activation import READOUTS
 from cvsa_jax.saliency import page
 from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.detector import SUPERVISIONS
 from cvsa_jax.saliency.detectors import DETECTORS, Options, build
-from cvsa_jax.saliency.network import ENCODER_MAPS
 from cvsa_jax.saliency.onnx_model import PRESETS
 from cvsa_jax.saliency.store import REPORT_PAGE, SaliencyStore, store_path
 
@@ -28,7 +28,7 @@ _COMPARE = flags.DEFINE_list("compare", None, "Names of detectors, or folders of
 flags.DEFINE_string("maps", None, "folder: your maps, in folders that mirror the images.")
 flags.DEFINE_enum("supervision", None, list(SUPERVISIONS), "folder: where your maps' knowledge of objects comes from.")
 flags.DEFINE_string("run", None, "unet, encoder: workdir of the trained run.")
-flags.DEFINE_enum("encoder_map", None, list(ENCODER_MAPS), "encoder: what is read from the feature map.")
+flags.DEFINE_enum("encoder_map", None, list(READOUTS), "encoder: what is read from the feature map.")
 flags.DEFINE_string("model", None, "onnx: the model file.")
 flags.DEFINE_enum("preset", None, [*PRESETS, "custom"], "onnx: what the model expects.")
 flags.DEFINE_integer("size", None, "onnx, custom: side of the input, px.")

@@ -7,17 +7,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from cvsa_jax import checkpoint, photometric, settings
 from cvsa_jax.distributed import make_mesh, replicated, to_mesh
 from cvsa_jax.errors import UserError
+from cvsa_jax.models.activation import READOUTS
 from cvsa_jax.models.unet import UNet
 from cvsa_jax.saliency.detector import Detection, Detector, scaled, squeezed
 from cvsa_jax.state import empty_network
 
 UNET_MODE = "saliency_unet"  # config.mode of the runs that `unet` takes
-ENCODER_MAPS = ("component", "mean")
 ENCODER_MAP = "component"
 ENCODER_ZOOM = 2  # of the images, against the size at which the run is evaluated, for a finer feature map
 _BATCH = 32
@@ -44,20 +43,19 @@ def encoder(run: Path, kind: str) -> Detector:
             to the image's own range. The confidence is, for `mean`, (max − min) / max, and for `component` the share
             of the variance that the component explains.
     """
-    if kind not in ENCODER_MAPS:
-        raise UserError(f"--encoder_map={kind!r} is unknown; take one of {', '.join(ENCODER_MAPS)}")
+    if kind not in READOUTS:
+        raise UserError(f"--encoder_map={kind!r} is unknown; take one of {', '.join(READOUTS)}")
     config = settings.read_config(str(run))
     if config.mode != "pretrain":
         raise UserError(f"--run={run} is a run of mode {config.mode!r}; --detector=encoder needs a pre-training run")
     model, mesh = settings.model(config.model), make_mesh(jax.local_devices())
     network, step = checkpoint.restore_online(run, empty_network(model), mesh)
     size = ENCODER_ZOOM * settings.eval_sizes(config.eval, config)[0]
-    readout = {"mean": channel_mean, "component": first_component}[kind]
     alone = model.clone(axis_name=None)
 
     def activation(variables: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         feature_map, _ = alone.apply(variables, _normalized(images), method="features")
-        return readout(feature_map.astype(jnp.float32))
+        return READOUTS[kind](feature_map.astype(jnp.float32))
 
     facts = {"map": kind, "size": size, "step": step, "weights": weights_hash(network)}
     predict = _on_devices(activation, mesh)
@@ -78,28 +76,6 @@ def predictor(model: UNet, mesh: jax.sharding.Mesh) -> Callable:
         return probability, probability.max((1, 2))
 
     return _on_devices(predict, mesh)
-
-
-def channel_mean(features: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h w"], Float[Array, " b"]]:
-    """Mean over the channels, and its contrast (max − min) / max."""
-    mean = features.mean(-1)
-    high, low = mean.max((1, 2)), mean.min((1, 2))
-    return mean, (high - low) / jnp.maximum(high, 1e-12)
-
-
-def first_component(features: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h w"], Float[Array, " b"]]:
-    """Projection of each image's cells on their first principal component, negative on the border on average, and the
-    share of the variance that it explains."""
-    b, h, w, _ = features.shape
-    cells = features.reshape(b, h * w, -1)
-    cells = cells - cells.mean(1, keepdims=True)
-    # The cells are fewer than the channels, or about as many: their Gram matrix has the same spectrum.
-    values, vectors = jnp.linalg.eigh(cells @ cells.swapaxes(1, 2))
-    component = vectors[..., -1].reshape(b, h, w)
-    border = jnp.ones((h, w), bool).at[1:-1, 1:-1].set(False)
-    sign = jnp.where((component * border).sum((1, 2)) > 0, -1.0, 1.0)
-    share = values[:, -1] / jnp.maximum(values.sum(-1), 1e-12)
-    return component * sign[:, None, None], jnp.clip(share, 0, 1)
 
 
 def weights_hash(tree) -> str:

@@ -1,0 +1,30 @@
+"""Where a backbone is active: maps read from its last feature map alone, without heads, labels or masks."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def channel_mean(features: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h w"], Float[Array, " b"]]:
+    """Mean over the channels, and its contrast (max − min) / max."""
+    mean = features.mean(-1)
+    high, low = mean.max((1, 2)), mean.min((1, 2))
+    return mean, (high - low) / jnp.maximum(high, 1e-12)
+
+
+def first_component(features: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h w"], Float[Array, " b"]]:
+    """Projection of each image's cells on their first principal component, negative on the border on average, and the
+    share of the variance that it explains."""
+    b, h, w, _ = features.shape
+    cells = features.reshape(b, h * w, -1)
+    cells = cells - cells.mean(1, keepdims=True)
+    # The cells are fewer than the channels, or about as many: their Gram matrix has the same spectrum.
+    values, vectors = jnp.linalg.eigh(cells @ cells.swapaxes(1, 2))
+    component = vectors[..., -1].reshape(b, h, w)
+    border = jnp.ones((h, w), bool).at[1:-1, 1:-1].set(False)
+    sign = jnp.where((component * border).sum((1, 2)) > 0, -1.0, 1.0)
+    share = values[:, -1] / jnp.maximum(values.sum(-1), 1e-12)
+    return component * sign[:, None, None], jnp.clip(share, 0, 1)
+
+
+# name -> map and confidence of a feature map
+READOUTS = {"mean": channel_mean, "component": first_component}
