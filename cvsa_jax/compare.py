@@ -87,7 +87,7 @@ def compare_runs(config: ConfigDict, workdirs: list[str], out: Path) -> dict[str
     note = (
         f"{source.name}: {len(train)} train and {len(test)} test images. A share near 50 % has a standard error of "
         f"{error:.1f} points from the choice of test images alone; other seeds of training vary too. The attention of "
-        "a run without the alignment loss is read from heads that nothing trained."
+        "a run without the alignment loss, or of the mask_head control, is read from heads that nothing trained for it."
     )
     attention = picture(comparison, runs, test, folder / "attention.png")
     curves = [
