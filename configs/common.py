@@ -89,14 +89,14 @@ def saliency_unet() -> ConfigDict:
     config.mode = "saliency_unet"
     config.seed = 0
     config.batch_size = 16
-    config.total_epochs = 40.0
+    config.total_epochs = 62.0
     config.total_steps = placeholder(int)  # where given, instead of total_epochs
     config.data = _data()
     config.data.procedural.update(train_per_class=40, size=128)
     config.size = 128  # px; the whole image is squeezed to it, the map has half of it
     config.threshold = 0.5  # of the map, for the figures at the end
 
-    config.with_procedural = False  # also train on the train images of config.data.procedural
+    config.with_procedural = True  # also train on the train images of config.data.procedural
     config.augment = ConfigDict()
     config.augment.side = (0.6, 1.2)  # range of the random window's side; above 1 the border is repeated
     config.augment.aspect = 1.5  # the window is up to this factor wider or higher

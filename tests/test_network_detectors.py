@@ -43,6 +43,7 @@ def tiny_unet():
     config = saliency_unet.get_config()
     config.data.kind = "procedural"
     config.data.procedural.update(classes=3, train_per_class=4, test_per_class=3, size=32)
+    config.with_procedural = False
     config.size, config.model.channels = 32, (8, 16)
     config.batch_size, config.total_steps, config.optim.warmup_epochs = 4, 6, 0.0
     config.log_steps, config.checkpoint_steps = 1, 2
