@@ -3,8 +3,9 @@
     python -m benchmarks.unet --data=my_images --arrays=arrays --size=256        # where TensorFlow is: makes the arrays
     python -m benchmarks.unet --arrays=arrays                                    # trains and measures
 
-The recipe is that of configs/saliency_unet.py, but for the size and without the procedural images. IoU at 0.5 and MAE are means over the held-out images
-at half of the input's resolution, the map's own. Writes benchmarks/results/unet.json.
+The recipe is that of configs/saliency_unet.py, but for the size and without the procedural images. IoU at 0.5 and MAE
+are means over the held-out images at half of the input's resolution, the map's own. Writes
+benchmarks/results/unet.json.
 """
 
 import functools
