@@ -67,8 +67,11 @@ def compare_runs(config: ConfigDict, workdirs: list[str], out: Path) -> dict[str
     if config.mode != "linear":
         raise UserError(f"--config is one of mode {config.mode!r}: give that of a linear probe, e.g. *_linear.py")
     names = [Path(workdir).name for workdir in workdirs]
-    if len(set(names)) < len(names):
-        raise UserError(f"--runs={','.join(workdirs)}: their folders' names must differ, as they name the rows")
+    if len({*names, *_GUESSES}) < len(names) + len(_GUESSES):
+        raise UserError(
+            f"--runs={','.join(workdirs)}: their folders' names must differ, as they name the rows beside "
+            f"{' and '.join(_GUESSES)}"
+        )
     source = settings.load_source(config.data)
     train, test = (
         pipeline.readable(source, source.split(name), config.data.on_bad_image)
@@ -153,7 +156,7 @@ def picture(comparison: Comparison, runs: dict[str, Run], test: np.ndarray, path
         maps = comparison.attention[last]
         fits = [localization.iou(localization.upsample(m, _SIZE), t) for m, t in zip(maps, masks, strict=True)]
         order = np.argsort(-np.array(fits), kind="stable")
-        k = min(_PICTURED, len(order) // 3)
+        k = max(1, min(_PICTURED, len(order) // 3))
         middle = (len(order) - k) // 2
         shown = np.concatenate([order[:k], order[middle : middle + k], order[len(order) - k :]])
         caption = (

@@ -229,6 +229,7 @@ def test_other_commands_refuse_a_detectors_run(unet_run, tmp_path):
     with pytest.raises(UserError, match=r"ckpt/6 holds no 'online': it is a run of another kind"):
         pretrain.train(config, tmp_path / "run")
     config = common.linear()
+    config.data.update(tiny_pretrain().data)
     config.init_from = str(unet_run)
     with pytest.raises(UserError, match=r"mode 'saliency_unet': the evaluation needs a pre-training run"):
         classify.linear_probe(config, tmp_path / "linear")

@@ -149,7 +149,9 @@ def test_in_a_spawned_process():
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         there = pool.submit(robust_background, image).result()
         heavy = pool.submit(eval, "{'jax', 'flax', 'tensorflow'} & set(__import__('sys').modules)").result()
-    assert here.saliency.tobytes() == there.saliency.tobytes() and here.confidence == there.confidence
+    # Another number of threads of linear algebra, which the environment may set, rounds otherwise.
+    np.testing.assert_allclose(there.saliency, here.saliency, atol=1e-6)
+    assert there.confidence == pytest.approx(here.confidence)
     assert not heavy
 
 
