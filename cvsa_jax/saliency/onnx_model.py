@@ -1,7 +1,7 @@
 """Salient-object detection by an ONNX file that the user supplies; nothing is downloaded.
 
 Where the presets' numbers come from, repository and files:
-    u2net, u2netp: xuebinqin/U-2-Net, u2net_test.py and `ToTensorLab(flag=0)` of data_loader.py (the resized image is
+    u2net, u2netp: xuebinqin/U-2-Net, README (320 px) and `ToTensorLab(flag=0)` of data_loader.py (the resized image is
         divided by its own maximum), model/u2net.py (all outputs are sigmoids, the fused one is the first).
     basnet: xuebinqin/BASNet, basnet_test.py, data_loader.py (as above) and model/BASNet.py (sigmoids, refined first).
     isnet: xuebinqin/DIS, IS-Net/Inference.py (divided by 255) and IS-Net/models/isnet.py (sigmoids, finest first).
