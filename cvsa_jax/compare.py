@@ -161,7 +161,7 @@ def picture(comparison: Comparison, runs: dict[str, Run], test: np.ndarray, path
         shown = np.concatenate([order[:k], order[middle : middle + k], order[len(order) - k :]])
         caption = (
             f"Attention over the {k} test images each on which that of {runs[last].title} fits the true mask (the "
-            "line) best, middling and worst. No network saw these images or masks."
+            "line) best, middling and worst."
         )
     images, _ = next(pipeline.image_batches(source, test[shown], resize=0, size=_SIZE, batch_size=len(shown)))
     rows = {

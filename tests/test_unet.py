@@ -200,6 +200,12 @@ def test_pairs_are_the_squeezed_images_and_masks(birds, tmp_path):
     assert make_pairs([(birds, np.array([3, 1]))], 16, tmp_path)[1].shape == (2, 16, 16)
 
 
+def test_pairs_are_made_again_where_the_masks_have_changed(birds, tmp_path):
+    make_pairs([(birds, np.arange(2))], SIZE, tmp_path)
+    empty = dataclasses.replace(birds, mask=lambda i: np.zeros((SIZE, SIZE), np.uint8), annotation="others")
+    assert not make_pairs([(empty, np.arange(2))], SIZE, tmp_path)[1].any()
+
+
 def test_pairs_need_masks(birds, tmp_path):
     with pytest.raises(UserError, match="procedural has no masks"):
         make_pairs([(dataclasses.replace(birds, mask=None), np.arange(2))], SIZE, tmp_path)

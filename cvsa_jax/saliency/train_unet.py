@@ -51,7 +51,7 @@ def train_unet(config: ConfigDict, workdir: Path) -> dict[str, float]:
     initialize = functools.partial(init_state, model, optimizer)
     state = jax.jit(initialize, out_shardings=replicated(mesh))(jax.random.key(config.seed))
     checkpoints = checkpoint.Checkpointer(workdir)
-    identity = {"fingerprints": [part.fingerprint for part, _ in parts], "images": len(pairs[0])}
+    identity = {"data": [[part.fingerprint, part.annotation] for part, _ in parts], "images": len(pairs[0])}
     if checkpoints.latest is not None:
         for change in settings.compare_config(config, workdir):
             print(f"changed since this run began: {change}")
