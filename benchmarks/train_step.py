@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.common import commit
-from cvsa_jax import optim, steps
+from cvsa_jax import losses, optim, steps
 from cvsa_jax.distributed import make_mesh, replicated, to_mesh
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.photometric import Photometric
@@ -72,6 +72,8 @@ def measure(model: Siamese, mesh, batch_size: int) -> dict[str, float]:
             model,
             optimizer,
             mesh,
+            objective=losses.OBJECTIVES["byol"],
+            temperature=0.2,
             tau=optim.target_decay(0.99, 1000, True),
             augment1=photometric,
             augment2=photometric,

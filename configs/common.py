@@ -9,14 +9,15 @@ from ml_collections.config_dict import placeholder
 
 
 def pretrain() -> ConfigDict:
-    """Keys of `mode = 'pretrain'`: BYOL (`align.weight = 0`) or CVSA."""
+    """Keys of `mode = 'pretrain'`: an objective, its views, and the alignment loss, each independent of the others."""
     config = ConfigDict()
     config.mode = "pretrain"
     config.seed = 0  # of the initial weights, the data order, the views and the augmentation
     config.batch_size = 256  # global
     config.total_epochs = 100.0
     config.total_steps = placeholder(int)  # where given, instead of total_epochs
-    config.init_from = ""  # workdir of the run whose online network this one starts from
+    config.init_from = ""  # workdir of the run whose online network this one starts from, or a file of weights of the
+    # backbone under torchvision's names: .safetensors, .npz, or with torch installed .pth
 
     config.data = _data()
 
@@ -42,22 +43,28 @@ def pretrain() -> ConfigDict:
     config.augment.view1 = _photometric(blur_prob=1.0, solarize_prob=0.0)
     config.augment.view2 = _photometric(blur_prob=0.1, solarize_prob=0.2)
 
-    config.model = ConfigDict()
-    config.model.depth = 50  # 18, 34, 50; 8 and 14 have three stages, for views below about 64 px
-    config.model.width = 64  # channels of the first stage
-    config.model.stem = "imagenet"  # 7x7 stride 2 and max-pool, or small: 3x3 stride 2
-    config.model.head_hidden = 4096
-    config.model.head_out = 256
-    config.model.dtype = "float32"  # of the convolutions; or bfloat16
+    config.model = _model()
+
+    config.objective = "byol"  # or moco, simclr, simsiam: what the pooled vectors are trained for
+    config.contrast = ConfigDict()
+    config.contrast.temperature = 0.2  # of moco and simclr
+    config.contrast.queue = placeholder(int)  # keys of moco; 65,536, or about as many as images if they are fewer
 
     config.align = ConfigDict()
-    config.align.weight = 1.0  # 0 is plain BYOL
+    config.align.weight = 1.0  # 0 is the plain objective
     config.align.form = "kl"  # kl, contrast_bce, propagate, cosine, minmax, pairwise, mask_head (the control)
 
     config.optim = _optim("lars", lr=0.45, weight_decay=1e-6)
     config.target = ConfigDict()
     config.target.tau = 0.99  # coefficient of the moving average at step 0
     config.target.cosine = True  # tau rises to 1 along a cosine; False: it stays
+
+    config.watch = ConfigDict()  # figures that training itself does not see
+    config.watch.online_probe = (
+        True  # where there are labels: a linear classifier learns beside, and gives nothing back
+    )
+    config.watch.knn_steps = 1000  # where there are labels: leave-one-out kNN of training images so often; 0: never
+    config.watch.knn_images = 2048  # at most
 
     config.eval = _eval()
 
@@ -70,17 +77,70 @@ def linear() -> ConfigDict:
     """Keys of `mode = 'linear'`: probe the frozen backbone of the run `init_from`; its model is that run's."""
     config = ConfigDict()
     config.mode = "linear"
-    config.seed = 0
+    config.seed = 0  # of the validation part, the order of the batches, the lists of labels, and the backgrounds
     config.init_from = ""
     config.data = _data()
+    config.label_fractions = (1.0,)  # of the train images, drawn by class: a probe for each
     config.eval = _eval()
 
     config.probe = ConfigDict()
     config.probe.learning_rates = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     config.probe.batch_size = 256
     config.probe.total_epochs = 100
-    config.probe.validation_share = 0.2  # of the train split, by class, on which the learning rate is chosen
+    config.probe.validation_share = 0.2  # of the labelled images, by class, on which the learning rate is chosen
+    config.probe.seeds = 1  # from config.seed on; of several, mean and deviation are reported
+    config.probe.augmented = False  # False: on cached features of centre crops; True: on fresh crops in every epoch
+    config.probe.crop_area = (0.08, 1.0)  # of the augmented crops
     return config
+
+
+def full_protocol(config: ConfigDict, options: set[str]) -> None:
+    """Applies the option `full`: the linear probe on augmented crops, three seeds, as papers report it."""
+    if "full" in options:
+        config.probe.augmented, config.probe.seeds = True, 3
+
+
+def finetune() -> ConfigDict:
+    """Keys of `mode = 'finetune'`: the whole network learns from labels, from a run, a weights file, or scratch."""
+    config = ConfigDict()
+    config.mode = "finetune"
+    config.seed = 0  # of the data order, the crops, the validation part and the lists of labels
+    config.init_from = ""  # workdir of a pre-training run, whose model it then is; or a file of weights; or scratch
+    config.data = _data()
+    config.label_fractions = (1.0,)  # of the train images, drawn by class: a sweep and a training for each
+    config.learning_rates = (0.001, 0.003, 0.01, 0.03, 0.1)  # per 256 images of batch; one: no sweep
+    config.validation_share = 0.2  # of the labelled images, by class, on which the learning rate is chosen
+    config.batch_size = 64  # global
+    config.total_epochs = 100.0
+    config.total_steps = placeholder(int)  # where given, instead of total_epochs
+
+    config.views = ConfigDict()
+    config.views.size = 224  # px
+    config.views.crop_area = (0.5, 1.0)  # of Random Resized Crop, which with a flip is all the augmentation
+
+    config.model = _model()  # where init_from is no run
+    config.optim = _optim("sgd", lr=0.01, weight_decay=1e-4)  # lr is the sweep's
+    config.optim.warmup_epochs = 0.0
+    config.eval = _eval()
+    config.log_steps = 10
+    config.checkpoint_steps = 1000  # besides the one at the end
+    return config
+
+
+def finetune_options(config: ConfigDict, arg: str) -> None:
+    """Applies the options of a fine-tuning config: `448` px, `scratch` (the supervised baseline without any
+    pre-training: a longer, faster schedule), `small` (a laptop's network and views, as in `small`)."""
+    options_given = options(arg, "448", "scratch", "small")
+    if "448" in options_given:
+        config.views.size = 448
+    if "scratch" in options_given:
+        config.learning_rates = (0.01, 0.03, 0.1, 0.3, 1.0)
+        config.total_epochs, config.optim.warmup_epochs = 200.0, 5.0
+    if "small" in options_given:
+        config.views.size = config.eval.size = config.eval.resize = 64
+        config.model.update(SMALL_MODEL)
+        config.batch_size = 32
+        config.learning_rates = (0.03, 0.1, 0.3, 1.0)
 
 
 def saliency_unet() -> ConfigDict:
@@ -114,6 +174,26 @@ def saliency_unet() -> ConfigDict:
     return config
 
 
+def cub(config: ConfigDict) -> None:
+    """Changes the data set to CUB-200-2011, unpacked in `data/`."""
+    config.data.kind = "cub"
+    config.data.root = "data/CUB_200_2011"
+
+
+def _model() -> ConfigDict:
+    model = ConfigDict()
+    model.depth = 50  # 18, 34, 50; 8 and 14 have three stages, for views below about 64 px
+    model.width = 64  # channels of the first stage
+    model.stem = "imagenet"  # 7x7 stride 2 and max-pool, or small: 3x3 stride 2
+    model.head_hidden = 4096
+    model.head_out = 256
+    model.dtype = "float32"  # of the convolutions; or bfloat16
+    return model
+
+
+SMALL_MODEL = {"depth": 8, "width": 32, "stem": "small", "head_hidden": 256, "head_out": 128}
+
+
 def _optim(name: str, lr: float, weight_decay: float) -> ConfigDict:
     optim = ConfigDict()
     optim.name = name  # lars, adam, sgd
@@ -144,7 +224,13 @@ def _data() -> ConfigDict:
 def _eval() -> ConfigDict:
     evaluation = ConfigDict()
     evaluation.batch_size = 128
-    evaluation.knn = 20  # neighbours; 0 leaves kNN out after pre-training
+    evaluation.knn = (1, 5, 10, 20, 50, 200)  # neighbours; leave-one-out on the train images chooses among them
+    evaluation.knn_temperature = 0.07  # a neighbour's vote weighs exp(cosine / temperature)
+    evaluation.attention = (
+        "others"  # or mirror: an image's cells are compared with those of the other images, or of its
+    )
+    # own mirror image
+    evaluation.embedding = "pca"  # or umap, which needs umap-learn: features in two dimensions, on `evaluate`'s page
     evaluation.size = placeholder(int)  # px; the run's views.size where not given
     evaluation.resize = placeholder(int)  # px of the shorter side before the centre crop; size · 256/224 if not given
     return evaluation
@@ -173,15 +259,32 @@ def small(config: ConfigDict) -> None:
     config.views.size = 48
     for view in (config.augment.view1, config.augment.view2):
         view.blur_prob = 0.0  # a blur of up to 2 px, made for 224 px, would erase the details that matter
-    config.model.depth, config.model.width, config.model.stem = 8, 32, "small"
-    config.model.head_hidden, config.model.head_out = 256, 128
+    config.model.update(SMALL_MODEL)
     config.optim.name, config.optim.lr, config.optim.warmup_steps = "adam", 8e-3, 40  # 1e-3 at this batch size
+    config.target.tau = min(config.target.tau, 0.99)  # it would hardly move in so few steps
     # Larger than the views: objects then look about as large as in the views, which are zoomed crops.
     config.eval.size = config.eval.resize = 64
-    config.checkpoint_steps = 200
+    config.checkpoint_steps = config.watch.knn_steps = 200
 
 
-def byol(config: ConfigDict) -> None:
-    """Changes a pre-training config to stage 1: plain BYOL, which needs no saliency maps."""
-    config.views.kind = "random_resized_crop"
-    config.align.weight = 0.0
+OBJECTIVES = ("byol", "moco", "simclr", "simsiam")
+
+
+def objective(config: ConfigDict, options: set[str]) -> None:
+    """Applies the options `byol`, `moco`, `simclr`, `simsiam`: the plain objective on Random Resized Crops, which needs
+    no saliency maps, with its authors' recipe; with `cvsa` besides, Saliency Swap and the alignment stay."""
+    chosen = options & set(OBJECTIVES)
+    if len(chosen) > 1:
+        raise ValueError(f"options {', '.join(sorted(chosen))}: one objective at a time")
+    for config.objective in chosen:
+        if "cvsa" not in options:
+            config.views.kind = "random_resized_crop"
+            config.align.weight = 0.0
+    if config.objective == "moco":  # MoCo v2: facebookresearch/moco, README and main_moco.py
+        config.optim.update(name="sgd", lr=0.03, weight_decay=1e-4, warmup_epochs=0.0)
+        config.target.update(tau=0.999, cosine=False)
+    if config.objective == "simclr":  # arXiv 2002.05709, B.6
+        config.optim.update(name="lars", lr=0.3, weight_decay=1e-6)
+        config.contrast.temperature = 0.1
+    if config.objective == "simsiam":  # arXiv 2011.10566, section 3
+        config.optim.update(name="sgd", lr=0.05, weight_decay=1e-4, warmup_epochs=0.0)

@@ -3,15 +3,14 @@
     python -m cvsa_jax.saliency --config=configs/cub.py --detector=masks
     python -m cvsa_jax.main --config=configs/cub.py --workdir=runs/cub --config.init_from=runs/stage1
 
-Masks need the `segmentations` archive; `--detector=center` needs nothing but says little.
+Masks need the `segmentations` archive; `--detector=center` needs nothing but says little. The options are those of
+`configs/folder.py`: `:small`, `:byol`, `:moco`, `:simclr`, `:simsiam`, `:cvsa`.
 """
 
-from configs import common
+from configs import common, folder
 
 
 def get_config(arg: str = ""):
-    common.options(arg)
-    config = common.pretrain()
-    config.data.kind = "cub"
-    config.data.root = "data/CUB_200_2011"
+    config = folder.get_config(arg)
+    common.cub(config)
     return config

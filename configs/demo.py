@@ -1,13 +1,16 @@
 """The demo's runs: a procedural set of birds, a small network, minutes on two CPU cores. `make demo` runs them all.
 
-`configs/demo.py` is stage 2 (CVSA), `configs/demo.py:byol` stage 1, `configs/demo.py:mask_head` the control.
+`configs/demo.py` is stage 2 (CVSA), `configs/demo.py:byol` stage 1, `configs/demo.py:mask_head` the control; the other
+objectives are options too, as in `configs/folder.py`.
 """
 
 from configs import common
 
 
 def get_config(arg: str = ""):
+    options = common.options(arg, "mask_head", "cvsa", *common.OBJECTIVES)
     config = common.pretrain()
+    common.objective(config, options)
     common.small(config)
     config.data.kind = "procedural"
     config.total_steps = 300
@@ -15,9 +18,6 @@ def get_config(arg: str = ""):
     # Its birds are small: the boxes hold one without much of its surroundings.
     config.views.source_area = (0.08, 0.5)
     config.views.paste_area = (0.2, 0.6)
-    options = common.options(arg, "byol", "mask_head")
-    if "byol" in options:
-        common.byol(config)
     if "mask_head" in options:
         config.align.form = "mask_head"
     return config

@@ -4,7 +4,8 @@
     python -m cvsa_jax.main --config=configs/folder.py --config.data.root=my_images --workdir=runs/mine
 
 `configs/folder.py:small` is a recipe for a laptop: 48 px views, a small network, Adam. `:byol` is stage 1 (Random
-Resized Crop, no alignment, needs no saliency maps); `:small,byol` is both.
+Resized Crop, no alignment, needs no saliency maps), and so are `:moco`, `:simclr` and `:simsiam` for these objectives;
+`:moco,cvsa` is MoCo with Saliency Swap and the alignment. Options are joined: `:small,byol`.
 """
 
 from configs import common
@@ -12,9 +13,8 @@ from configs import common
 
 def get_config(arg: str = ""):
     config = common.pretrain()
-    options = common.options(arg, "small", "byol")
+    options = common.options(arg, "small", "cvsa", *common.OBJECTIVES)
+    common.objective(config, options)
     if "small" in options:
         common.small(config)
-    if "byol" in options:
-        common.byol(config)
     return config

@@ -1,11 +1,15 @@
 """Linear probe and kNN of a pre-trained run on a folder of images with classes and a test split.
 
 python -m cvsa_jax.main --config=configs/folder_linear.py --config.data.root=my_images --config.init_from=runs/mine
+
+`configs/folder_linear.py:full` is the protocol for papers: augmented crops, three seeds. `--config.label_fractions=
+"(0.01,0.05,0.1,0.25,0.5,1.0)"` also probes with fewer labels.
 """
 
 from configs import common
 
 
 def get_config(arg: str = ""):
-    common.options(arg)
-    return common.linear()
+    config = common.linear()
+    common.full_protocol(config, common.options(arg, "full"))
+    return config

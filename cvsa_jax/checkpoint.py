@@ -1,6 +1,7 @@
 """Orbax checkpoints of a run: `workdir/ckpt/<step>/`, where each field of the state is restorable on its own.
 
-The state is a flax dataclass with a field `step`: `TrainState` (online, target, opt_state) or another of that kind.
+The state is a flax dataclass with a field `step`: `TrainState` or another of that kind; what is None in it is
+not stored.
 """
 
 import dataclasses
@@ -16,6 +17,8 @@ from cvsa_jax.errors import UserError, some
 from cvsa_jax.models.siamese import TARGET_PARTS
 from cvsa_jax.state import Network, TrainState, initial_target
 
+# What any of the states stores beside its step.
+ITEMS = ("online", "target", "opt_state", "queue", "probe", "params", "network")
 KEPT = 2  # newest checkpoints that stay on disk
 
 
@@ -60,7 +63,13 @@ def init_from(workdir: Path, like: TrainState, mesh: Mesh) -> tuple[TrainState, 
     The target starts as a copy of the online network; optimiser and step start anew.
     """
     online, step = restore_online(workdir, like.online, mesh)
-    return like.replace(online=online, target=jax.device_put(initial_target(online), replicated(mesh))), step
+    return _starting_from(like, online, mesh), step
+
+
+def with_backbone(like: TrainState, backbone: Network, mesh: Mesh) -> TrainState:
+    """`like` with another backbone in its online network; the heads stay, and the rest is as after `init_from`."""
+    online = Network(like.online.params | backbone.params, like.online.batch_stats | backbone.batch_stats)
+    return _starting_from(like, online, mesh)
 
 
 def restore_online(workdir: Path, like: Network, mesh: Mesh) -> tuple[Network, int]:
@@ -97,13 +106,14 @@ def _manager(workdir: Path, create: bool = False) -> ocp.CheckpointManager:
         max_to_keep=KEPT, enable_async_checkpointing=create, create=create, read_only=not create
     )
     # The reader of each item is known beforehand, whether this manager writes or only reads.
-    handlers = {name: ocp.StandardCheckpointHandler() for name in ("online", "target", "params", "opt_state")}
+    handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
     handlers["meta"] = ocp.JsonCheckpointHandler()
     return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
 
 def _items(state: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(state) if field.name != "step"]
+    names = [field.name for field in dataclasses.fields(state) if field.name != "step"]
+    return [name for name in names if getattr(state, name) is not None]
 
 
 def _newest(manager: ocp.CheckpointManager, workdir: Path) -> int:
@@ -111,6 +121,12 @@ def _newest(manager: ocp.CheckpointManager, workdir: Path) -> int:
     if step is None:
         raise UserError(f"{workdir}/ckpt holds no finished checkpoint")
     return step
+
+
+def _starting_from(like: TrainState, online: Network, mesh: Mesh) -> TrainState:
+    if like.target is None:
+        return like.replace(online=online)
+    return like.replace(online=online, target=jax.device_put(initial_target(online), replicated(mesh)))
 
 
 def _abstract(tree, mesh: Mesh):

@@ -1,16 +1,18 @@
 """Classification with a pre-trained backbone: the linear probe."""
 
+import re
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from cvsa_jax import checkpoint, report, settings
+from cvsa_jax import backbones, report, settings
 from cvsa_jax.data import pipeline
 from cvsa_jax.data.sources import Source
 from cvsa_jax.distributed import make_mesh
 from cvsa_jax.errors import UserError
+from cvsa_jax.evaluation.labelled import fraction_suffix
 from cvsa_jax.evaluation.summary import Evaluator
-from cvsa_jax.state import Network, empty_network
+from cvsa_jax.state import Network
 
 
 def linear_probe(config: ConfigDict, workdir: Path) -> dict[str, float]:
@@ -26,47 +28,35 @@ def linear_probe(config: ConfigDict, workdir: Path) -> dict[str, float]:
         pipeline.readable(source, source.split(name), config.data.on_bad_image)
         for name in (config.data.train_split, config.data.test_split)
     )
+    knn, probe = settings.knn(config.eval), settings.probe(config)
     evaluator, network = load_run(config.init_from, source, config.eval)
-    figures = evaluator.recognition(network, train, test, knn=config.eval.knn, probe=probe_arguments(config))
+    figures = evaluator.recognition(network, train, test, knn=knn, probe=probe).figures
     report.write_json(workdir / "report" / "results.json", figures)
+    print(f"{source.name}, {len(train)} train and {len(test)} test images:")
+    for fraction in probe.fractions:
+        print(_line(figures, fraction_suffix(fraction), f"linear, {100 * fraction:.4g} % of the labels"))
+    if knn.ks:
+        print(f"kNN: top-1 {report.percent(figures['knn_top1'])} %, k = {figures['knn_k']}")
     print(
-        f"{source.name}, {len(train)} train and {len(test)} test images: linear top-1 "
-        f"{report.percent(figures['linear_top1'])} %, top-5 {report.percent(figures['linear_top5'])} %, mean per class "
-        f"{report.percent(figures['linear_mean_class'])} % (learning rate {figures['learning_rate']:g}, chosen on a "
-        f"part of the train split), kNN top-1 {report.percent(figures['knn_top1'])} %, recall@1 "
-        f"{report.percent(figures.get('recall_at_1'))} %\nresults: {workdir / 'report' / 'results.json'}"
+        f"retrieval: recall@1 {report.percent(figures.get('recall_at_1'))} %, mAP@R "
+        f"{report.percent(figures.get('map_at_r'))} %\nresults: {workdir / 'report' / 'results.json'}"
     )
     return figures
 
 
+def _line(figures: dict[str, float], suffix: str, title: str) -> str:
+    shares = []
+    for name, said in (("top1", "top-1"), ("top5", "top-5"), ("mean_class", "mean per class")):
+        deviation = figures.get(f"linear_{name}{suffix}_std")
+        spread = "" if deviation is None else f" ± {100 * deviation:.1f}"
+        shares.append(f"{said} {report.percent(figures[f'linear_{name}{suffix}'])}{spread} %")
+    rates = [f"{value:g}" for name, value in figures.items() if re.fullmatch(f"learning_rate{suffix}(_\\d+)?", name)]
+    return f"{title}: {', '.join(shares)} (learning rate {', '.join(rates)}, chosen on a part of the train split)"
+
+
 def load_run(workdir: str, source: Source, evaluation: ConfigDict) -> tuple[Evaluator, Network]:
     """The online network of a pre-training run, and what evaluates it on a source, at the sizes of `config.eval` or
-    else the run's own. Prints how many of the backbone's tensors were loaded.
-
-    Raises:
-        UserError: there is no such run, or it does not hold the whole backbone.
-    """
-    run = settings.read_config(workdir)
-    if run.mode != "pretrain":
-        raise UserError(f"{workdir} is a run of mode {run.mode!r}: the evaluation needs a pre-training run")
-    mesh, model = make_mesh(), settings.model(run.model)
-    network, step = checkpoint.restore_online(Path(workdir), empty_network(model), mesh)
-    wanted, loaded = (checkpoint.backbone_tensors(n) for n in (empty_network(model), network))
-    matching = sum(loaded.get(path) == shape for path, shape in wanted.items())
-    print(f"loaded {matching}/{len(wanted)} backbone tensors of {workdir}, step {step}", flush=True)
-    if matching != len(wanted):
-        raise UserError(f"{workdir} does not hold the whole backbone: its figures would be of other weights")
-    size, resize = settings.eval_sizes(evaluation, run)
-    evaluator = Evaluator(model, mesh, source, size=size, resize=resize, batch_size=evaluation.batch_size)
-    return evaluator, network
-
-
-def probe_arguments(config: ConfigDict) -> dict:
-    """The keywords of `evaluation.linear.linear_probe` from `config.probe`."""
-    return {
-        "learning_rates": tuple(config.probe.learning_rates),
-        "epochs": config.probe.total_epochs,
-        "batch_size": config.probe.batch_size,
-        "validation_share": config.probe.validation_share,
-        "seed": config.seed,
-    }
+    else the run's own."""
+    mesh = make_mesh()
+    run, model, network, _ = backbones.load_run(workdir, mesh)
+    return settings.evaluator(model, mesh, source, evaluation, run), network

@@ -11,9 +11,8 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from cvsa_jax import checkpoint, classify, cli, compare, pretrain, report, settings
+from cvsa_jax import checkpoint, cli, compare, comparison_page, pictures, pretrain, report, settings
 from cvsa_jax.distributed import make_mesh, replicated
-from cvsa_jax.evaluation.summary import Evaluator
 from cvsa_jax.saliency.annotation import masks as mask_detector
 from cvsa_jax.saliency.compute import compute
 from cvsa_jax.state import Network, empty_network, init_state
@@ -73,31 +72,33 @@ def run_demo(out: Path, get_config, probe_config) -> dict[str, dict[str, float]]
     networks = {"random": _random_network(stage2, model, mesh)}
     for name in ("byol", "cvsa"):
         networks[name], _ = checkpoint.restore_online(out / name, empty_network(model), mesh)
-    size, resize = settings.eval_sizes(stage2.eval, stage2)
-    evaluator = Evaluator(model, mesh, source, size=size, resize=resize, batch_size=stage2.eval.batch_size)
+    evaluator = settings.evaluator(model, mesh, source, stage2.eval, stage2)
     train, test = source.split("train"), source.split("test")
     runs = {name: compare.Run(_ROWS[name], evaluator, network) for name, network in networks.items()}
-    probe = classify.probe_arguments(probe_config)
-    comparison = compare.compare(runs, train, test, knn=probe_config.eval.knn, probe=probe)
+    knn, probe = settings.knn(probe_config.eval), settings.probe(probe_config)
+    comparison = compare.compare(runs, train, test, knn=knn, probe=probe)
     figures = comparison.figures
     report.write_json(out / "report" / "results.json", figures)
 
     table = _table(figures)
     notes = _notes(out, len(test), stage1.total_steps, stage2.total_steps, time.monotonic() - began)
-    picture = compare.picture(comparison, runs, test, out / "report" / "attention.png")
-    details = compare.tables(comparison, _ROWS)
-    views = report.Picture(
+    embedding = settings.embedding(probe_config.eval)
+    sections = comparison_page.sections(comparison, runs, test, out / "report", embedding, probe.list_seed)
+    details = comparison_page.tables(comparison, _ROWS)
+    said = comparison_page.findings(comparison, runs, source, test)
+    views = pictures.Picture(
         out / "cvsa" / "report" / "views.png", "What CVSA trains on: two swapped views of each image."
     )
     curves = [
-        report.Picture(out / name / "report" / "curves.png", f"Training curves of {title}.")
+        pictures.Picture(out / name / "report" / "curves.png", f"Training curves of {title}.")
         for name, title in (("stage1", "stage 1 (BYOL)"), ("byol", "BYOL continued"), ("cvsa", "stage 2 (CVSA)"))
     ]
     blocks = [
+        *said,
         table,
         *notes,
-        "# Where each network looks",
-        picture,
+        *sections,
+        "# All figures",
         *details,
         "# Saliency Swap",
         views,

@@ -5,6 +5,10 @@ class UserError(Exception):
     """Says what is wrong, where, and what to do next."""
 
 
+class Diverged(UserError):
+    """The loss or the gradient of a training is not finite."""
+
+
 def some(names, limit: int = 5) -> str:
     """The first few of many names, and how many there are besides."""
     names = list(names)

@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from cvsa_jax import cli
-from cvsa_jax.compare import compare_runs
+from cvsa_jax.comparison_page import compare_runs
 from cvsa_jax.errors import UserError
 
 _RUNS = flags.DEFINE_list("runs", None, "Workdirs of pre-training runs, comma-separated.")

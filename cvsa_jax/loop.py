@@ -27,6 +27,7 @@ def run_steps(
     total: int,
     schedule: optax.Schedule,
     meta: dict,
+    watch: tuple[int, Callable[[Any], dict[str, float]]] = (0, lambda state: {}),
 ) -> tuple[Any, dict[str, np.ndarray] | None]:
     """Runs `train_step` (state, batch) -> (state, metrics) from `state.step` to `total` on the batches of `stream`.
 
@@ -35,6 +36,7 @@ def run_steps(
 
     Args:
         config: for `batch_size`, `log_steps` and `checkpoint_steps`.
+        watch: every so many steps (0: never) what it says of the state stands in the log too.
 
     Raises:
         UserError: the loss or the gradient is not finite (it names the step).
@@ -53,10 +55,12 @@ def run_steps(
             state, metrics = ahead
             finite.add(done, metrics)
             log, save = (done % every == 0 or done == total for every in intervals)
-            if log or save:
+            look = watch[0] > 0 and (done % watch[0] == 0 or done == total)
+            if log or save or look:
                 finite.check(checkpoints.latest)
-            if log:
+            if log or look:
                 row = {name: float(value) for name, value in metrics.items()}
+                row |= watch[1](state) if look else {}
                 writer.write(done, row | {"learning_rate": float(schedule(done - 1))})
                 note = f"loss {row['loss']:.3f}"
             if save:

@@ -1,13 +1,15 @@
-"""The losses of CVSA as pure functions: BYOL's regression and the alignment of cross-view attention with saliency.
+"""The losses as pure functions: the contrastive objectives, and the alignment of cross-view attention with saliency.
 
-All functions return one value per pair; averaging over the (global) batch is the step's business. Notation of the
-paper: P is the online network's `prediction_map` of view 1, Z the target network's `projection_map` of view 2,
-A = P·Zᵀ their cosine similarities, m1 and m2 the views' saliency masks on the cells of the feature map.
+All functions return one value per pair (`nt_xent`: per view); averaging over the (global) batch is the step's business.
+Notation of the paper: P is the online network's `prediction_map` of view 1, Z the target network's `projection_map` of
+view 2, A = P·Zᵀ their cosine similarities, m1 and m2 the views' saliency masks on the cells of the feature map.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 TEMPERATURE = 0.2
 # A mask that sums to less than this many cells names no object: its pair takes no part in the alignment.
@@ -18,6 +20,61 @@ _EPS = 1e-6
 def regression(prediction: Float[Array, "b d"], target: Float[Array, "b d"]) -> Float[Array, " b"]:
     """BYOL (arXiv 2006.07733, eq. 2): ‖p̄ − z̄‖² = 2 − 2·cos(p, z), in [0, 4]; no gradient reaches `target`."""
     return 2 - 2 * (_unit(prediction) * _unit(jax.lax.stop_gradient(target))).sum(-1)
+
+
+def negative_cosine(prediction: Float[Array, "b d"], target: Float[Array, "b d"]) -> Float[Array, " b"]:
+    """SimSiam (arXiv 2011.10566, eq. 1): −cos(p, z), in [-1, 1]; no gradient reaches `target`."""
+    return -(_unit(prediction) * _unit(jax.lax.stop_gradient(target))).sum(-1)
+
+
+def info_nce(
+    queries: Float[Array, "b d"], keys: Float[Array, "b d"], queue: Float[Array, "k d"], temperature: float
+) -> Float[Array, " b"]:
+    """MoCo (arXiv 1911.05722, eq. 1): −log of the positive key's share in softmax([q·k, q·queue] / temperature), of
+    unit vectors; the queue's rows are of unit length already. No gradient reaches `keys` or `queue`."""
+    queries, keys = _unit(queries), _unit(jax.lax.stop_gradient(keys))
+    positive = (queries * keys).sum(-1, keepdims=True)
+    negative = jnp.einsum("bd,kd->bk", queries, queue, precision="highest")
+    logits = jnp.concatenate([positive, negative], 1) / temperature
+    return jax.nn.logsumexp(logits, -1) - logits[:, 0]
+
+
+def nt_xent(
+    views: Float[Array, "b d"],
+    all_views: Float[Array, "m d"],
+    own: Int[Array, " b"],
+    positive: Int[Array, " b"],
+    temperature: float,
+) -> Float[Array, " b"]:
+    """SimCLR (arXiv 2002.05709, eq. 1): −log of the positive's share in the softmax of cosine / temperature over all
+    views but the view itself. `own` and `positive` are the rows of `all_views` that hold the view itself and the other
+    view of its image."""
+    logits = jnp.einsum("bd,md->bm", _unit(views), _unit(all_views), precision="highest") / temperature
+    itself = jnp.arange(len(all_views)) == own[:, None]
+    chosen = jnp.take_along_axis(logits, positive[:, None], 1)[:, 0]
+    return jax.nn.logsumexp(jnp.where(itself, -jnp.inf, logits), -1) - chosen
+
+
+class Objective(NamedTuple):
+    """What the pooled vectors are trained for, beside the alignment of the maps, which is the same for all.
+
+    `predictor`: queries are the predictor's outputs, else the projections. `target`: keys are those of a second,
+    slowly following network, else the online network's own. `loss`: `regression`, `negative_cosine`, `info_nce`
+    (negatives from a queue of earlier keys) or `nt_xent` (negatives from the batch).
+    """
+
+    predictor: bool
+    target: bool
+    loss: str
+
+
+# Of the two directions, BYOL sums and the others average, as their papers do.
+OBJECTIVES = {
+    "byol": Objective(predictor=True, target=True, loss="regression"),
+    "moco": Objective(predictor=False, target=True, loss="info_nce"),
+    "simclr": Objective(predictor=False, target=False, loss="nt_xent"),
+    "simsiam": Objective(predictor=True, target=False, loss="negative_cosine"),
+}
 
 
 def attention(

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from absl import flags
 
-from cvsa_jax import classify, cli, pretrain
+from cvsa_jax import classify, cli, finetune, pretrain
 from cvsa_jax.errors import UserError
 from cvsa_jax.saliency.network import UNET_MODE
 from cvsa_jax.saliency.train_unet import train_unet
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; the same again continues it.")
 
-_TRAINING = {"pretrain": pretrain.train, UNET_MODE: train_unet}
+_TRAINING = {"pretrain": pretrain.train, "finetune": finetune.finetune, UNET_MODE: train_unet}
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import tensorboard.summary
 
-from cvsa_jax.errors import UserError
+from cvsa_jax.errors import Diverged
 
 PLAIN_INTERVAL = 15  # seconds between progress lines where the output is not a terminal
 QUICK = 3  # seconds
@@ -99,11 +99,11 @@ class FiniteCheck:
         self.pending.append((step, metrics["loss"], metrics["grad_norm"]))
 
     def check(self, last_good: int | None) -> None:
-        """Waits for the steps added since the last call; UserError names the first bad one."""
+        """Waits for the steps added since the last call; Diverged, a UserError, names the first bad one."""
         for step, loss, grad_norm in self.pending:
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 kept = f"the last checkpoint, step {last_good}, is intact" if last_good else "no checkpoint was written"
-                raise UserError(
+                raise Diverged(
                     f"step {step}: loss {float(loss)}, gradient norm {float(grad_norm)}. Training stopped; {kept}. A "
                     "lower learning rate (config.optim.lr), a longer warm-up, or config.model.dtype=float32 may help"
                 )

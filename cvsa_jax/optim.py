@@ -33,6 +33,11 @@ def kernels_only(params) -> dict:
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
+def online_probe_optimizer() -> optax.GradientTransformation:
+    """That of the linear classifier which watches a pre-training; it moves nothing else."""
+    return optax.adam(1e-3)
+
+
 def make_optimizer(
     name: str, schedule: optax.Schedule, weight_decay: float, momentum: float
 ) -> optax.GradientTransformation:

@@ -6,17 +6,16 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from cvsa_jax import checkpoint, settings
+from cvsa_jax import backbones, checkpoint, settings
 from cvsa_jax.data import pipeline
 from cvsa_jax.distributed import check_batch_size, make_mesh, replicated
 from cvsa_jax.errors import UserError
-from cvsa_jax.evaluation.summary import Evaluator
 from cvsa_jax.loop import run_steps
 from cvsa_jax.models.resnet import parameter_count
 from cvsa_jax.optim import target_decay
-from cvsa_jax.run_report import report_run
+from cvsa_jax.run_report import evenly, report_run
 from cvsa_jax.saliency.store import REPORT_PAGE, SaliencyStore, store_path
-from cvsa_jax.state import init_state
+from cvsa_jax.state import TrainState, init_state
 from cvsa_jax.steps import make_train_step
 
 
@@ -48,13 +47,17 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     model = settings.model(config.model)
     optimizer, schedule = settings.optimizer(config, len(pool))
     total = settings.total_steps(config, len(pool))
-    size, resize = settings.eval_sizes(config.eval, config)
     spec = settings.view_spec(config.views, model.stride)
     augment = [settings.photometric(config.augment[view]) for view in ("view1", "view2")]
+    objective = settings.objective(config)
+    watched = source.labels if config.watch.online_probe else None
+    evaluator = settings.evaluator(model, mesh, source, config.eval, config)
     train_step = make_train_step(
         model,
         optimizer,
         mesh,
+        objective=objective,
+        temperature=config.contrast.temperature,
         tau=target_decay(config.target.tau, total, config.target.cosine),
         augment1=augment[0],
         augment2=augment[1],
@@ -64,7 +67,15 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     )
 
     # 3) State: this workdir's newest checkpoint, else another run's network, else random weights.
-    initialize = functools.partial(init_state, model, optimizer, spec.size)
+    initialize = functools.partial(
+        init_state,
+        model,
+        optimizer,
+        spec.size,
+        target=objective.target,
+        queue=settings.queue_size(config, len(pool)),
+        classes=0 if watched is None else len(source.classes),
+    )
     state = jax.jit(initialize, out_shardings=replicated(mesh))(jax.random.key(config.seed))
     checkpoints = checkpoint.Checkpointer(workdir)
     changes = settings.compare_config(config, workdir) if checkpoints.latest is not None else []
@@ -78,6 +89,9 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
                 f"{source.name} now has {len(pool)}, {source.fingerprint}): restore the data or take another --workdir"
             )
         origin = f"{workdir} at step {int(state.step)}"
+    elif Path(config.init_from).is_file():
+        state = checkpoint.with_backbone(state, backbones.load_file(Path(config.init_from), model, mesh), mesh)
+        origin = config.init_from
     elif config.init_from:
         state, step = checkpoint.init_from(Path(config.init_from), state, mesh)
         origin = f"{config.init_from} at step {step}"
@@ -101,14 +115,28 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
             batch_size=config.batch_size,
             steps=steps,
             seed=config.seed,
+            labels=watched,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
 
+    def watch(state: TrainState) -> dict[str, float]:
+        images = evenly(pool, config.watch.knn_images)
+        return evaluator.neighbors(state.online, images, settings.knn(config.eval))
+
     # 4) The loop.
-    stream = batches(range(start, total))
     state, batch = run_steps(
-        config, workdir, train_step, state, stream, mesh, checkpoints, total=total, schedule=schedule, meta=identity
+        config,
+        workdir,
+        train_step,
+        state,
+        batches(range(start, total)),
+        mesh,
+        checkpoints,
+        total=total,
+        schedule=schedule,
+        meta=identity,
+        watch=(0 if source.labels is None or not config.eval.knn else config.watch.knn_steps, watch),
     )
 
     # 5) Figures and pictures of the online network.
@@ -119,7 +147,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
         config,
         workdir,
         state.online,
-        Evaluator(model, mesh, source, size=size, resize=resize, batch_size=config.eval.batch_size),
+        evaluator,
         train=pool,
         test=split(config.data.test_split) if held_out else None,
         batch=batch or next(batches(range(total - 1, total))),

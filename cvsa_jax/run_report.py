@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cvsa_jax import photometric, report, settings
+from cvsa_jax import photometric, pictures, report, settings
 from cvsa_jax.data.pipeline import image_batches
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation import localization
@@ -22,6 +22,7 @@ PANELS = {
     "collapse: std falls to 0": ("projection_std", "target_cosine"),
     "collapse: rank falls to 1": ("effective_rank",),
     "attention on the object": ("align_hit", "usable_pairs"),
+    "labels, watched only": ("online_top1", "knn_top1"),
     "learning rate": ("learning_rate",),
     "target decay tau": ("tau",),
 }
@@ -47,34 +48,34 @@ def report_run(
     source = evaluator.source
     figures: dict[str, float] = {}
     if test is not None and source.labels is not None and config.eval.knn:
-        figures |= evaluator.recognition(network, train, test, knn=config.eval.knn)
-    looked_at = _evenly(train, _UNSPLIT) if test is None else test
+        figures |= evaluator.recognition(network, train, test, knn=settings.knn(config.eval)).figures
+    looked_at = evenly(train, _UNSPLIT) if test is None else test
     masks = None if source.mask is None else evaluator.masks(looked_at)
     augment = [settings.photometric(config.augment[view]) for view in ("view1", "view2")]
-    pictures = [_draw_views(workdir, batch, augment)]
+    drawn = [_draw_views(workdir, batch, augment)]
     # The mask_head control trains no attention, and one image has no others to attend to.
     if config.align.form != "mask_head" and len(looked_at) > 1:
         attention = evaluator.maps(network, looked_at)["attention"]
         figures |= evaluator.localization(attention, looked_at, masks)
         trained = config.align.weight > 0
-        pictures.append(_draw_attention(workdir, evaluator, source, looked_at, attention, masks, trained))
-    _write_page(workdir, source, figures, chance(source, looked_at, masks), masks, pictures)
+        drawn.append(_draw_attention(workdir, evaluator, source, looked_at, attention, masks, trained))
+    _write_page(workdir, source, figures, chance(source, looked_at, masks), masks, drawn)
     return figures
 
 
-def _evenly(indices: np.ndarray, most: int) -> np.ndarray:
+def evenly(indices: np.ndarray, most: int) -> np.ndarray:
     """At most `most` of the indices, evenly spaced."""
     return indices[np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int)]
 
 
-def _draw_views(workdir: Path, batch: dict, augment: list[photometric.Photometric]) -> report.Picture:
+def _draw_views(workdir: Path, batch: dict, augment: list[photometric.Photometric]) -> pictures.Picture:
     views, seen = [], []
     for v in (0, 1):
         images, masks = batch[f"view{v + 1}"][:_PICTURED], batch.get(f"mask{v + 1}")
         keys = jax.random.split(jax.random.key(v), len(images))
         seen.append(np.asarray(_augmented(jnp.asarray(images), keys, augment[v])))
         views.append((images, masks))
-    return report.views_picture(workdir / "report" / "views.png", views, seen)
+    return pictures.views_picture(workdir / "report" / "views.png", views, seen)
 
 
 @jax.jit
@@ -82,8 +83,8 @@ def _augmented(images: jax.Array, keys: jax.Array, strengths: photometric.Photom
     return photometric.apply(photometric.to_float(images), photometric.draw(keys, strengths))
 
 
-def _draw_attention(workdir, evaluator, source, test, attention, masks, trained: bool) -> report.Picture:
-    shown = _evenly(np.arange(len(test)), _PICTURED)
+def _draw_attention(workdir, evaluator, source, test, attention, masks, trained: bool) -> pictures.Picture:
+    shown = evenly(np.arange(len(test)), _PICTURED)
     loaded = image_batches(source, test[shown], resize=0, size=evaluator.size, batch_size=len(shown))
     images, _ = next(loaded)
     caption = "Cross-view attention (against all other held-out images) over evenly spaced held-out images."
@@ -94,27 +95,27 @@ def _draw_attention(workdir, evaluator, source, test, attention, masks, trained:
     maps = np.stack([localization.upsample(attention[k], evaluator.size) for k in shown])
     path = workdir / "report" / "attention.png"
     outlines = None if masks is None else masks[shown]
-    return report.attention_picture(path, images, {"attention": maps}, outlines, caption)
+    return pictures.attention_picture(path, images, {"attention": maps}, outlines, caption)
 
 
-def _write_page(workdir: Path, source: Source, figures: dict, guess: dict, masks, pictures: list) -> None:
+def _write_page(workdir: Path, source: Source, figures: dict, guess: dict, masks, drawn: list) -> None:
     if jax.process_index() != 0:
         return
     folder = workdir / "report"
     caption = "The run, from metrics.jsonl."
-    curves = report.curves_picture(folder / "curves.png", read_metrics(workdir), PANELS, caption)
+    curves = pictures.curves_picture(folder / "curves.png", read_metrics(workdir), PANELS, caption)
     report.write_json(folder / "results.json", figures)
-    names = ("knn_top1", "pointing_game", "mask_iou")
+    columns = {"knn_top1": "kNN top-1", "pointing_game": "pointing game", "mask_iou": "mask IoU"}
     rows = [("this run", figures), ("chance", guess)]
     if masks is not None:
         rows.append(("centre prior", center_prior(masks)))
     table = report.Table(
-        ("%", "kNN top-1", "pointing game", "mask IoU"),
-        [(name, *(report.percent(row.get(n)) for n in names)) for name, row in rows],
+        ("%", *columns.values()),
+        [(name, *(report.percent(row.get(key)) for key in columns)) for name, row in rows],
     )
-    blocks = [f"{source.name}, {len(source)} images.", table, "# Views", pictures[0]]
-    blocks += ["# Attention", *pictures[1:], "# Curves", curves]
+    blocks = [f"{source.name}, {len(source)} images.", table, "# Views", drawn[0]]
+    blocks += ["# Attention", *drawn[1:], "# Curves", curves]
     page = report.write_page(folder / "index.html", f"Run {workdir.name}", blocks)
-    if figures:
-        print(", ".join(f"{name} {report.percent(value)}" for name, value in figures.items()))
+    if known := [f"{title} {report.percent(figures[key])} %" for key, title in columns.items() if key in figures]:
+        print(", ".join(known))
     print(f"report: {page}")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cvsa_jax import losses, optim
@@ -13,6 +14,10 @@ from cvsa_jax.data.sources import procedural
 from cvsa_jax.data.views import KINDS, PASTES, ViewSpec
 from cvsa_jax.distributed import AXIS
 from cvsa_jax.errors import UserError
+from cvsa_jax.evaluation.embedding import EMBEDDINGS
+from cvsa_jax.evaluation.protocol import Knn, Probe
+from cvsa_jax.evaluation.summary import ATTENTIONS, Evaluator
+from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.resnet import STAGE_SIZES, STEMS
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.models.unet import CHANNEL_GROUP, UNet
@@ -23,8 +28,9 @@ from cvsa_jax.saliency.unet_step import MAX_SIDE, Geometry
 # data set is recognised by its fingerprint.
 BOUND = (
     *("batch_size", "data", "init_from", "model", "mode", "saliency.detector", "seed", "views", "optim.name"),
-    *("size", "with_procedural"),
+    *("size", "with_procedural", "objective", "contrast.queue", "watch.online_probe"),
 )
+MAX_QUEUE = 65_536  # keys of MoCo, where the data set is not smaller
 FREE = ("data.root", "data.test_split")
 
 
@@ -46,6 +52,12 @@ def model(settings: ConfigDict) -> Siamese:
     _choice("config.model.stem", settings.stem, STEMS)
     _choice("config.model.dtype", settings.dtype, ("float32", "bfloat16"))
     return Siamese(**(settings.to_dict() | {"dtype": jnp.dtype(settings.dtype), "axis_name": AXIS}))
+
+
+def classifier(settings: ConfigDict, classes: int) -> Classifier:
+    """The backbone of `config.model` with a classifier, with BatchNorm over the mesh."""
+    whole = model(settings)
+    return Classifier(classes, whole.depth, whole.width, whole.stem, whole.dtype, whole.axis_name)
 
 
 def unet(settings: ConfigDict) -> UNet:
@@ -83,8 +95,7 @@ def view_spec(views: ConfigDict, stride: int) -> ViewSpec:
     if not 0 <= views.swap_prob <= 1 or not 0 < views.canvas_min <= 1:
         raise UserError("config.views.swap_prob must lie in [0, 1] and config.views.canvas_min in (0, 1]")
     for key in ("source_area", "paste_area", "crop_area"):
-        if len(views[key]) != 2 or not 0 < views[key][0] <= views[key][1] <= 1:
-            raise UserError(f"config.views.{key}={tuple(views[key])} is not a range within (0, 1]")
+        _check_area(f"config.views.{key}", views[key])
     return ViewSpec(**views)
 
 
@@ -97,6 +108,27 @@ def align_form(align: ConfigDict) -> str:
     """The form of the alignment loss."""
     _choice("config.align.form", align.form, losses.FORMS)
     return align.form
+
+
+def objective(config: ConfigDict) -> losses.Objective:
+    """The objective of `config.objective`."""
+    _choice("config.objective", config.objective, losses.OBJECTIVES)
+    return losses.OBJECTIVES[config.objective]
+
+
+def queue_size(config: ConfigDict, images: int) -> int:
+    """Keys of the objective's queue, a multiple of those of a batch (two for each image); 0 where it has none."""
+    if objective(config).loss != "info_nce":
+        return 0
+    keys = 2 * config.batch_size
+    if config.contrast.queue is None:
+        return max(1, min(MAX_QUEUE, images) // keys) * keys
+    if config.contrast.queue < keys or config.contrast.queue % keys:
+        raise UserError(
+            f"config.contrast.queue={config.contrast.queue} is not a multiple of the {keys} keys of a batch "
+            f"(2 · config.batch_size)"
+        )
+    return config.contrast.queue
 
 
 def total_steps(config: ConfigDict, images: int) -> int:
@@ -118,6 +150,61 @@ def optimizer(config: ConfigDict, images: int) -> tuple[optax.GradientTransforma
     return optim.make_optimizer(config.optim.name, schedule, config.optim.weight_decay, config.optim.momentum), schedule
 
 
+def knn(evaluation: ConfigDict) -> Knn:
+    """The kNN of `config.eval`."""
+    if any(k < 1 for k in evaluation.knn) or evaluation.knn_temperature <= 0:
+        raise UserError(
+            f"config.eval.knn={tuple(evaluation.knn)} must be numbers of neighbours from 1 on, and "
+            f"config.eval.knn_temperature={evaluation.knn_temperature:g} above 0"
+        )
+    return Knn(tuple(evaluation.knn), evaluation.knn_temperature)
+
+
+def probe(config: ConfigDict) -> Probe:
+    """The linear probe of `config.probe`."""
+    given = config.probe
+    check_learning_rates("config.probe.learning_rates", given.learning_rates)
+    if given.seeds < 1:
+        raise UserError(f"config.probe.seeds={given.seeds}: at least one")
+    _check_area("config.probe.crop_area", given.crop_area)
+    return Probe(
+        learning_rates=tuple(given.learning_rates),
+        epochs=given.total_epochs,
+        batch_size=given.batch_size,
+        validation_share=_share("config.probe.validation_share", given.validation_share),
+        fractions=label_fractions(config),
+        seeds=tuple(range(config.seed, config.seed + given.seeds)),
+        list_seed=config.seed,
+        crop_area=tuple(given.crop_area) if given.augmented else None,
+    )
+
+
+def label_fractions(config: ConfigDict) -> tuple[float, ...]:
+    """`config.label_fractions`, rising."""
+    given = tuple(sorted(set(config.label_fractions)))
+    if not given or not 0 < given[0] <= given[-1] <= 1:
+        raise UserError(f"config.label_fractions={tuple(config.label_fractions)}: give shares in (0, 1]")
+    return given
+
+
+def check_learning_rates(key: str, rates) -> None:
+    """UserError unless there are learning rates, each once, none negative."""
+    if not len(rates) or len(set(rates)) < len(rates) or min(rates) < 0:
+        raise UserError(f"{key}={tuple(rates)}: give different rates, none negative")
+
+
+def embedding(evaluation: ConfigDict) -> str:
+    """What draws features in two dimensions."""
+    _choice("config.eval.embedding", evaluation.embedding, EMBEDDINGS)
+    return evaluation.embedding
+
+
+def attention(evaluation: ConfigDict) -> str:
+    """What an image's cells are compared with where its attention is read."""
+    _choice("config.eval.attention", evaluation.attention, ATTENTIONS)
+    return evaluation.attention
+
+
 def eval_sizes(evaluation: ConfigDict, run: ConfigDict) -> tuple[int, int]:
     """(size, resize) in px of evaluation images: as given, else as the pre-training run had them."""
     size = evaluation.size or run.eval.size or run.views.size
@@ -125,6 +212,22 @@ def eval_sizes(evaluation: ConfigDict, run: ConfigDict) -> tuple[int, int]:
     if resize < size:
         raise UserError(f"config.eval.resize={resize} is smaller than the crop of {size} px")
     return size, resize
+
+
+def evaluator(
+    model: Siamese | Classifier, mesh: Mesh, source: sources.Source, evaluation: ConfigDict, run: ConfigDict
+) -> Evaluator:
+    """What evaluates networks of a model on a source, as `config.eval` says, and else as the run's own config does."""
+    size, resize = eval_sizes(evaluation, run)
+    return Evaluator(
+        model,
+        mesh,
+        source,
+        size=size,
+        resize=resize,
+        batch_size=evaluation.batch_size,
+        attention=attention(evaluation),
+    )
 
 
 def compare_config(config: ConfigDict, workdir: Path) -> list[str]:
@@ -178,6 +281,17 @@ def _flat(tree: dict, prefix: str = "") -> dict:
 def _is_bound(key: str) -> bool:
     covers = lambda keys: any(key == k or key.startswith(f"{k}.") for k in keys)  # noqa: E731
     return covers(BOUND) and not covers(FREE)
+
+
+def _check_area(key: str, area) -> None:
+    if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
+        raise UserError(f"{key}={tuple(area)} is not a range within (0, 1]")
+
+
+def _share(key: str, value: float) -> float:
+    if not 0 < value < 1:
+        raise UserError(f"{key}={value:g} does not lie in (0, 1)")
+    return value
 
 
 def _choice(key: str, value, allowed) -> None:

@@ -1,7 +1,7 @@
 """Training state: the online and the target network as two variable trees of one module, and the optimiser."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from cvsa_jax.models.siamese import TARGET_PARTS, Siamese
+from cvsa_jax.optim import online_probe_optimizer
 
 
 @flax.struct.dataclass
@@ -23,14 +24,30 @@ class Network:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
+class OnlineProbe(NamedTuple):
+    """A linear classifier that learns from the online network's features and gives nothing back; (C + 1, classes)
+    weights, biases in the last row."""
+
+    weights: jax.Array
+    opt_state: optax.OptState
+
+
+class Queue(NamedTuple):
+    """(K, D) unit keys of earlier batches, MoCo's negatives."""
+
+    keys: jax.Array
+
+
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step changes; `step` counts the steps done."""
+    """Everything that a step changes; `step` counts the steps done. What the objective does without is None."""
 
     step: Any  # () int32; abstract where the state is a pattern to restore into
     online: Network
-    target: Network
+    target: Network | None
     opt_state: optax.OptState
+    queue: Queue | None = None
+    probe: OnlineProbe | None = None
 
 
 def target_parts(tree: dict) -> dict:
@@ -38,11 +55,29 @@ def target_parts(tree: dict) -> dict:
     return {name: tree[name] for name in TARGET_PARTS if name in tree}
 
 
-def init_state(model: Siamese, optimizer: optax.GradientTransformation, view_size: int, key: jax.Array) -> TrainState:
-    """Random online network, its copy as target, step 0."""
+def init_state(
+    model: Siamese,
+    optimizer: optax.GradientTransformation,
+    view_size: int,
+    key: jax.Array,
+    *,
+    target: bool = True,
+    queue: int = 0,
+    classes: int = 0,
+) -> TrainState:
+    """Random online network, its copy as target, `queue` random unit keys, a probe of `classes` classes, step 0."""
     variables = model.clone(axis_name=None).init(key, jnp.zeros((2, view_size, view_size, 3)), True)
     online = Network(variables["params"], variables["batch_stats"])
-    return TrainState(jnp.zeros((), jnp.int32), online, initial_target(online), optimizer.init(online.params))
+    keys = jax.random.normal(jax.random.fold_in(key, 1), (queue, model.head_out))
+    probe = jnp.zeros((model.features_out + 1, classes))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        online=online,
+        target=initial_target(online) if target else None,
+        opt_state=optimizer.init(online.params),
+        queue=Queue(keys / jnp.linalg.norm(keys, axis=1, keepdims=True)) if queue else None,
+        probe=OnlineProbe(probe, online_probe_optimizer().init(probe)) if classes else None,
+    )
 
 
 def initial_target(online: Network) -> Network:

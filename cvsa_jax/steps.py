@@ -15,9 +15,11 @@ from jax.sharding import Mesh, PartitionSpec
 
 from cvsa_jax import losses, photometric
 from cvsa_jax.distributed import AXIS, replicated
-from cvsa_jax.models.activation import READOUTS
+from cvsa_jax.models.activation import READOUTS, class_activation, grad_cam
+from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.siamese import Siamese
-from cvsa_jax.state import Network, TrainState, ema
+from cvsa_jax.optim import online_probe_optimizer
+from cvsa_jax.state import Network, OnlineProbe, Queue, TrainState, ema
 
 Metrics = dict[str, jax.Array]
 
@@ -27,6 +29,8 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
+    objective: losses.Objective,
+    temperature: float,
     tau: Callable[[jax.Array], jax.Array],
     augment1: photometric.Photometric,
     augment2: photometric.Photometric,
@@ -34,11 +38,17 @@ def make_train_step(
     align_weight: float,
     seed: int,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
-    """One step of CVSA; with `align_weight` 0 it is plain BYOL, and the conv heads are not run.
+    """One step of an objective, with the alignment loss where `align_weight` > 0; else the conv heads are not run.
 
     The batch holds `view1`, `view2` (B, S, S, 3) uint8, `mask1`, `mask2` (B, M, M) uint8 where `align_weight` > 0,
-    and `position` (B, 2) uint32, the high and low word of each example's place in the data order, which alone
-    decides its photometric parameters. The state's buffers are donated. The metrics are scalars of the global batch.
+    `position` (B, 2) uint32, the high and low word of each example's place in the data order, which alone decides its
+    photometric parameters, and `label` (B,) int32 where the state holds an online probe. The state's buffers are
+    donated. The metrics are scalars of the global batch; `online_top1` is the probe's accuracy before it learns from
+    the batch.
+
+    Args:
+        temperature: of the objectives with negatives.
+        tau: step -> coefficient of the target's moving average.
     """
     maps = align_weight > 0
 
@@ -53,48 +63,60 @@ def make_train_step(
         views = photometric.augment(views, keys, photometric.Photometric(*both))
 
         # 2) Target network on both views, in one pass and so with common batch statistics.
-        target_out, target_mutated = model.apply(
-            state.target.variables, views, train=True, maps=maps, method="project", mutable=["batch_stats"]
-        )
-        goal1, goal2 = jnp.split(target_out.projection, 2)
+        target_out = None
+        if objective.target:
+            target_out, target_mutated = model.apply(
+                state.target.variables, views, train=True, maps=maps, method="project", mutable=["batch_stats"]
+            )
 
         def loss_fn(params):
-            # 3) Online network on both views; both directions of both losses are summed.
+            # 3) Online network on both views; the alignment is summed over both directions.
             out, mutated = model.apply(
                 {"params": params, "batch_stats": state.online.batch_stats},
                 views,
                 train=True,
                 maps=maps,
+                predictor=objective.predictor,
                 mutable=["batch_stats"],
             )
-            predicted1, predicted2 = jnp.split(out.prediction, 2)
-            contrastive = losses.regression(predicted1, goal2) + losses.regression(predicted2, goal1)
-            contrastive = jax.lax.pmean(contrastive.mean(), AXIS)
+            key_out = target_out if objective.target else out
+            queries = out.prediction if objective.predictor else out.projection
+            contrastive = _contrast(objective, queries, key_out.projection, state.queue, temperature)
             metrics = {"contrastive": contrastive}
             loss = contrastive
             if maps:
-                aligned, align_metrics = _alignment(align_form, out.prediction_map, target_out.projection_map, batch)
+                aligned, align_metrics = _alignment(align_form, out.prediction_map, key_out.projection_map, batch)
                 loss = loss + align_weight * aligned
                 metrics |= {"align": aligned} | align_metrics
-            return loss, (mutated["batch_stats"], out, metrics)
+            return loss, (mutated["batch_stats"], out.pooled, out.projection, queries, key_out.projection, metrics)
 
-        (loss, (online_stats, out, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.online.params)
+        (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.online.params)
+        online_stats, pooled, projection, queries, goals, metrics = aux
 
-        # 4) Update the online network, then move the target towards it.
+        # 4) Update the online network, move the target towards it, and let the queue forget its oldest keys.
         updates, opt_state = optimizer.update(grads, state.opt_state, state.online.params)
         params = optax.apply_updates(state.online.params, updates)
-        decay = tau(state.step)
-        new_state = TrainState(
+        metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        metrics |= _health(projection, queries, jnp.roll(goals, len(goals) // 2, 0))
+        new_state = state.replace(
             step=state.step + 1,
             online=Network(params, _filled(online_stats, state.online.batch_stats)),
-            target=Network(
-                ema(state.target.params, params, decay),
-                _filled(target_mutated["batch_stats"], state.target.batch_stats),
-            ),
             opt_state=opt_state,
         )
-        metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads), "tau": decay}
-        metrics |= _health(out.projection, out.prediction, jnp.concatenate([goal2, goal1]))
+        if objective.target:
+            metrics["tau"] = tau(state.step)
+            target = Network(
+                ema(state.target.params, params, metrics["tau"]),
+                _filled(target_mutated["batch_stats"], state.target.batch_stats),
+            )
+            new_state = new_state.replace(target=target)
+        if state.queue is not None:
+            new_state = new_state.replace(queue=_enqueued(state.queue, goals, state.step))
+
+        # 5) The probe that only watches.
+        if state.probe is not None:
+            probe, metrics["online_top1"] = _probe_step(state.probe, pooled, jnp.tile(batch["label"], 2))
+            new_state = new_state.replace(probe=probe)
         return new_state, metrics
 
     sharded = jax.shard_map(
@@ -105,30 +127,117 @@ def make_train_step(
 
 class Encoded(NamedTuple):
     """Of B images, float32: `pooled` (B, C); where maps were asked for, the unit queries P and keys Z of the attention
-    (B, h·w, D), and the backbone's activation (B, h, w), as `mean` and as first `component`."""
+    (B, h·w, D), the attention to the image's own mirror image (B, h, w), and the backbone's activation (B, h, w), as
+    `mean` and as first `component`."""
 
     pooled: jax.Array
     queries: jax.Array | None = None
     keys: jax.Array | None = None
+    mirrored: jax.Array | None = None
     mean: jax.Array | None = None
     component: jax.Array | None = None
 
 
-def make_encoder(model: Siamese, mesh: Mesh, *, maps: bool) -> Callable[[Network, jax.Array], Encoded]:
-    """Evaluation pass of the online network on uint8 images (B, S, S, 3), split over the mesh; B must divide by the
-    devices."""
+def make_encoder(model: Siamese | Classifier, mesh: Mesh, *, maps: bool) -> Callable[[Network, jax.Array], Encoded]:
+    """Evaluation pass of a network on uint8 images (B, S, S, 3), split over the mesh; B must divide by the devices.
+    Only a Siamese network has maps."""
 
     def encode(network: Network, images: jax.Array) -> Encoded:
         views = photometric.normalize(photometric.to_float(images))
         feature_map, pooled = model.apply(network.variables, views, method="features")
         if not maps:
             return Encoded(pooled)
-        out = model.apply(network.variables, views, train=False)
+        out, mirror = (model.apply(network.variables, x, train=False) for x in (views, views[:, :, ::-1]))
+        queries, keys, mirror_keys = map(_unit_cells, (out.prediction_map, out.projection_map, mirror.projection_map))
+        mirrored = jnp.einsum("bid,bd->bi", queries, mirror_keys.mean(1), precision="highest")
         activation = {name: read(feature_map.astype(jnp.float32))[0] for name, read in READOUTS.items()}
-        return Encoded(pooled, _unit_cells(out.prediction_map), _unit_cells(out.projection_map), **activation)
+        return Encoded(pooled, queries, keys, mirrored.reshape(feature_map.shape[:3]), **activation)
 
+    return _on_rows(encode, mesh)
+
+
+class Activation(NamedTuple):
+    """Of B images: the classifier's logits (B, K), and for the class it predicts CAM and Grad-CAM (B, h, w)."""
+
+    logits: jax.Array
+    cam: jax.Array
+    grad_cam: jax.Array
+
+
+def make_class_activation(
+    model: Siamese | Classifier, mesh: Mesh
+) -> Callable[[tuple[Network, jax.Array], jax.Array], Activation]:
+    """Evaluation pass of a network and a linear classifier (C + 1, K) on its pooled features, biases in the last row;
+    images as in `make_encoder`."""
+
+    def activation(network_and_weights: tuple[Network, jax.Array], images: jax.Array) -> Activation:
+        network, weights = network_and_weights
+        views = photometric.normalize(photometric.to_float(images))
+        features, pooled = model.apply(network.variables, views, method="features")
+        logits = jnp.matmul(pooled, weights[:-1], precision="highest") + weights[-1]
+        given = (features.astype(jnp.float32), weights, logits.argmax(-1))
+        return Activation(logits, class_activation(*given), grad_cam(*given))
+
+    return _on_rows(activation, mesh)
+
+
+def _on_rows(function: Callable, mesh: Mesh) -> Callable:
+    """`function` (network, images) compiled for images split over the mesh."""
     rows = PartitionSpec(AXIS)
-    return jax.jit(jax.shard_map(encode, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows))
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows))
+
+
+def _contrast(
+    objective: losses.Objective, queries: jax.Array, keys: jax.Array, queue: Queue | None, temperature: float
+) -> jax.Array:
+    """The objective's loss of the global batch; queries and keys are (2b, D), view 1 before view 2."""
+    if objective.loss == "nt_xent":
+        shard, views = len(queries) // 2, _gathered(queries)
+        within = jax.lax.axis_index(AXIS) * shard + jnp.arange(shard)
+        rows1, rows2 = within, len(views) // 2 + within
+        own, other = jnp.concatenate([rows1, rows2]), jnp.concatenate([rows2, rows1])
+        return jax.lax.pmean(losses.nt_xent(queries, views, own, other, temperature).mean(), AXIS)
+    crossed = jnp.roll(keys, len(keys) // 2, 0)  # the query of one view meets the key of the other
+    if objective.loss == "info_nce":
+        return jax.lax.pmean(losses.info_nce(queries, crossed, queue.keys, temperature).mean(), AXIS)
+    if objective.loss == "negative_cosine":
+        return jax.lax.pmean(losses.negative_cosine(queries, crossed).mean(), AXIS)
+    return jax.lax.pmean(2 * losses.regression(queries, crossed).mean(), AXIS)
+
+
+def _gathered(rows: jax.Array) -> jax.Array:
+    """(2b, D) on each device -> (2B, D) on all: view 1 of the global batch in its order, then view 2."""
+    views = rows.reshape(2, len(rows) // 2, -1)
+    shard, place = views.shape[1], jax.lax.axis_index(AXIS)
+    # A sum of rows laid into zeros, and not an all-gather, whose result does not count as equal on all devices.
+    empty = jnp.zeros((2, shard * jax.lax.axis_size(AXIS), views.shape[2]), views.dtype)
+    laid = jax.lax.dynamic_update_slice(jax.lax.pcast(empty, AXIS, to="varying"), views, (0, place * shard, 0))
+    return jax.lax.psum(laid, AXIS).reshape(-1, views.shape[2])
+
+
+def _enqueued(queue: Queue, keys: jax.Array, step: jax.Array) -> Queue:
+    """The queue with the batch's keys in the place of the oldest; its length is a multiple of theirs."""
+    keys = _gathered(keys)
+    keys = keys / jnp.maximum(jnp.linalg.norm(keys, axis=1, keepdims=True), 1e-9)
+    turns = len(queue.keys) // len(keys)
+    return Queue(jax.lax.dynamic_update_slice(queue.keys, keys, ((step % turns) * len(keys), 0)))
+
+
+def _probe_step(probe: OnlineProbe, pooled: jax.Array, labels: jax.Array) -> tuple[OnlineProbe, jax.Array]:
+    """One step of the probe on the batch's features, standardised by the batch; and its accuracy before the step."""
+    pooled = jax.lax.stop_gradient(pooled)
+    mean = jax.lax.pmean(pooled.mean(0), AXIS)
+    variance = jax.lax.pmean(((pooled - mean) ** 2).mean(0), AXIS)
+    x = (pooled - mean) * jax.lax.rsqrt(variance + 1e-6)
+
+    def loss_fn(weights):
+        logits = x @ weights[:-1] + weights[-1]
+        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jax.lax.pmean(cross_entropy.mean(), AXIS), (logits.argmax(-1) == labels).mean()
+
+    (_, hits), grads = jax.value_and_grad(loss_fn, has_aux=True)(probe.weights)
+    updates, opt_state = online_probe_optimizer().update(grads, probe.opt_state)
+    return OnlineProbe(optax.apply_updates(probe.weights, updates), opt_state), jax.lax.pmean(hits, AXIS)
 
 
 def _alignment(form: str, queries: jax.Array, keys: jax.Array, batch: dict) -> tuple[jax.Array, Metrics]:
@@ -154,7 +263,7 @@ def _health(projection: jax.Array, prediction: jax.Array, goal: jax.Array) -> Me
 
     `projection_std`: standard deviation of the normalised projections per dimension, averaged and times sqrt(D): 1
     when they fill the sphere, 0 when collapsed. `effective_rank`: participation ratio (tr C)² / tr C² of their
-    covariance, 1 to D. `target_cosine`: mean cosine of prediction and target.
+    covariance, 1 to D. `target_cosine`: mean cosine of a view's query (BYOL: the prediction) and the other view's key.
     """
     unit = projection / (jnp.linalg.norm(projection, axis=-1, keepdims=True) + 1e-9)
     mean = jax.lax.pmean(unit.mean(0), AXIS)

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from cvsa_jax import compare, report
+from cvsa_jax import compare, comparison_page, pictures
 from cvsa_jax.data import sources
 from cvsa_jax.data.sources import procedural
 from cvsa_jax.evaluation.summary import Evaluator
@@ -18,18 +18,16 @@ FIGURES = {
 
 
 def test_tables_hold_what_was_measured_and_no_more():
-    comparison = compare.Comparison(FIGURES, {})
-    recognition, places = compare.tables(comparison, {"a": "A", "b": "B"})
+    comparison = compare.Comparison(FIGURES, {}, {}, {})
+    recognition, places = comparison_page.tables(comparison, {"a": "A", "b": "B"})
     assert recognition.header == ("%", "linear top-1", "kNN top-1")
     assert recognition.rows == [("A", "50.0", "25.0"), ("B", "62.5", "100.0"), ("chance", "10.0", "–")]
     assert places.header == ("%", "pointing game")
     assert dict(places.rows) == {
         "A, attention": "75.0",
         "A, mean activation": "12.5",
-        "A, first component": "–",
         "B, attention": "100.0",
         "B, mean activation": "0.0",
-        "B, first component": "–",
         "chance": "20.0",
         "centre prior": "30.0",
     }
@@ -37,7 +35,7 @@ def test_tables_hold_what_was_measured_and_no_more():
 
 def test_there_is_no_table_of_what_cannot_be_measured():
     figures = {"a": {"linear_top1": 0.5}, "chance": {}, "center_prior": {}}
-    (table,) = compare.tables(compare.Comparison(figures, {}), {"a": "A"})
+    (table,) = comparison_page.tables(compare.Comparison(figures, {}, {}, {}), {"a": "A"})
     assert table.header == ("%", "linear top-1")
 
 
@@ -45,7 +43,9 @@ def test_there_is_no_table_of_what_cannot_be_measured():
 def pictured(monkeypatch):
     """What `compare.picture` hands to the drawing."""
     calls = []
-    monkeypatch.setattr(report, "attention_picture", lambda *given: calls.append(given) or report.Picture(given[0], ""))
+    monkeypatch.setattr(
+        pictures, "attention_picture", lambda *given: calls.append(given) or pictures.Picture(given[0], "")
+    )
     return calls
 
 
@@ -63,8 +63,8 @@ def test_the_picture_shows_the_best_the_middling_and_the_worst(tmp_path, picture
         "other": compare.Run("Other", evaluator, Network({}, {})),
         "last": compare.Run("Last", evaluator, Network({}, {})),
     }
-    comparison = compare.Comparison({}, {"other": maps[::-1], "last": maps})
-    compare.picture(comparison, runs, test, tmp_path / "x.png")
+    comparison = compare.Comparison({}, {"other": maps[::-1], "last": maps}, {}, {})
+    comparison_page.attention_picture(comparison, runs, test, tmp_path / "x.png")
     ((_, images, rows, masks, caption),) = pictured
     assert (len(images), list(rows)) == (12, ["Other", "Last"])
     if blind:

@@ -1,9 +1,14 @@
 import numpy as np
 import pytest
 
-from cvsa_jax.evaluation.knn import TEMPERATURE, knn_predict
+from cvsa_jax.evaluation import knn
 
 CLASSES = 4
+TEMPERATURE = 0.07
+
+
+def knn_predict(x, labels, x_test, k: int) -> np.ndarray:
+    return knn.knn_predict(x, labels, x_test, (k,), TEMPERATURE)[0]
 
 
 def data(train: int = 60, test: int = 45, dimensions: int = 8):

@@ -10,24 +10,27 @@ PACKAGE = Path(cvsa_jax.__file__).parent
 LAYERS = (
     ("errors",),
     ("data", "models", "losses", "optim", "state", "photometric", "distributed"),
-    ("steps", "checkpoint", "monitor", "report", "saliency.unet_step"),
+    ("steps", "classifier_step", "checkpoint", "monitor", "pictures", "report", "interop", "saliency.unet_step"),
     ("loop",),
     ("evaluation", "saliency", "settings"),
-    ("run_report",),
-    ("pretrain", "classify", "saliency.train_unet"),
+    ("run_report", "backbones"),
+    ("pretrain", "classify", "finetune", "saliency.train_unet"),
     ("compare",),
+    ("comparison_page",),
     ("main", "demo", "evaluate", "cli", "saliency.__main__"),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 # Host and device: neither side imports the other, or what the other is made of.
 HOST = ("data",)
-DEVICE = ("models", "losses", "optim", "state", "steps", "photometric", "distributed", "saliency.unet_step")
+DEVICE = ("models", "losses", "optim", "state", "steps", "classifier_step", "photometric", "distributed")
+DEVICE = (*DEVICE, "saliency.unet_step")
 FORBIDDEN = {
     HOST: ("jax", "flax", "optax", "orbax", *(f"cvsa_jax.{name}" for name in DEVICE)),
     (*DEVICE, "errors"): ("tensorflow", "clu", "ml_collections", "cvsa_jax.data"),
 }
 # Everything else takes plain arguments.
-WITH_CONFIGS = ("settings", "cli", "compare", "loop", "pretrain", "classify", "run_report", "saliency.train_unet")
+WITH_CONFIGS = ("settings", "cli", "comparison_page", "loop", "pretrain", "classify", "finetune", "run_report")
+WITH_CONFIGS = (*WITH_CONFIGS, "backbones", "saliency.train_unet")
 
 
 def module_name(path: Path) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cvsa_jax import report
+from cvsa_jax import pictures, report
 
 NASTY = '<script>alert("1 & 2")</script>'
 
@@ -31,10 +31,10 @@ class Page(html.parser.HTMLParser):
 
 
 @pytest.fixture
-def picture(tmp_path) -> report.Picture:
+def picture(tmp_path) -> pictures.Picture:
     path = tmp_path / "elsewhere.png"
     Image.new("RGB", (3, 2), "red").save(path)
-    return report.Picture(path, f"A picture. {NASTY}")
+    return pictures.Picture(path, f"A picture. {NASTY}")
 
 
 @pytest.fixture
@@ -83,15 +83,15 @@ def test_percent(value, text):
 @pytest.fixture
 def figures(monkeypatch) -> list:
     """The Matplotlib figures that are saved."""
-    saved, save = [], report._save
-    monkeypatch.setattr(report, "_save", lambda figure, *rest: saved.append(figure) or save(figure, *rest))
+    saved, save = [], pictures._save
+    monkeypatch.setattr(pictures, "_save", lambda figure, *rest: saved.append(figure) or save(figure, *rest))
     return saved
 
 
 def test_curves_leave_out_absent_metrics(tmp_path, figures):
     rows = [{"step": 10, "loss": 3.0}, {"step": 20, "loss": 2.0, "align": 0.5}, {"step": 30, "loss": 1.0}]
     panels = {"loss": ("loss", "align", "nowhere"), "empty": ("nowhere",)}
-    picture = report.curves_picture(tmp_path / "new" / "curves.png", rows, panels, "Curves.")
+    picture = pictures.curves_picture(tmp_path / "new" / "curves.png", rows, panels, "Curves.")
     (loss,) = figures[0].axes
     assert {line.get_label(): line.get_xydata().tolist() for line in loss.lines} == {
         "loss": [[10, 3], [20, 2], [30, 1]],
@@ -103,7 +103,7 @@ def test_curves_leave_out_absent_metrics(tmp_path, figures):
 
 
 def test_one_panel_of_a_run_without_metrics(tmp_path):
-    assert report.curves_picture(tmp_path / "curves.png", [], {"loss": ("loss",)}, "").path.is_file()
+    assert pictures.curves_picture(tmp_path / "curves.png", [], {"loss": ("loss",)}, "").path.is_file()
 
 
 @pytest.mark.parametrize("with_masks", [True, False])
@@ -114,11 +114,11 @@ def test_pictures_of_views_and_attention(tmp_path, figures, with_masks):
     masks = np.zeros((2, 4, 4), np.uint8)
     masks[0, :2, :2] = 255
     views = [(images, masks if with_masks else None)] * 2
-    picture = report.views_picture(tmp_path / "views.png", views, [images / 255] * 2)
+    picture = pictures.views_picture(tmp_path / "views.png", views, [images / 255] * 2)
     assert ("border" in picture.caption) == with_masks
     large = masks.repeat(2, 1).repeat(2, 2) > 127
     rows = {"one": images[..., 0] / 255, "two": images[..., 1] / 255}
-    report.attention_picture(tmp_path / "attention.png", images, rows, large if with_masks else None, "")
+    pictures.attention_picture(tmp_path / "attention.png", images, rows, large if with_masks else None, "")
     for figure, count in zip(figures, (4, 3), strict=True):
         axes = np.array(figure.axes).reshape(count, 2)
         outlined = [[bool(len(axis.collections)) for axis in row] for row in axes]

@@ -19,11 +19,18 @@ def sizes(request, monkeypatch):
     monkeypatch.setattr(neighbors, "GALLERY", request.param[1])
 
 
+def whole(*args, **kwargs) -> tuple[np.ndarray, np.ndarray]:
+    """The chunks of `nearest`, put together."""
+    chunks = list(nearest(*args, **kwargs))
+    assert [c for chunk, *_ in chunks for c in range(chunk.start, chunk.stop)] == list(range(len(args[0])))
+    return tuple(np.concatenate(parts) for parts in list(zip(*chunks, strict=True))[1:])
+
+
 @pytest.mark.parametrize("k", [1, 9, 70, 500])
 def test_nearest_are_those_of_scikit_learn(sizes, k):
     x, _ = data()
     queries = data(33)[0] * 2 + 0.1
-    similarity, rows = nearest(queries, x, k)
+    similarity, rows = whole(queries, x, k)
     distance, expected = (
         NearestNeighbors(n_neighbors=min(k, 70), metric="cosine", algorithm="brute")
         .fit(x.astype(float))
@@ -36,7 +43,7 @@ def test_nearest_are_those_of_scikit_learn(sizes, k):
 def test_an_image_is_not_its_own_neighbour(sizes):
     x, _ = data()
     x[40] = x[3]  # but its copy is
-    similarity, rows = nearest(x, x, 69, among_themselves=True)
+    similarity, rows = whole(x, x, 69, among_themselves=True)
     for i, row in enumerate(rows):
         assert sorted(row) == [j for j in range(70) if j != i]
     assert (rows[3, 0], rows[40, 0]) == (40, 3)
@@ -45,7 +52,7 @@ def test_an_image_is_not_its_own_neighbour(sizes):
 
 def test_of_equals_the_earlier_row_comes_first(sizes):
     x = np.tile(np.eye(3, dtype=np.float32), (20, 1))
-    _, rows = nearest(np.eye(3, dtype=np.float32)[1:2], x, 20)
+    _, rows = whole(np.eye(3, dtype=np.float32)[1:2], x, 20)
     np.testing.assert_array_equal(rows[0], 1 + 3 * np.arange(20))
 
 

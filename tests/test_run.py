@@ -8,8 +8,8 @@ import pytest
 
 import cvsa_jax.demo
 from configs import demo
-from cvsa_jax import checkpoint, classify, pretrain, settings
-from cvsa_jax.compare import compare_runs
+from cvsa_jax import checkpoint, classify, finetune, pretrain, settings
+from cvsa_jax.comparison_page import compare_runs
 from cvsa_jax.demo import run_demo
 from cvsa_jax.distributed import make_mesh, replicated
 from cvsa_jax.errors import UserError
@@ -37,7 +37,7 @@ def quick_compilation(tmp_path_factory):
 def two_devices():
     # Eight simulated devices are for the steps; whole runs on them would spend their time in rendezvous.
     with pytest.MonkeyPatch.context() as patch:
-        for module in (pretrain, classify, cvsa_jax.demo):
+        for module in (pretrain, classify, finetune, cvsa_jax.demo):
             patch.setattr(module, "make_mesh", lambda: make_mesh(jax.devices()[:2]))
         yield
 
@@ -158,7 +158,7 @@ def test_the_run_leaves_what_the_readme_promises(finished):
     assert json.loads((finished / "config.json").read_text())["mode"] == "pretrain"
     assert any((finished / "tensorboard").iterdir())
     figures = json.loads((finished / "report" / "results.json").read_text())
-    assert figures.keys() == {"knn_top1"} | LOCALIZATION
+    assert figures.keys() > {"knn_top1", "recall_at_1"} | LOCALIZATION
     rows = read_metrics(finished)
     assert [row["step"] for row in rows] == list(range(1, 11))
     assert {"loss", "align", "contrastive", "projection_std", "effective_rank", "target_cosine", "align_hit"} <= rows[
@@ -232,7 +232,8 @@ def test_runs_side_by_side_have_the_figures_that_they_have_alone(tmp_path, finis
     assert {f"{kind}_{name}" for kind in ("mean", "component") for name in LOCALIZATION} <= figures["run"].keys()
     assert figures["center_prior"].keys() >= LOCALIZATION
     page = (tmp_path / "out" / "report" / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    # Attention, backgrounds, features, and of both runs confusions and curves.
+    assert page.count("data:image/png;base64,") == 7
     assert f"{100 * figures['run']['mask_iou_best']:.1f}" in page
     assert "twin, first component" in capsys.readouterr().out
 
@@ -330,9 +331,12 @@ def test_the_demo_end_to_end(tmp_path, capsys):
 
     figures = run_demo(tmp_path, get_config, tiny_probe())
     assert figures == json.loads((tmp_path / "report" / "results.json").read_text())
-    measured = {"linear_top1", "linear_top5", "linear_mean_class", "knn_top1", "map_at_r", "learning_rate"}
-    measured |= {f"recall_at_{k}" for k in (1, 2, 4, 8)} | LOCALIZATION
-    measured |= {f"{kind}_{name}" for kind in ("mean", "component") for name in LOCALIZATION}
+    measured = {"linear_top1", "linear_top5", "linear_mean_class", "knn_top1", "knn_k", "map_at_r", "learning_rate"}
+    measured |= {f"knn_top1_of_{k}" for k in tiny_probe().eval.knn}
+    measured |= {f"{kind}_top1" for kind in ("same_background", "other_background", "background_only")}
+    measured |= {f"recall_at_{k}" for k in (1, 2, 4, 8)} | LOCALIZATION | {"background_gap"}
+    maps = ("mean", "component", "cam", "grad_cam")
+    measured |= {f"{kind}_{name}" for kind in maps for name in LOCALIZATION}
     assert all(figures[row].keys() == measured for row in ("random", "byol", "cvsa"))
     assert figures["chance"]["linear_top1"] == pytest.approx(1 / 3)
     page = (tmp_path / "report" / "index.html").read_text()

@@ -93,6 +93,8 @@ def run(mesh_of) -> Callable:
             MODEL,
             OPTIMIZER,
             mesh,
+            objective=losses.OBJECTIVES["byol"],
+            temperature=0.2,
             tau=lambda step: jnp.array(TAUS)[step],
             augment1=AUGMENT1,
             augment2=AUGMENT2,

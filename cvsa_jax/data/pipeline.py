@@ -9,7 +9,7 @@ import tensorflow as tf
 from cvsa_jax.data import decode
 from cvsa_jax.data.index import example_order, position_words
 from cvsa_jax.data.sources import Source
-from cvsa_jax.data.views import ViewSpec, group_views
+from cvsa_jax.data.views import ViewSpec, group_views, labelled_crop
 from cvsa_jax.errors import UserError, some
 
 Batch = dict[str, np.ndarray]
@@ -33,6 +33,7 @@ def train_batches(
     batch_size: int,
     steps: range,
     seed: int,
+    labels: np.ndarray | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -42,9 +43,11 @@ def train_batches(
         pool: indices into the source that take part; one pass over them is an epoch.
         saliency: maps of the whole source, or None where no view needs one.
         batch_size: global; this process gets the `process_index`-th of `process_count` equal contiguous shares.
+        labels: (N,) int32 of the whole source, or None where nothing needs them.
 
     Yields:
-        `view1`, `view2`, with saliency `mask1`, `mask2` (see `group_views`), and `position` (b, 2) uint32.
+        `view1`, `view2`, with saliency `mask1`, `mask2` (see `group_views`), `position` (b, 2) uint32, and with labels
+        `label` (b,) int32.
 
     Raises:
         UserError: the pool is smaller than a group, or an image cannot be decoded (it is named).
@@ -62,14 +65,46 @@ def train_batches(
         positions = first + tf.range(spec.group, dtype=tf.int64)
         examples = tf.gather(tf.constant(pool, tf.int64), example_order(positions, len(pool), seed))
         images, maps = read(examples, spec.group)
-        views = group_views(images, examples, positions, maps, spec, seed)
-        return views | {"position": position_words(positions)}
+        batch = group_views(images, examples, positions, maps, spec, seed)
+        if labels is not None:
+            batch["label"] = tf.gather(tf.constant(labels, tf.int32), examples)
+        return batch | {"position": position_words(positions)}
 
     ds = tf.data.Dataset.range(steps.start * groups_per_share, steps.stop * groups_per_share)
     ds = ds.map(make_group, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     ds = ds.batch(groups_per_share, drop_remainder=True)
     ds = ds.map(lambda batch: {k: tf.reshape(v, [share, *v.shape[2:]]) for k, v in batch.items()})
     return _as_numpy(ds.prefetch(2), source, pool)
+
+
+def crop_batches(
+    source: Source,
+    pool: np.ndarray,
+    *,
+    area: tuple[float, float],
+    size: int,
+    batch_size: int,
+    steps: range,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Augmented crops with their labels, in the order and the shares of `train_batches`: `image` (b, size, size, 3)
+    uint8 and `label` (b,) int32. `area` is the crop's range of fractions of the image."""
+    share = batch_size // process_count
+    read = _reader(source, None)
+
+    @tf.autograph.experimental.do_not_convert
+    def make(number: tf.Tensor) -> dict[str, tf.Tensor]:
+        position = (number // share) * batch_size + process_index * share + number % share
+        example = tf.gather(tf.constant(pool, tf.int64), example_order(position[None], len(pool), seed))
+        (image,), _ = read(example, 1)
+        label = tf.gather(tf.constant(source.labels, tf.int32), example)[0]
+        return {"image": labelled_crop(image, position, area, size, seed), "label": label}
+
+    ds = tf.data.Dataset.range(steps.start * share, steps.stop * share)
+    ds = ds.map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return _as_numpy(ds.batch(share, drop_remainder=True).prefetch(2), source, pool)
 
 
 def image_batches(

@@ -71,6 +71,16 @@ def group_views(
     return {name: tf.stack(parts) for name, parts in rows.items() if parts}
 
 
+def labelled_crop(image: tf.Tensor, position: tf.Tensor, area: tuple[float, float], size: int, seed: int) -> tf.Tensor:
+    """A Random Resized Crop of an image (H, W, 3) uint8, flipped half of the time, as (size, size, 3) uint8: the only
+    augmentation of the protocols that learn from labels. `position` () int64 and `seed` decide it."""
+    u = tf.random.stateless_uniform([4 * _CROP_TRIES + 1], tf.stack([tf.constant(seed, tf.int64), position]))
+    shape = tf.cast(tf.shape(image)[:2], tf.float32)
+    box = random_crop_box(tf.reshape(u[1:], [_CROP_TRIES, 4]), shape, area)
+    view = _to_uint8(swap.place(image, box, tf.constant([0, 0, size, size]), size))
+    return tf.cond(u[0] < 0.5, lambda: view[:, ::-1], lambda: view)
+
+
 def random_crop_box(u: tf.Tensor, shape: tf.Tensor, area: tuple[float, float]) -> tf.Tensor:
     """Random Resized Crop as in torchvision: the first of ten draws that fits, else the largest centred box whose
     aspect is allowed. `u`: (10, 4) uniforms; `shape`: height and width in pixels; a box in fractions."""

@@ -1,6 +1,7 @@
 """Runs the frozen network over images: every image once, in order, whatever the batch size or the device count."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,13 +11,11 @@ from cvsa_jax.data.pipeline import image_batches
 from cvsa_jax.data.sources import Source
 from cvsa_jax.distributed import to_mesh
 from cvsa_jax.monitor import Progress
-from cvsa_jax.state import Network
-from cvsa_jax.steps import Encoded
 
 
 def extract(
     encode: Callable,
-    network: Network,
+    network: Any,
     mesh: Mesh,
     source: Source,
     indices: np.ndarray,
@@ -24,9 +23,9 @@ def extract(
     size: int,
     resize: int,
     batch_size: int,
-) -> Encoded:
-    """What `encode`, a `steps.make_encoder`, gives for `source`'s images at `indices`, as NumPy arrays; the rest is as
-    in `image_batches`."""
+) -> Any:
+    """What `encode`, such as a `steps.make_encoder`, gives for `network`, its first argument, and `source`'s images at
+    `indices`, as NumPy arrays; the rest is as in `image_batches`."""
     batch_size = -(-batch_size // mesh.size) * mesh.size
     progress = Progress("features", len(indices))
     batches, done = [], 0

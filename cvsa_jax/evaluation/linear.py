@@ -1,25 +1,36 @@
-"""Linear probe on cached features: one pass trains a classifier for every learning rate side by side."""
+"""Linear probe: softmax regression on frozen features, a classifier for every learning rate side by side.
 
+Two protocols share the choice of the learning rate and the test: the fast one trains on cached features of centre
+crops, the one for papers on features of freshly augmented crops (`augmented.py`).
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Float, Int
+
+from cvsa_jax.evaluation.accuracy import accuracy
+from cvsa_jax.evaluation.labelled import validation_rows
 
 MOMENTUM = 0.9
+# (rows of the train split, learning rates) -> one classifier of standardised features for each, (r, d + 1, c), biases
+# in the last row.
+Fit = Callable[[Int[np.ndarray, " k"], tuple[float, ...]], Float[np.ndarray, "r d1 c"]]
 
 
 class ProbeResult(NamedTuple):
-    """`top1`, `top5` in [0, 1] on all test rows, `mean_class` the mean over the classes of their top-1; the learning
-    rate that won on the validation part, and the validation accuracy of each."""
+    """`figures`: top1, top5 and mean_class on all test rows. `learning_rate`: the one that won on the validation part,
+    and `validation` the accuracy of each there ({} where too few labels leave no such part). `weights`: (d + 1, c) of
+    the classifier on features as they are, biases in the last row."""
 
-    top1: float
-    top5: float
-    mean_class: float
+    figures: dict[str, float]
     learning_rate: float
     validation: dict[float, float]
+    weights: np.ndarray
 
 
 def linear_probe(
@@ -34,64 +45,79 @@ def linear_probe(
     batch_size: int,
     validation_share: float,
     seed: int,
+    fit: Fit | None = None,
 ) -> ProbeResult:
     """Softmax regression by SGD with Nesterov momentum, cosine schedule, no weight decay, on features standardised
-    with the training part's mean and deviation.
+    with the train rows' mean and deviation.
 
-    The learning rate is chosen on `validation_share` of the train rows, drawn by class; the classifier is then
-    trained anew on all of them. The test rows take no part in the choice.
+    The learning rate is chosen on `validation_share` of the train rows, drawn by class; the classifier is then trained
+    anew on all of them. The test rows take no part in the choice. Where each class has one row, there is nothing to
+    choose on, and the middle rate of the list is taken.
+
+    Args:
+        fit: what trains the classifiers; by default `fit_features` on `train` with the arguments above.
     """
+    scale = Standardization.of(train)
+    if fit is None:
+        x = scale.apply(train)
+
+        def fit(rows, rates):
+            return fit_features(
+                x[rows], train_labels[rows], rates, classes=classes, epochs=epochs, batch_size=batch_size, seed=seed
+            )
+
     held = validation_rows(train_labels, validation_share, seed)
-    train, test = _standardized(train, train), _standardized(train, test)
-    fit = lambda x, y, rates: np.asarray(_fit(x, y, jnp.asarray(rates), classes, epochs, batch_size, seed))  # noqa: E731
-    weights = fit(train[~held], train_labels[~held], learning_rates)
-    scores = [float(topk(_logits(w, train[held]), train_labels[held], 1)) for w in weights]
-    best = learning_rates[int(np.argmax(scores))]
-    logits = _logits(fit(train, train_labels, (best,))[0], test)
-    hits = topk_hits(logits, test_labels, 1)
-    return ProbeResult(
-        float(hits.mean()),
-        topk(logits, test_labels, min(5, classes)),
-        mean_per_class(hits, test_labels),
-        best,
-        dict(zip(learning_rates, scores, strict=True)),
-    )
+    best, scores = learning_rates[len(learning_rates) // 2], {}
+    if held.any() and len(learning_rates) > 1:
+        candidates = fit(np.flatnonzero(~held), learning_rates)
+        tops = [accuracy(logits(scale.folded(w), train[held]), train_labels[held])["top1"] for w in candidates]
+        scores = dict(zip(learning_rates, tops, strict=True))
+        best = learning_rates[int(np.argmax(tops))]
+    weights = scale.folded(fit(np.arange(len(train)), (best,))[0])
+    return ProbeResult(accuracy(logits(weights, test), test_labels), best, scores, weights)
 
 
-def validation_rows(labels: Int[np.ndarray, " n"], share: float, seed: int) -> Bool[np.ndarray, " n"]:
-    """A random part of each class: round(share · count) rows, at least one where the class has two or more."""
-    rng = np.random.default_rng(seed)
-    held = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        held[rows[: min(len(rows) - 1, max(1, round(share * len(rows))))]] = True
-    return held
+class Standardization(NamedTuple):
+    """Mean and deviation of each feature."""
+
+    mean: np.ndarray
+    std: np.ndarray
+
+    @classmethod
+    def of(cls, x: Float[np.ndarray, "n d"]) -> "Standardization":
+        return cls(x.mean(0), x.std(0) + 1e-6)
+
+    def apply(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+        return (x - self.mean) / self.std
+
+    def folded(self, weights: Float[np.ndarray, "d1 c"]) -> Float[np.ndarray, "d1 c"]:
+        """Weights for features as they are, from those for standardised ones."""
+        scaled = weights[:-1] / self.std[:, None]
+        return np.concatenate([scaled, weights[-1:] - self.mean @ scaled])
 
 
-def topk(logits: Float[np.ndarray, "m c"], labels: Int[np.ndarray, " m"], k: int) -> float:
-    """Share of rows whose label is among the k largest logits."""
-    return float(topk_hits(logits, labels, k).mean())
+def logits(weights: Float[np.ndarray, "d1 c"], x: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m c"]:
+    """What a classifier gives for features."""
+    return x @ weights[:-1] + weights[-1]
 
 
-def topk_hits(logits: Float[np.ndarray, "m c"], labels: Int[np.ndarray, " m"], k: int) -> Bool[np.ndarray, " m"]:
-    """Whether each row's label is among the k largest logits; ties and NaN count against the row."""
-    own = np.take_along_axis(logits, labels[:, None].astype(int), 1)
-    ahead = (~(logits < own)).sum(1) - 1
-    return ahead < k
-
-
-def mean_per_class(hits: Bool[np.ndarray, " m"], labels: Int[np.ndarray, " m"]) -> float:
-    """Mean over the classes that occur of the share of their rows that are hits."""
-    return float(np.mean([hits[labels == label].mean() for label in np.unique(labels)]))
-
-
-def _fit(x, y, rates: jax.Array, classes: int, epochs: int, batch_size: int, seed: int) -> Float[Array, "r d1 c"]:
-    """One classifier for each learning rate, biases in the last row. Every epoch sees each row once, the last batch
-    filled up with rows of weight 0."""
+def fit_features(
+    x: Float[np.ndarray, "n d"],
+    y: Int[np.ndarray, " n"],
+    rates: tuple[float, ...],
+    *,
+    classes: int,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+) -> Float[np.ndarray, "r d1 c"]:
+    """One classifier for each learning rate, trained on the same batches of the features given; biases in the last
+    row. Every epoch sees each row once, the last batch filled up with rows of weight 0."""
     n = len(x)
     batch_size = min(batch_size, n)
     batches = -(-n // batch_size)
-    x, y = jnp.asarray(_with_ones(x)), jnp.asarray(y)
+    x = jnp.concatenate([x, jnp.ones((n, 1), jnp.float32)], 1)
+    y = jnp.asarray(y)
 
     def fit_one(rate):
         optimizer = optax.sgd(optax.cosine_decay_schedule(rate, epochs * batches), MOMENTUM, nesterov=True)
@@ -115,16 +141,4 @@ def _fit(x, y, rates: jax.Array, classes: int, epochs: int, batch_size: int, see
         (w, _), _ = jax.lax.scan(epoch, (w, optimizer.init(w)), keys)
         return w
 
-    return jax.jit(jax.vmap(fit_one))(rates)
-
-
-def _standardized(reference: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return (x - reference.mean(0)) / (reference.std(0) + 1e-6)
-
-
-def _with_ones(x: np.ndarray) -> np.ndarray:
-    return np.concatenate([x, np.ones((len(x), 1), x.dtype)], 1)
-
-
-def _logits(w: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return _with_ones(x) @ w
+    return np.asarray(jax.jit(jax.vmap(fit_one))(jnp.asarray(rates)))

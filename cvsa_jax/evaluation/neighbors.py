@@ -1,6 +1,7 @@
 """Exact nearest neighbours by cosine, on the device, block by block: no matrix of all pairs is ever made."""
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,11 @@ GALLERY = 65_536  # rows of a block of the gallery: with a chunk of queries 64 M
 
 def nearest(
     queries: Float[np.ndarray, "m d"], gallery: Float[np.ndarray, "n d"], k: int, *, among_themselves: bool = False
-) -> tuple[Float[np.ndarray, "m k2"], Int[np.ndarray, "m k2"]]:
+) -> Iterator[tuple[slice, Float[np.ndarray, "c k2"], Int[np.ndarray, "c k2"]]]:
     """Cosines and rows of the k most similar rows of the gallery, in falling order; of equals the earlier row first.
+
+    Yields them chunk by chunk, each with the slice of the queries that it is about, so that a million queries need no
+    more memory than one chunk.
 
     Args:
         k: fewer are returned where the gallery holds fewer.
@@ -25,13 +29,12 @@ def nearest(
     size = min(GALLERY, len(gallery))
     blocks = jnp.asarray(np.pad(gallery, [(0, -len(gallery) % size), (0, 0)])).reshape(-1, size, gallery.shape[1])
     search = functools.partial(_search, blocks, len(gallery), k=k)
-    found = []
     for start in range(0, len(queries), QUERIES):
         chunk = queries[start : start + QUERIES]
         own = start + np.arange(QUERIES) if among_themselves else np.full(QUERIES, -1)
         padded = np.pad(chunk, [(0, QUERIES - len(chunk)), (0, 0)])
-        found.append([np.asarray(part)[: len(chunk)] for part in search(padded, own)])
-    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+        similarity, rows = (np.asarray(part)[: len(chunk)] for part in search(padded, own))
+        yield slice(start, start + len(chunk)), similarity, rows
 
 
 @functools.partial(jax.jit, static_argnames="k")

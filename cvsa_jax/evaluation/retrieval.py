@@ -19,11 +19,15 @@ def retrieval(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"])
     others = np.bincount(labels)[labels] - 1
     if not (others > 0).any():
         return {}
-    _, neighbors = nearest(features, features, max(*RANKS, int(others.max())), among_themselves=True)
-    asked = others > 0
-    others, relevant = others[asked], labels[neighbors[asked]] == labels[asked, None]
-    figures = {f"recall_at_{k}": float(relevant[:, :k].any(1).mean()) for k in RANKS}
-    rank = 1 + np.arange(relevant.shape[1])
-    within = relevant & (rank <= others[:, None])
-    precision = within.cumsum(1) / rank
-    return figures | {"map_at_r": float(((precision * within).sum(1) / others).mean())}
+    deepest = max(*RANKS, int(others.max()))
+    recalled, precisions = np.zeros(len(RANKS)), 0.0
+    for chunk, _, rows in nearest(features, features, deepest, among_themselves=True):
+        asked = others[chunk] > 0
+        wanted, relevant = others[chunk][asked, None], labels[rows[asked]] == labels[chunk][asked, None]
+        recalled += [relevant[:, :k].any(1).sum() for k in RANKS]
+        rank = 1 + np.arange(relevant.shape[1])
+        within = relevant & (rank <= wanted)
+        precisions += ((within.cumsum(1) / rank * within).sum(1) / wanted[:, 0]).sum()
+    count = (others > 0).sum()
+    figures = {f"recall_at_{k}": float(r / count) for k, r in zip(RANKS, recalled, strict=True)}
+    return figures | {"map_at_r": float(precisions / count)}

@@ -1,7 +1,8 @@
-"""Where a backbone is active: maps read from its last feature map alone, without heads, labels or masks."""
+"""Where a backbone is active: maps read from its last feature map, alone or with a linear classifier on it."""
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def channel_mean(features: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h w"], Float[Array, " b"]]:
@@ -28,3 +29,26 @@ def first_component(features: Float[Array, "b h w c"]) -> tuple[Float[Array, "b 
 
 # name -> map and confidence of a feature map
 READOUTS = {"mean": channel_mean, "component": first_component}
+
+
+def class_activation(
+    features: Float[Array, "b h w c"], weights: Float[Array, "c1 k"], classes: Int[Array, " b"]
+) -> Float[Array, "b h w"]:
+    """CAM (Zhou et al. 2016): each cell's share of the logit of one class, for a linear classifier (biases in the last
+    row) on the average of the cells."""
+    return jnp.einsum("bhwc,bc->bhw", features, weights[:-1, classes].T, precision="highest")
+
+
+def grad_cam(
+    features: Float[Array, "b h w c"], weights: Float[Array, "c1 k"], classes: Int[Array, " b"]
+) -> Float[Array, "b h w"]:
+    """Grad-CAM (Selvaraju et al. 2017, eqs. 1 and 2): the channels, weighted with the averaged gradient of the class's
+    logit, summed and rectified. For a linear classifier on the average of the last map it is the positive part of CAM,
+    divided by the number of cells."""
+
+    def logit(cells):
+        pooled = cells.mean((1, 2))
+        return (pooled @ weights[:-1] + weights[-1])[jnp.arange(len(cells)), classes].sum()
+
+    importance = jax.grad(logit)(features).mean((1, 2))
+    return jax.nn.relu(jnp.einsum("bhwc,bc->bhw", features, importance, precision="highest"))

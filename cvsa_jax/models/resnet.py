@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 STAGE_SIZES = {8: (1, 1, 1), 14: (2, 2, 2), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 STEMS = ("imagenet", "small")
+BOTTLENECK_DEPTH = 50  # from which on blocks have the 1-3-1 form
 
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 conv = functools.partial(nn.Conv, use_bias=False, kernel_init=_he_normal)
@@ -68,6 +69,11 @@ def stride(depth: int, stem: str) -> int:
     return (4 if stem == "imagenet" else 2) * 2 ** (len(STAGE_SIZES[depth]) - 1)
 
 
+def channels(depth: int, width: int) -> int:
+    """Channels of the feature map: 2048 for the standard ResNet-50."""
+    return width * 2 ** (len(STAGE_SIZES[depth]) - 1) * (4 if depth >= BOTTLENECK_DEPTH else 1)
+
+
 class ResNet(nn.Module):
     """Backbone f.
 
@@ -105,7 +111,7 @@ class ResNet(nn.Module):
                 x = Block(
                     channels=self.width * 2**stage,
                     stride=2 if stage > 0 and block == 0 else 1,
-                    bottleneck=self.depth >= 50,
+                    bottleneck=self.depth >= BOTTLENECK_DEPTH,
                     norm=norm,
                     dtype=self.dtype,
                     name=f"stage{stage + 1}_block{block + 1}",

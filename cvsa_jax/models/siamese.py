@@ -8,15 +8,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from cvsa_jax.models.heads import Head
-from cvsa_jax.models.resnet import ResNet, stride
+from cvsa_jax.models.resnet import ResNet, channels, stride
 
 # The target network is the average of these; the predictors have no target.
 TARGET_PARTS = ("backbone", "projector", "conv_projector")
 
 
 class Outputs(NamedTuple):
-    """What the network gives for a batch of views; the maps are None where they were not asked for."""
+    """What the network gives for a batch of views; maps and predictions are None where they were not asked for."""
 
+    pooled: Float[Array, "b c"]  # f, averaged over the cells
     projection: Float[Array, "b d"]  # g(f): BYOL's regression target when it comes from the target network
     projection_map: Float[Array, "b h w d"] | None  # G(f): keys Z of the attention, from the target network
     prediction: Float[Array, "b d"] | None  # q(g(f)): online only
@@ -46,16 +47,24 @@ class Siamese(nn.Module):
         """Pixels of the view per cell of the feature map."""
         return stride(self.depth, self.stem)
 
+    @property
+    def features_out(self) -> int:
+        """Channels C of the feature map."""
+        return channels(self.depth, self.width)
+
     def setup(self):
         self.backbone = ResNet(self.depth, self.width, self.stem, self.axis_name, self.dtype)
         head = lambda: Head(self.head_hidden, self.head_out, self.axis_name, self.dtype)  # noqa: E731
         self.projector, self.predictor = head(), head()
         self.conv_projector, self.conv_predictor = head(), head()
 
-    def __call__(self, images: Float[Array, "b size size 3"], train: bool, maps: bool = True) -> Outputs:
-        """Online pass: all four outputs, or only the vectors where `maps` is False (plain BYOL)."""
+    def __call__(
+        self, images: Float[Array, "b size size 3"], train: bool, maps: bool = True, predictor: bool = True
+    ) -> Outputs:
+        """Online pass: everything, or only the vectors where `maps` is False (no alignment), and without the vectors'
+        prediction where `predictor` is False."""
         target = self.project(images, train, maps)
-        prediction = self.predictor(target.projection, train)
+        prediction = self.predictor(target.projection, train) if predictor else None
         prediction_map = self.conv_predictor(target.projection_map, train) if maps else None
         return target._replace(prediction=prediction, prediction_map=prediction_map)
 
@@ -63,7 +72,7 @@ class Siamese(nn.Module):
         """Target pass: the two projections, without the predictors."""
         feature_map, pooled = self.backbone(images, train)
         projection_map = self.conv_projector(feature_map, train) if maps else None
-        return Outputs(self.projector(pooled, train), projection_map, None, None)
+        return Outputs(pooled, self.projector(pooled, train), projection_map, None, None)
 
     def features(self, images: Float[Array, "b size size 3"]) -> tuple[Float[Array, "b h w c"], Float[Array, "b c"]]:
         """Frozen backbone in evaluation mode: feature map and pooled vector."""

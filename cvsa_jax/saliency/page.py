@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cvsa_jax import report
+from cvsa_jax import pictures, report
 from cvsa_jax.data.pipeline import load_image
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.localization import square_mask
@@ -67,7 +67,7 @@ def write_store_page(store: SaliencyStore, source: Source, measured: np.ndarray,
     if source.mask is not None:
         caption += " The line is the true mask."
     sheets = {title: _sheet(store, source, rows) for title, rows in groups.items()}
-    histograms = report.histograms_picture(
+    histograms = pictures.histograms_picture(
         page.with_name("histograms.png"),
         {"area at the threshold": store.areas[usable], "confidence": store.confidences[usable]},
         f"Of {len(usable)} images.",
@@ -80,7 +80,7 @@ def write_store_page(store: SaliencyStore, source: Source, measured: np.ndarray,
         table,
         f"{_MEANING}: {said}.",
         "# Maps",
-        report.saliency_picture(page.with_suffix(".png"), sheets, caption),
+        pictures.saliency_picture(page.with_suffix(".png"), sheets, caption),
         "# Area and confidence",
         histograms,
     ]
@@ -102,7 +102,7 @@ def write_comparison(
     large = lambda maps: np.stack([squeezed(m, _SIZE) for m in maps]) / 255  # noqa: E731
     rows = {name: large(store[shown]) for name, store in stores.items()}
     caption = "Evenly spaced images." + (" The line is the true mask." if source.mask is not None else "")
-    picture = report.attention_picture(page.with_suffix(".png"), images, rows, _masks(source, shown), caption)
+    picture = pictures.attention_picture(page.with_suffix(".png"), images, rows, _masks(source, shown), caption)
     supervision = ", ".join(f"{name}: {store.manifest['supervision']}" for name, store in stores.items())
     blocks = [f"{source.name}. Supervision: {supervision}.", table, f"{_MEANING}: {said}.", "# Maps", picture]
     report.write_page(page, f"Saliency maps compared: {source.name}", blocks)
@@ -125,9 +125,9 @@ def _cell(name: str, value: float | int | None) -> str:
     return f"{value:.1f}" if name == "ms_per_image" else f"{value:.3f}"
 
 
-def _sheet(store: SaliencyStore, source: Source, rows: np.ndarray) -> report.MapSheet:
+def _sheet(store: SaliencyStore, source: Source, rows: np.ndarray) -> pictures.MapSheet:
     images = [squeezed(load_image(source, int(i)), _SIZE) for i in rows]
-    return report.MapSheet(
+    return pictures.MapSheet(
         np.array(images).reshape(-1, _SIZE, _SIZE, 3),
         store[rows] if len(rows) else np.zeros((0, GRID, GRID), np.uint8),
         store.boxes[rows],

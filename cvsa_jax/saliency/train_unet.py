@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cvsa_jax import checkpoint, report, settings
+from cvsa_jax import checkpoint, pictures, report, settings
 from cvsa_jax.data import pipeline
 from cvsa_jax.data.sources import Source
 from cvsa_jax.distributed import check_batch_size, make_mesh, replicated
@@ -101,7 +101,7 @@ def _report(workdir: Path, source: Source, figures: dict, measured: np.ndarray, 
     report.write_json(folder / "results.json", figures)
     caption = "The run, from metrics.jsonl."
     panels = {"loss": ("loss",), "gradient": ("grad_norm",), "learning rate": ("learning_rate",)}
-    curves = report.curves_picture(folder / "curves.png", read_metrics(workdir), panels, caption)
+    curves = pictures.curves_picture(folder / "curves.png", read_metrics(workdir), panels, caption)
     said = f"{len(measured)} {'held-out' if held_out else 'training'} images of {source.name}"
     table = report.Table(("", *figures), [(said, *(f"{value:.3f}" for value in figures.values()))])
     page = report.write_page(folder / "index.html", f"Detector {workdir.name}", [table, "# Curves", curves])

@@ -1,0 +1,62 @@
+"""The linear probe's training on augmented crops: the frozen network sees a fresh crop of each image in every epoch."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from cvsa_jax.classifier_step import ProbeState, make_probe_step
+from cvsa_jax.data.pipeline import crop_batches
+from cvsa_jax.data.sources import Source
+from cvsa_jax.distributed import replicated, to_mesh
+from cvsa_jax.evaluation.linear import MOMENTUM, Fit, Standardization
+from cvsa_jax.evaluation.protocol import Probe
+from cvsa_jax.monitor import Progress
+from cvsa_jax.state import Network
+
+
+def fit_crops(
+    encode: Callable,
+    network: Network,
+    mesh: Mesh,
+    source: Source,
+    train: np.ndarray,
+    scale: Standardization,
+    *,
+    probe: Probe,
+    size: int,
+    seed: int,
+) -> Fit:
+    """A `Fit` for `linear_probe` whose rows are those of `train`, indices of the source's images.
+
+    SGD with Nesterov momentum and a cosine schedule over `probe.epochs`, all learning rates side by side on the same
+    crops of `size` px; features are standardised with `scale`, that of the centre crops.
+    """
+
+    def fit(rows: np.ndarray, rates: tuple[float, ...]) -> np.ndarray:
+        batch_size = -(-min(probe.batch_size, len(rows)) // mesh.size) * mesh.size
+        total = max(1, round(probe.epochs * len(rows) / batch_size))
+        optimizer = optax.sgd(optax.cosine_decay_schedule(1.0, total), MOMENTUM, nesterov=True)
+        step = make_probe_step(optimizer, mesh, rates, jnp.asarray(scale.mean), jnp.asarray(scale.std))
+        weights = jnp.zeros((len(rates), len(scale.mean) + 1, len(source.classes)))
+        state = jax.device_put(ProbeState(weights, optimizer.init(weights)), replicated(mesh))
+        batches = crop_batches(
+            source,
+            train[rows],
+            area=probe.crop_area,
+            size=size,
+            batch_size=batch_size,
+            steps=range(total),
+            seed=seed,
+        )
+        progress = Progress("probe", total, per_count=batch_size)
+        for done, batch in enumerate(batches, start=1):
+            batch = to_mesh(batch, mesh)
+            state = step(state, {"pooled": encode(network, batch["image"]).pooled, "label": batch["label"]})
+            progress.update(done)
+        return np.asarray(state.weights)
+
+    return fit

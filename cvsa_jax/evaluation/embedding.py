@@ -1,0 +1,27 @@
+"""Features in two dimensions, to look at."""
+
+import numpy as np
+from jaxtyping import Float
+
+from cvsa_jax.errors import UserError
+
+
+def pca(features: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m 2"]:
+    """Scores on the first two principal components of the unit vectors; each component's largest score is positive."""
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    left, values, _ = np.linalg.svd(unit - unit.mean(0), full_matrices=False)
+    scores = np.zeros((len(features), 2))
+    scores[:, : min(2, len(values))] = (left * values)[:, :2]
+    return scores * np.where(scores[np.abs(scores).argmax(0), [0, 1]] < 0, -1, 1)
+
+
+def umap(features: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m 2"]:
+    """UMAP (McInnes et al. 2018) of the cosine distances, by umap-learn; UserError where that is not installed."""
+    try:
+        from umap import UMAP
+    except ImportError:
+        raise UserError("config.eval.embedding=umap needs umap-learn: pip install umap-learn, or take pca") from None
+    return np.asarray(UMAP(metric="cosine", random_state=0).fit_transform(features))
+
+
+EMBEDDINGS = {"pca": pca, "umap": umap}

@@ -1,0 +1,33 @@
+"""Which train images lend their labels: a part for validation, and fractions for learning from few."""
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+
+def validation_rows(labels: Int[np.ndarray, " n"], share: float, seed: int) -> Bool[np.ndarray, " n"]:
+    """A random part of each class: round(share · count) rows, at least one where the class has two or more."""
+    rng = np.random.default_rng(seed)
+    held = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        held[rows[: min(len(rows) - 1, max(1, round(share * len(rows))))]] = True
+    return held
+
+
+def fraction_rows(labels: Int[np.ndarray, " n"], fraction: float, seed: int) -> Int[np.ndarray, " k"]:
+    """Sorted rows of a stratified fraction: round(fraction · count) of each class, at least one.
+
+    The lists depend on the labels, the fraction and the seed alone, and those of a smaller fraction are part of those
+    of a larger one.
+    """
+    rng = np.random.default_rng([seed, 0xF8AC])
+    chosen = []
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        chosen.append(rows[: max(1, round(fraction * len(rows)))])
+    return np.sort(np.concatenate(chosen))
+
+
+def fraction_suffix(fraction: float) -> str:
+    """What names a figure at a fraction of the labels: `` for all, `_at_10` for 10 %, `_at_0.5` for half a percent."""
+    return "" if fraction == 1 else f"_at_{100 * fraction:.4g}"
