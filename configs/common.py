@@ -111,7 +111,7 @@ def finetune() -> ConfigDict:
     config.learning_rates = (0.001, 0.003, 0.01, 0.03, 0.1)  # per 256 images of batch; one: no sweep
     config.validation_share = 0.2  # of the labelled images, by class, on which the learning rate is chosen
     config.batch_size = 64  # global
-    config.total_epochs = 100.0
+    config.total_epochs = 100.0  # of all train images, also where fewer labels are used
     config.total_steps = placeholder(int)  # where given, instead of total_epochs
 
     config.views = ConfigDict()

@@ -1,7 +1,8 @@
 """Fine-tuning, and the supervised baseline: the whole network learns from labels.
 
 For each fraction of the labels the learning rate is chosen on a validation part of the labelled train images, and the
-network is then trained anew on all of them and tested once. Each training is a run of its own in the workdir,
+network is then trained anew on all of them and tested once. All trainings have the same number of steps, so that
+fractions differ in their labels alone. Each is a run of its own in the workdir,
 `labels_<percent>/lr_<rate>/{validation,final}/`, and continues where it was interrupted.
 """
 
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -44,6 +46,7 @@ class Job(NamedTuple):
     model: Classifier
     backbone: Network | None  # where training starts; None: random weights
     evaluator: Evaluator
+    images: int  # of the train split, by which epochs are counted
 
 
 def finetune(config: ConfigDict, workdir: Path) -> dict[str, float]:
@@ -70,7 +73,7 @@ def finetune(config: ConfigDict, workdir: Path) -> dict[str, float]:
     architecture, backbone, origin = backbones.load(config.init_from, config.model, mesh)
     model = settings.classifier(architecture, len(source.classes))
     evaluator = settings.evaluator(model, mesh, source, config.eval, config)
-    job = Job(config, source, mesh, model, backbone, evaluator)
+    job = Job(config, source, mesh, model, backbone, evaluator, len(train))
     print(
         f"{mesh.size} {mesh.devices.flat[0].platform} device(s), {architecture.dtype}; {source.name}: {len(train)} "
         f"train and {len(test)} test images, {len(source.classes)} classes; backbone from {origin}",
@@ -112,7 +115,7 @@ def _choose(job: Job, labelled: np.ndarray, folder: Path) -> tuple[float, dict[f
     rates = tuple(config.learning_rates)
     held = validation_rows(labels[labelled], config.validation_share, config.seed)
     if len(rates) == 1 or not held.any():
-        return rates[len(rates) // 2], {}
+        return rates[(len(rates) - 1) // 2], {}
     scores = {}
     for rate in rates:
         try:
@@ -132,8 +135,8 @@ def _train(job: Job, images: np.ndarray, rate: float, workdir: Path) -> tuple[Ne
     """The network after training on the images at one learning rate, and the workdir; finished ones are only read."""
     config = job.config.copy_and_resolve_references()
     config.optim.lr = rate
-    optimizer, schedule = settings.optimizer(config, len(images))
-    total = settings.total_steps(config, len(images))
+    optimizer, schedule = settings.optimizer(config, job.images)
+    total = settings.total_steps(config, job.images)
     initialize = functools.partial(init_classifier, job.model, optimizer, config.views.size)
     state = jax.jit(initialize, out_shardings=replicated(job.mesh))(jax.random.key(config.seed))
     checkpoints = checkpoint.Checkpointer(workdir)
@@ -172,7 +175,9 @@ def _train(job: Job, images: np.ndarray, rate: float, workdir: Path) -> tuple[Ne
 
 
 def _with_backbone(network: Network, backbone: Network, mesh: Mesh) -> Network:
-    merged = Network(network.params | backbone.params, network.batch_stats | backbone.batch_stats)
+    # Copies, because the step donates its state's buffers, and the next training starts from the same backbone.
+    copy = jax.tree.map(jnp.copy, backbone)
+    merged = Network(network.params | copy.params, network.batch_stats | copy.batch_stats)
     return jax.device_put(merged, replicated(mesh))
 
 

@@ -265,7 +265,9 @@ def read_config(workdir: str) -> ConfigDict:
 
 
 def _steps(steps: int | None, epochs: float, images: int, batch_size: int) -> int:
-    return steps if steps is not None else max(1, round(epochs * images / batch_size))
+    if steps is not None or epochs == 0:
+        return steps or 0
+    return max(1, round(epochs * images / batch_size))
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

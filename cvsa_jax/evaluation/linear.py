@@ -67,7 +67,7 @@ def linear_probe(
             )
 
     held = validation_rows(train_labels, validation_share, seed)
-    best, scores = learning_rates[len(learning_rates) // 2], {}
+    best, scores = learning_rates[(len(learning_rates) - 1) // 2], {}
     if held.any() and len(learning_rates) > 1:
         candidates = fit(np.flatnonzero(~held), learning_rates)
         tops = [accuracy(logits(scale.folded(w), train[held]), train_labels[held])["top1"] for w in candidates]
