@@ -226,7 +226,7 @@ def _background(comparison: Comparison, runs: dict[str, Run], test: np.ndarray, 
     }
     examples = {BACKGROUND[key]: _images(changed[key], shown) for key in changed}
     rows = {run.title: comparison.figures[name] for name, run in runs.items()}
-    bars = {title: {BACKGROUND[key]: row[key] for key in changed} for title, row in rows.items()}
+    bars = {title: {BACKGROUND[key]: row[key] for key in changed if key in row} for title, row in rows.items()}
     bars["chance"] = dict.fromkeys(examples, comparison.figures["chance"]["linear_top1"])
     gaps = ", ".join(f"{title} {100 * row['background_gap']:.1f}" for title, row in rows.items())
     caption = (

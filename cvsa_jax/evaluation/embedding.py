@@ -21,7 +21,7 @@ def umap(features: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m 2"]:
         from umap import UMAP
     except ImportError:
         raise UserError("config.eval.embedding=umap needs umap-learn: pip install umap-learn, or take pca") from None
-    return np.asarray(UMAP(metric="cosine", random_state=0).fit_transform(features))
+    return np.asarray(UMAP(metric="cosine", random_state=0, n_jobs=1).fit_transform(features))
 
 
 EMBEDDINGS = {"pca": pca, "umap": umap}
