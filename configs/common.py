@@ -88,6 +88,7 @@ def linear() -> ConfigDict:
     config.probe.batch_size = 256
     config.probe.total_epochs = 100
     config.probe.validation_share = 0.2  # of the labelled images, by class, on which the learning rate is chosen
+    config.probe.folds = 5  # so many times, with other images and other classifiers
     config.probe.seeds = 1  # from config.seed on; of several, mean and deviation are reported
     config.probe.augmented = False  # False: on cached features of centre crops; True: on fresh crops in every epoch
     config.probe.crop_area = (0.08, 1.0)  # of the augmented crops
@@ -97,7 +98,7 @@ def linear() -> ConfigDict:
 def full_protocol(config: ConfigDict, options: set[str]) -> None:
     """Applies the option `full`: the linear probe on augmented crops, three seeds, as papers report it."""
     if "full" in options:
-        config.probe.augmented, config.probe.seeds = True, 3
+        config.probe.augmented, config.probe.folds, config.probe.seeds = True, 1, 3
 
 
 def finetune() -> ConfigDict:

@@ -173,23 +173,24 @@ def sections(
 
 
 def attention_picture(comparison: Comparison, runs: dict[str, Run], test: np.ndarray, path: Path) -> pictures.Picture:
-    """Attention of every run over the same test images: those on which the last run's attention fits the masks best,
-    middling and worst, or evenly spaced ones where there are no masks."""
-    *_, last = runs
-    source = runs[last].evaluator.source
+    """Attention of every run over the same test images: those on which the attention of the run whose attention fits
+    the masks best fits them best, middling and worst, or evenly spaced ones where there are no masks."""
+    fit = lambda name: comparison.figures.get(name, {}).get("mask_iou_best", 0.0)  # noqa: E731
+    leading = max(reversed(runs), key=fit)
+    source = runs[leading].evaluator.source
     masks = None if source.mask is None else np.stack([_mask(source, i) for i in test])
     if masks is None:
         shown = np.linspace(0, len(test) - 1, min(3 * _PICTURED, len(test))).astype(int)
         caption = "Attention over evenly spaced test images."
     else:
-        maps = comparison.attention[last]
+        maps = comparison.attention[leading]
         fits = [localization.iou(localization.upsample(m, _SIZE), t) for m, t in zip(maps, masks, strict=True)]
         order = np.argsort(-np.array(fits), kind="stable")
         k = max(1, min(_PICTURED, len(order) // 3))
         middle = (len(order) - k) // 2
         shown = np.concatenate([order[:k], order[middle : middle + k], order[len(order) - k :]])
         caption = (
-            f"Attention over the {k} test images each on which that of {runs[last].title} fits the true mask (the "
+            f"Attention over the {k} test images each on which that of {runs[leading].title} fits the true mask (the "
             "line) best, middling and worst."
         )
     rows = {

@@ -164,14 +164,15 @@ def probe(config: ConfigDict) -> Probe:
     """The linear probe of `config.probe`."""
     given = config.probe
     check_learning_rates("config.probe.learning_rates", given.learning_rates)
-    if given.seeds < 1:
-        raise UserError(f"config.probe.seeds={given.seeds}: at least one")
+    if given.seeds < 1 or given.folds < 1:
+        raise UserError(f"config.probe.seeds={given.seeds} and config.probe.folds={given.folds} must be at least 1")
     _check_area("config.probe.crop_area", given.crop_area)
     return Probe(
         learning_rates=tuple(given.learning_rates),
         epochs=given.total_epochs,
         batch_size=given.batch_size,
         validation_share=_share("config.probe.validation_share", given.validation_share),
+        folds=given.folds,
         fractions=label_fractions(config),
         seeds=tuple(range(config.seed, config.seed + given.seeds)),
         list_seed=config.seed,

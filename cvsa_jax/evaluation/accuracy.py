@@ -2,6 +2,7 @@
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.special import logsumexp
 
 
 def accuracy(logits: Float[np.ndarray, "m c"], labels: Int[np.ndarray, " m"]) -> dict[str, float]:
@@ -9,6 +10,11 @@ def accuracy(logits: Float[np.ndarray, "m c"], labels: Int[np.ndarray, " m"]) ->
     hits = topk_hits(logits, labels, 1)
     top5 = topk_hits(logits, labels, min(5, logits.shape[1])).mean()
     return {"top1": float(hits.mean()), "top5": float(top5), "mean_class": mean_per_class(hits, labels)}
+
+
+def cross_entropy(logits: Float[np.ndarray, "m c"], labels: Int[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
+    """−log of the label's share in the softmax, of each row."""
+    return logsumexp(logits, axis=1) - np.take_along_axis(logits, labels[:, None].astype(int), 1)[:, 0]
 
 
 def topk_hits(logits: Float[np.ndarray, "m c"], labels: Int[np.ndarray, " m"], k: int) -> Bool[np.ndarray, " m"]:

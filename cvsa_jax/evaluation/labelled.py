@@ -4,13 +4,15 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 
-def validation_rows(labels: Int[np.ndarray, " n"], share: float, seed: int) -> Bool[np.ndarray, " n"]:
-    """A random part of each class: round(share · count) rows, at least one where the class has two or more."""
+def validation_rows(labels: Int[np.ndarray, " n"], share: float, seed: int, fold: int = 0) -> Bool[np.ndarray, " n"]:
+    """A random part of each class: round(share · count) rows, at least one where the class has two or more. Each fold
+    goes on where the one before ended, and from the end of a class to its beginning."""
     rng = np.random.default_rng(seed)
     held = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
-        held[rows[: min(len(rows) - 1, max(1, round(share * len(rows))))]] = True
+        count = min(len(rows) - 1, max(1, round(share * len(rows))))
+        held[np.roll(rows, -fold * count)[:count]] = True
     return held
 
 

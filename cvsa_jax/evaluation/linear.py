@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Float, Int
 
-from cvsa_jax.evaluation.accuracy import accuracy
+from cvsa_jax.evaluation.accuracy import accuracy, cross_entropy, topk_hits
 from cvsa_jax.evaluation.labelled import validation_rows
 
 MOMENTUM = 0.9
@@ -44,15 +44,17 @@ def linear_probe(
     epochs: int,
     batch_size: int,
     validation_share: float,
+    folds: int,
     seed: int,
     fit: Fit | None = None,
 ) -> ProbeResult:
     """Softmax regression by SGD with Nesterov momentum, cosine schedule, no weight decay, on features standardised
     with the train rows' mean and deviation.
 
-    The learning rate is chosen on `validation_share` of the train rows, drawn by class; the classifier is then trained
-    anew on all of them. The test rows take no part in the choice. Where each class has one row, there is nothing to
-    choose on, and the middle rate of the list is taken.
+    The learning rate is chosen on `validation_share` of the train rows, drawn by class, `folds` times with other rows
+    and other classifiers: the highest accuracy over all of them wins, of equals the lower cross-entropy. The classifier
+    is then trained anew on all train rows. The test rows take no part in the choice. Where each class has one row,
+    there is nothing to choose on, and the middle rate of the list is taken.
 
     Args:
         fit: what trains the classifiers; by default `fit_features` on `train` with the arguments above.
@@ -66,13 +68,17 @@ def linear_probe(
                 x[rows], train_labels[rows], rates, classes=classes, epochs=epochs, batch_size=batch_size, seed=seed
             )
 
-    held = validation_rows(train_labels, validation_share, seed)
     best, scores = learning_rates[(len(learning_rates) - 1) // 2], {}
-    if held.any() and len(learning_rates) > 1:
-        candidates = fit(np.flatnonzero(~held), learning_rates)
-        tops = [accuracy(logits(scale.folded(w), train[held]), train_labels[held])["top1"] for w in candidates]
-        scores = dict(zip(learning_rates, tops, strict=True))
-        best = learning_rates[int(np.argmax(tops))]
+    if len(learning_rates) > 1 and len(train) > len(np.unique(train_labels)):
+        hits, losses = [], []
+        for fold in range(folds):
+            held = validation_rows(train_labels, validation_share, seed, fold)
+            found = [logits(scale.folded(w), train[held]) for w in fit(np.flatnonzero(~held), learning_rates)]
+            hits.append([topk_hits(f, train_labels[held], 1) for f in found])
+            losses.append([cross_entropy(f, train_labels[held]) for f in found])
+        tops, lost = (np.concatenate(parts, 1).mean(1) for parts in (hits, losses))
+        scores = {rate: float(top) for rate, top in zip(learning_rates, tops, strict=True)}
+        best = learning_rates[np.lexsort((lost, -tops))[0]]
     weights = scale.folded(fit(np.arange(len(train)), (best,))[0])
     return ProbeResult(accuracy(logits(weights, test), test_labels), best, scores, weights)
 

@@ -23,6 +23,7 @@ class Probe(NamedTuple):
     epochs: int
     batch_size: int
     validation_share: float
+    folds: int
     fractions: tuple[float, ...]
     seeds: tuple[int, ...]
     list_seed: int

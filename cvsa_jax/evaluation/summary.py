@@ -172,6 +172,7 @@ class Evaluator:
             epochs=probe.epochs,
             batch_size=probe.batch_size,
             validation_share=probe.validation_share,
+            folds=probe.folds,
             seed=seed,
             fit=fit,
         )
