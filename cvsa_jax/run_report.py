@@ -19,8 +19,8 @@ _PICTURED = 10  # images in each picture
 _UNSPLIT = 256  # training images whose attention is looked at where there is no test split
 PANELS = {
     "loss": ("loss", "contrastive", "align"),
-    "collapse: std falls to 0": ("projection_std", "target_cosine"),
-    "collapse: rank falls to 1": ("effective_rank",),
+    "collapse to a point: std falls to 0": ("projection_std", "target_cosine"),
+    "collapse to a line: rank falls to 1": ("effective_rank",),
     "attention on the object": ("align_hit", "usable_pairs"),
     "labels, watched only": ("online_top1", "knn_top1"),
     "learning rate": ("learning_rate",),

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
 
-from cvsa_jax.evaluation import knn
+from cvsa_jax.evaluation import knn, neighbors
 
 CLASSES = 4
 TEMPERATURE = 0.07
@@ -69,3 +71,85 @@ def test_zero_vectors_do_no_harm():
     others = np.arange(len(x_test)) != 2
     np.testing.assert_array_equal(predicted[others], knn_predict(x, labels, x_test[others], 5))
     assert 0 <= predicted[2] < CLASSES
+
+
+KS = (1, 3, 10, 44, 60)
+
+
+def scikit_learns(k: int) -> KNeighborsClassifier:
+    # Its weights are of distances, which for `cosine` are 1 − the cosine.
+    return KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / TEMPERATURE))
+
+
+def test_several_k_at_once_against_scikit_learn():
+    x, labels, x_test = data()
+    found = knn.knn_predict(x, labels, x_test, KS, TEMPERATURE)
+    expected = [scikit_learns(k).fit(x.astype(float), labels).predict(x_test.astype(float)) for k in KS]
+    np.testing.assert_array_equal(found, expected)
+    # The ks do not all say the same.
+    assert len({tuple(row) for row in found}) == len(KS)
+
+
+def test_temperature_weighs_the_votes():
+    # Of three neighbours the nearest is alone in its class: it wins where nearness counts enough.
+    angles = np.radians([0, 20, -20])
+    x, query = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32), np.array([[1, 0]], np.float32)
+    # exp(1/T) against 2·exp(cos 20°/T): even at T = (1 − cos 20°)/ln 2.
+    even = (1 - np.cos(angles[1])) / np.log(2)
+    for factor, winner in ((0.9, 0), (1.1, 1)):
+        assert knn.knn_predict(x, np.array([0, 1, 1]), query, (3,), factor * even)[0] == winner
+
+
+def test_leave_one_out_by_definition():
+    x, labels, _ = data()
+    every = np.arange(len(x))
+    alone = [
+        [by_definition(x[every != i], labels[every != i], x[i : i + 1], k)[0] == labels[i] for i in every] for k in KS
+    ]
+    scores = knn.leave_one_out(x, labels, KS, TEMPERATURE)
+    np.testing.assert_allclose(scores, np.mean(alone, 1))
+    assert len(set(scores)) > 2
+
+
+def test_leave_one_out_against_scikit_learn():
+    x, labels, _ = data(train=25)
+    ks = (1, 4, 24)
+    expected = [
+        (cross_val_predict(scikit_learns(k), x.astype(float), labels, cv=LeaveOneOut()) == labels).mean() for k in ks
+    ]
+    np.testing.assert_allclose(knn.leave_one_out(x, labels, ks, TEMPERATURE), expected)
+
+
+def test_in_leave_one_out_no_vector_votes_for_itself():
+    # Every vector is there twice. With two labels its twin, the nearest other, is always wrong.
+    x = np.repeat(data(train=20)[0], 2, axis=0)
+    assert knn.leave_one_out(x, np.arange(40) // 2, (1,), TEMPERATURE) == 1
+    assert knn.leave_one_out(x, np.arange(40), (1,), TEMPERATURE) == 0
+
+
+def test_leave_one_out_does_not_depend_on_the_order():
+    x, labels, _ = data()
+    order = np.random.default_rng(3).permutation(len(x))
+    scores = knn.leave_one_out(x, labels, KS, TEMPERATURE)
+    np.testing.assert_array_equal(knn.leave_one_out(x[order], labels[order], KS, TEMPERATURE), scores)
+
+
+def test_order_of_the_test_rows_does_not_matter():
+    x, labels, x_test = data()
+    order = np.random.default_rng(4).permutation(len(x_test))
+    found = knn.knn_predict(x, labels, x_test, KS, TEMPERATURE)
+    np.testing.assert_array_equal(knn.knn_predict(x, labels, x_test[order], KS, TEMPERATURE), found[:, order])
+
+
+@pytest.mark.parametrize(("queries", "gallery"), [(7, 16), (64, 7), (1, 59)])
+def test_chunks_change_nothing(monkeypatch, queries, gallery):
+    x, labels, x_test = data()
+    ask = lambda: (  # noqa: E731
+        knn.knn_predict(x, labels, x_test, KS, TEMPERATURE),
+        knn.leave_one_out(x, labels, KS, TEMPERATURE),
+    )
+    whole = ask()
+    monkeypatch.setattr(neighbors, "QUERIES", queries)
+    monkeypatch.setattr(neighbors, "GALLERY", gallery)
+    for chunked, expected in zip(ask(), whole, strict=True):
+        np.testing.assert_array_equal(chunked, expected)

@@ -4,16 +4,16 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from cvsa_jax.evaluation import linear
-from cvsa_jax.evaluation.accuracy import mean_per_class, topk_hits
 from cvsa_jax.evaluation.labelled import validation_rows
 from cvsa_jax.evaluation.linear import linear_probe
 
 # Compiles in a third of the time.
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-SETTINGS = {"learning_rates": (0.1, 1.0), "epochs": 5, "batch_size": 16, "validation_share": 0.2, "seed": 0}
+SETTINGS = {"learning_rates": (0.1, 1.0), "epochs": 5, "batch_size": 16, "validation_share": 0.2, "folds": 1, "seed": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +27,6 @@ def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
 
 def probe(train, y, test, y_test, classes: int, **changes):
     return linear_probe(train, y, test, y_test, classes=classes, **SETTINGS | changes)
-
-
-def topk(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
-    return topk_hits(logits, labels, k).mean()
 
 
 def test_separable_features_are_all_recognised():
@@ -58,19 +54,6 @@ def test_top5_of_six_classes_that_only_their_frequency_tells_apart():
     assert result.figures["top5"] == pytest.approx(10 / 12)
 
 
-@pytest.mark.parametrize(("k", "share"), [(1, 0.25), (2, 0.5), (3, 1.0)])
-def test_topk_with_ties_against_the_row(k, share):
-    logits = np.array([[0.1, 3, 2], [1, 1, 0], [5, 0, 5], [2, 2, 2]], np.float32)
-    labels = np.array([1, 0, 1, 2])  # ranks 1, 2, 3, 3
-    assert topk(logits, labels, k) == share
-
-
-def test_topk_counts_rows_that_are_not_finite_as_wrong():
-    logits = np.array([[np.nan] * 4, [0, 1, 2, 3]], np.float32)
-    assert topk(logits, np.array([0, 3]), 1) == 0.5
-    assert topk(logits, np.array([0, 3]), 3) == 0.5
-
-
 def test_learning_rate_is_the_best_of_the_validation_part():
     y = np.repeat(np.arange(4), 10)
     # With rate 0 the weights stay 0: all logits tie.
@@ -89,6 +72,7 @@ def test_test_split_takes_no_part_in_the_choice():
         other = probe(train, y, x, labels, 4, **rates)
         assert other.figures["top1"] != first.figures["top1"]
         assert (other.learning_rate, other.validation) == (first.learning_rate, first.validation)
+        np.testing.assert_array_equal(other.weights, first.weights)
 
 
 def test_final_classifier_is_trained_on_the_validation_rows_too():
@@ -97,26 +81,6 @@ def test_final_classifier_is_trained_on_the_validation_rows_too():
     result = probe(x, y, x, y, 8, learning_rates=(1.0, 0.0), epochs=20)
     assert result.validation[1.0] < 0.5
     assert result.figures["top1"] == 1
-
-
-def test_validation_rows_are_a_share_of_each_class():
-    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 5, 7], [10, 3, 2, 1, 20]))
-    held = validation_rows(labels, 0.2, seed=3)
-    assert {int(c): int(held[labels == c].sum()) for c in np.unique(labels)} == {0: 2, 1: 1, 2: 1, 5: 0, 7: 4}
-
-
-@pytest.mark.parametrize("share", [0.9, 1.0])
-def test_validation_rows_leave_one_of_each_class(share):
-    labels = np.repeat(np.arange(4), [1, 2, 3, 9])
-    held = validation_rows(labels, share, seed=0)
-    assert [int((~held)[labels == c].sum()) for c in range(4)] == [1, 1, 1, max(1, 9 - round(9 * share))]
-
-
-def test_validation_rows_follow_the_seed():
-    labels = np.repeat(np.arange(3), 20)
-    first, again, other = (validation_rows(labels, 0.3, seed) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
 
 
 def descend(x, y, batches, rate: float, classes: int) -> np.ndarray:
@@ -159,13 +123,6 @@ def test_an_epoch_sees_every_row_once_in_a_random_order():
     assert len(found) == 2
 
 
-def test_mean_per_class_weighs_classes_alike():
-    # Class 0: 3 of 4; class 2: 0 of 1; class 5: 1 of 2.
-    labels = np.array([0, 0, 0, 0, 2, 5, 5])
-    hits = np.array([1, 1, 0, 1, 0, 0, 1], bool)
-    assert mean_per_class(hits, labels) == pytest.approx((3 / 4 + 0 + 1 / 2) / 3)
-
-
 def test_mean_per_class_of_the_probe_is_of_the_test_rows():
     rng = np.random.default_rng(0)
     labels, y_test = np.repeat([0, 1], 40), np.array([0] * 30 + [1] * 2)
@@ -181,6 +138,143 @@ def test_mean_per_class_of_the_probe_is_of_the_test_rows():
         epochs=20,
         batch_size=16,
         validation_share=0.2,
+        folds=1,
         seed=0,
     )
     assert (result.figures["top1"], result.figures["mean_class"]) == (pytest.approx(31 / 32), pytest.approx(0.75))
+
+
+def overlapping(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Three classes that no line tells apart, of features far from 0 and of very different sizes."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, rows)
+    centres = np.array([[0, 0, 0], [1, 1, 0], [-1, 1, 0]])
+    return ((rng.normal(0, 1, (rows, 3)) + centres[y]) * [0.01, 1, 30] + [5, -2, 70]).astype(np.float32), y
+
+
+def test_trained_to_convergence_it_is_logistic_regression():
+    (x, y), (test, y_test) = overlapping(120, 0), overlapping(300, 1)
+    result = probe(x, y, test, y_test, 3, learning_rates=(2.0,), epochs=400, batch_size=120)
+    # Nothing holds its weights back; its features are standardised only because its solver needs it.
+    scale = x.mean(0, dtype=float), x.std(0, dtype=float)
+    reference = LogisticRegression(C=np.inf, tol=1e-8).fit((x - scale[0]) / scale[1], y)
+    expected = reference.predict_log_proba((test - scale[0]) / scale[1])
+    # The classifier is that of raw features. A softmax does not see what all logits of a row have in common.
+    given = linear.logits(result.weights.astype(float), test)
+    found = given - np.logaddexp.reduce(given, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    losses = [-log[np.arange(len(y_test)), y_test].mean() for log in (found, expected)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    right = (expected.argmax(1) == y_test).mean()
+    assert result.figures["top1"] == pytest.approx(right)
+    assert 0.5 < right < 0.75
+
+
+def test_folded_weights_say_the_same_of_raw_features():
+    x, _ = overlapping(50, 2)
+    w = np.random.default_rng(3).normal(0, 1, (4, 3)).astype(np.float32)
+    scale = linear.Standardization.of(x)
+    standardised = (x - x.mean(0, dtype=float)) / (x.std(0, dtype=float) + 1e-6)
+    np.testing.assert_allclose(scale.apply(x), standardised, atol=1e-3)
+    folded = scale.folded(w)
+    assert folded.shape == (4, 3)
+    np.testing.assert_allclose(linear.logits(folded.astype(float), x), standardised @ w[:-1] + w[-1], atol=3e-3)
+
+
+def says(quality: float, classes: int = 4) -> np.ndarray:
+    """A classifier of one-hot features, right where the quality is above 0, and the surer the higher it is."""
+    return np.concatenate([quality * np.eye(classes), np.zeros((1, classes))])
+
+
+class Recorded:
+    """A `fit` that trains nothing: it gives each rate the classifier of features as they are that `given` has for it
+    (of a list, one for each call)."""
+
+    def __init__(self, x: np.ndarray, given: dict[float, np.ndarray | list[np.ndarray]]):
+        self.scale, self.given = linear.Standardization.of(x), given
+        self.calls: list[tuple[list[int], tuple[float, ...]]] = []
+
+    def __call__(self, rows: np.ndarray, rates: tuple[float, ...]) -> np.ndarray:
+        self.calls.append((rows.tolist(), rates))
+        found = [self.given[rate] for rate in rates]
+        raw = np.stack([w[len(self.calls) - 1] if isinstance(w, list) else w for w in found])
+        # The classifier of standardised features that folds to it.
+        kernels = raw[:, :-1] * self.scale.std[:, None]
+        return np.concatenate([kernels, raw[:, -1:] + (self.scale.mean @ raw[:, :-1])[:, None]], 1).astype(np.float32)
+
+
+def test_a_given_fit_gets_the_rows_without_the_validation_part_and_then_all():
+    y = np.random.default_rng(0).permutation(np.repeat(np.arange(4), 10))
+    x = one_hot(y, 4)
+    fit = Recorded(x, {0.1: says(-1), 0.2: says(1), 0.3: says(0)})
+    result = probe(x, y, one_hot(np.arange(4), 4), np.arange(4), 4, learning_rates=(0.1, 0.2, 0.3), fit=fit, seed=7)
+    held = validation_rows(y, SETTINGS["validation_share"], seed=7)
+    assert held.sum() == 8
+    assert fit.calls == [(np.flatnonzero(~held).tolist(), (0.1, 0.2, 0.3)), (list(range(40)), (0.2,))]
+    assert result.learning_rate == 0.2
+    assert result.validation == {0.1: 0, 0.2: 1, 0.3: 0}
+    assert result.figures["top1"] == 1
+    np.testing.assert_allclose(result.weights, says(1), atol=1e-6)
+
+
+def test_folds_hold_other_rows_and_count_alike():
+    # Classes of 5 and 10, of which a fold holds 1 and 2: the share of right rows is that of all folds' rows together.
+    y = np.random.default_rng(0).permutation(np.repeat([0, 1], [5, 10]))
+    x = one_hot(y, 2)
+    always_0, always_1 = (np.concatenate([np.zeros((2, 2)), np.eye(2)[k : k + 1]]) for k in (0, 1))
+    first = [always_0, always_0, always_0, says(1, 2), says(1, 2)]
+    fit = Recorded(x, {0.1: first, 0.2: [*[always_1] * 5, says(1, 2)]})
+    result = probe(x, y, x, y, 2, learning_rates=(0.1, 0.2), folds=5, fit=fit, seed=3)
+    held = [np.flatnonzero(validation_rows(y, 0.2, 3, fold)) for fold in range(5)]
+    assert sorted(np.concatenate(held)) == list(range(15))
+    parts = [np.setdiff1d(np.arange(15), rows).tolist() for rows in held]
+    assert fit.calls == [*((part, (0.1, 0.2)) for part in parts), (list(range(15)), (0.2,))]
+    assert result.validation == {0.1: pytest.approx((1 + 1 + 1 + 3 + 3) / 15), 0.2: pytest.approx(10 / 15)}
+
+
+def test_the_validation_part_is_scored_with_its_own_labels():
+    # All features say class 0: the score is the share of class 0 in the validation part.
+    y = np.repeat([0, 1], [30, 10])
+    x = one_hot(np.zeros(40, int), 2) + np.random.default_rng(0).normal(0, 1e-3, (40, 2)).astype(np.float32)
+    fit = Recorded(x, {0.1: says(1, 2), 0.2: says(-1, 2)})
+    result = probe(x, y, x[:4], np.ones(4, int), 2, learning_rates=(0.1, 0.2), fit=fit)
+    assert result.validation == {0.1: 0.75, 0.2: 0.25}
+    assert result.figures["top1"] == 0
+
+
+def test_of_equally_accurate_rates_the_one_of_the_lower_cross_entropy_is_taken():
+    y = np.repeat(np.arange(4), 10)
+    x = one_hot(y, 4)
+
+    def choose(given: dict) -> float:
+        return probe(x, y, x, y, 4, learning_rates=tuple(given), fit=Recorded(x, given)).learning_rate
+
+    assert choose({0.3: says(0), 0.2: says(1), 0.1: says(2)}) == 0.1
+    assert choose({0.3: says(0), 0.2: says(2), 0.1: says(1)}) == 0.2
+    # Accuracy comes first: all right but hardly sure beats nearly all right and sure.
+    nearly = says(5)
+    nearly[:, 0] = 0  # class 0 is never right
+    assert choose({0.2: nearly, 0.1: says(0.01)}) == 0.1
+    # Of equals in both, the first.
+    assert choose({0.3: says(1), 0.2: says(1), 0.1: says(1)}) == 0.3
+    # What has diverged is not taken.
+    assert choose({0.3: says(np.nan), 0.2: says(-1), 0.1: says(-2)}) == 0.2
+
+
+@pytest.mark.parametrize(
+    ("rates", "middle"), [((0.1, 0.2, 0.3), 0.2), ((0.1, 0.2, 0.3, 0.4), 0.2), ((0.1, 0.2), 0.1), ((0.5,), 0.5)]
+)
+def test_with_one_row_for_each_class_there_is_nothing_to_choose_on(rates, middle):
+    y = np.arange(4)
+    fit = Recorded(one_hot(y, 4), dict.fromkeys(rates, says(1)))
+    result = probe(one_hot(y, 4), y, one_hot(y, 4), y, 4, learning_rates=rates, folds=3, fit=fit)
+    assert fit.calls == [([0, 1, 2, 3], (middle,))]
+    assert (result.learning_rate, result.validation) == (middle, {})
+
+
+def test_one_rate_alone_is_not_validated():
+    y = np.repeat(np.arange(4), 10)
+    fit = Recorded(one_hot(y, 4), {0.1: says(1)})
+    result = probe(one_hot(y, 4), y, one_hot(y, 4), y, 4, learning_rates=(0.1,), folds=3, fit=fit)
+    assert fit.calls == [(list(range(40)), (0.1,))]
+    assert (result.learning_rate, result.validation) == (0.1, {})

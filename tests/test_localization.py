@@ -1,10 +1,21 @@
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from sklearn.metrics import average_precision_score
 
-from cvsa_jax.data.sources import Source
+from cvsa_jax import distributed, photometric, steps
+from cvsa_jax.data import sources
+from cvsa_jax.data.pipeline import image_batches
+from cvsa_jax.data.sources import Source, procedural
 from cvsa_jax.evaluation.localization import THRESHOLDS, attention_maps, iou, pointing_hit, score, square_mask, upsample
-from cvsa_jax.evaluation.summary import center_prior, chance
+from cvsa_jax.evaluation.summary import Evaluator, center_prior, chance
+from cvsa_jax.models.siamese import Siamese
+from cvsa_jax.state import Network, init_state
 
 
 def unit_cells(seed: int, images: int = 5, cells: int = 9, channels: int = 6) -> np.ndarray:
@@ -198,3 +209,103 @@ def test_random_maps_have_the_masks_share_as_average_precision():
     rng = np.random.default_rng(9)
     masks = rng.random((50, 16, 16)) < 0.2
     assert score(rng.random((50, 16, 16)).astype(np.float32), masks)["pixel_ap"] == pytest.approx(0.2, abs=0.02)
+
+
+SIZE, CELLS = 24, 9
+MODEL = Siamese(depth=8, width=4, stem="small", head_hidden=8, head_out=6, axis_name=distributed.AXIS)
+# Compiles in half the time.
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.cache
+def network() -> Network:
+    """Random weights; residual branches, which start at 0, count."""
+    online = quick(functools.partial(init_state, MODEL, optax.identity(), SIZE))(jax.random.key(0)).online
+    return Network(jax.tree.map(lambda leaf: leaf + 0.2 if leaf.ndim == 1 else leaf, online.params), online.batch_stats)
+
+
+@functools.cache
+def eight_images() -> np.ndarray:
+    return np.random.default_rng(10).integers(0, 256, (8, SIZE, SIZE, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def encoded(mesh_of) -> Callable:
+    """encoded(images): what the encoder gives for eight images, on two devices, as NumPy."""
+    mesh = mesh_of(2)
+    placed = jax.device_put(network(), distributed.replicated(mesh))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", quick)
+        encode = steps.make_encoder(MODEL, mesh, maps=True)
+    return lambda images: jax.tree.map(
+        np.asarray, encode(placed, distributed.to_mesh({"images": np.ascontiguousarray(images)}, mesh)["images"])
+    )
+
+
+def test_mirrored_attention_by_definition(encoded):
+    @quick
+    def outputs(images):
+        views = photometric.normalize(photometric.to_float(images))
+        return MODEL.clone(axis_name=None).apply(network().variables, views, train=False)
+
+    images = eight_images()
+    queries = np.asarray(outputs(images).prediction_map, float).reshape(8, CELLS, 6)
+    keys = np.asarray(outputs(jnp.asarray(images[:, :, ::-1])).projection_map, float).reshape(8, CELLS, 6)
+    expected = np.zeros((8, CELLS))
+    for image in range(8):
+        for cell in range(CELLS):
+            query = queries[image, cell] / np.linalg.norm(queries[image, cell])
+            expected[image, cell] = np.mean([query @ key / np.linalg.norm(key) for key in keys[image]])
+    mirrored = encoded(images).mirrored
+    assert mirrored.shape == (8, 3, 3)
+    np.testing.assert_allclose(mirrored.reshape(8, CELLS), expected, atol=1e-5)
+
+
+def test_mirrored_attention_is_that_of_a_pair_of_an_image_and_its_mirror_image(encoded):
+    # Of two images, each one's others are the other.
+    images = eight_images()
+    plain, flipped = encoded(images), encoded(images[:, :, ::-1])
+    for k in range(8):
+        pair = attention_maps(
+            *(np.stack([getattr(e, name)[k] for e in (plain, flipped)]) for name in ("queries", "keys"))
+        )
+        np.testing.assert_allclose(plain.mirrored[k], pair[0], atol=1e-5)
+        np.testing.assert_allclose(flipped.mirrored[k], pair[1], atol=1e-5)
+    # Upside down would be another thing.
+    assert np.abs(encoded(images[:, ::-1]).mirrored - flipped.mirrored).max() > 1e-3
+
+
+def test_a_symmetric_image_attends_to_itself(encoded):
+    images = eight_images()
+    symmetric = np.concatenate([images[:, :, : SIZE // 2], images[:, :, : SIZE // 2][:, :, ::-1]], 2)
+    found, others = encoded(symmetric), encoded(images)
+    own = np.einsum("bid,bjd->bi", found.queries, found.keys) / CELLS
+    np.testing.assert_allclose(found.mirrored.reshape(8, CELLS), own, atol=1e-5)
+    # And one that is not symmetric does not.
+    own = np.einsum("bid,bjd->bi", others.queries, others.keys) / CELLS
+    assert np.abs(others.mirrored.reshape(8, CELLS) - own).max() > 1e-3
+
+
+def test_mirrored_attention_knows_no_other_image(encoded):
+    images = eight_images()
+    changed = images.copy()
+    changed[1:] = images[:0:-1]
+    np.testing.assert_allclose(encoded(changed).mirrored[0], encoded(images).mirrored[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["mirror", "others"])
+def test_evaluator_reads_the_attention_that_is_asked_for(mesh_of, encoded, attention):
+    source = sources.load("procedural", "", procedural.Spec(0, 2, 1, 4, 30))
+    test, mesh = source.split("test"), mesh_of(2)
+    evaluator = Evaluator(MODEL, mesh, source, size=SIZE, resize=40, batch_size=8, attention=attention)
+    # The compiled encoder of the other tests.
+    evaluator.encode = {True: lambda _, images: encoded(np.asarray(images))}
+    maps = evaluator.maps(network(), test)
+    assert maps.keys() == {"attention", "mean", "component"}
+    # Whole images, squeezed, whatever `resize` is.
+    ((images, _),) = image_batches(source, test, resize=0, size=SIZE, batch_size=8)
+    found = encoded(images)
+    expected = {"mirror": found.mirrored, "others": attention_maps(found.queries, found.keys)}
+    assert np.abs(expected["mirror"] - expected["others"]).max() > 1e-3
+    np.testing.assert_allclose(maps["attention"], expected[attention], atol=1e-5)
+    np.testing.assert_allclose(maps["mean"], found.mean, atol=1e-5)

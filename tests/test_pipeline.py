@@ -3,9 +3,11 @@ import io
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
-from cvsa_jax.data.pipeline import image_batches, readable, train_batches
+from cvsa_jax.data.index import example_order
+from cvsa_jax.data.pipeline import crop_batches, image_batches, readable, train_batches
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.views import ViewSpec
 from cvsa_jax.errors import UserError
@@ -212,3 +214,107 @@ def test_readable_takes_the_word_of_an_earlier_pass(capsys):
 def test_readable_stop_without_an_earlier_pass_reads_nothing():
     source = dataclasses.replace(with_two_bad(), read=lambda i: pytest.fail("read"))
     np.testing.assert_array_equal(readable(source, POOL, "stop"), POOL)
+
+
+LABELS = (np.arange(N) * 7 % 5).astype(np.int32)
+
+
+def crops(encoded, steps, *, pool=POOL, area=(0.2, 1.0), size=16, batch_size=BATCH, seed=SEED, **processes):
+    source = dataclasses.replace(source_of(encoded), labels=LABELS, classes=tuple("abcde"))
+    given = {"area": area, "size": size, "batch_size": batch_size, "steps": steps, "seed": seed}
+    return list(crop_batches(source, pool, **given, **processes))
+
+
+def test_crops_come_in_the_data_order_with_their_labels():
+    encoded = coloured()
+    encoded[0] = b"no image, but outside the pool"
+    found = crops(encoded, range(len(POOL)))
+    assert all(batch.keys() == {"image", "label"} for batch in found)
+    assert all((batch["image"].shape, batch["image"].dtype) == ((BATCH, 16, 16, 3), np.uint8) for batch in found)
+    images, labels = (np.concatenate([batch[name] for batch in found]) for name in ("image", "label"))
+    pixels = images.reshape(len(images), -1, 3)
+    assert (pixels == pixels[:, :1]).all()
+    examples = np.array([int(np.flatnonzero((colour == COLOURS).all(1))[0]) for colour in pixels[:, 0]])
+    positions = tf.range(BATCH * len(POOL), dtype=tf.int64)
+    np.testing.assert_array_equal(examples, POOL[example_order(positions, len(POOL), SEED).numpy()])
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, LABELS[examples])
+
+
+def test_any_number_of_processes_and_any_first_step_give_the_same_crops():
+    whole = crops(textured(), range(5))
+    shares = [crops(textured(), range(3, 5), process_index=p, process_count=2) for p in range(2)]
+    assert_same(whole[3:], [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*shares, strict=True)])
+    assert_same(whole[4:], crops(textured(), range(4, 5)))
+
+
+def test_crops_are_drawn_anew_at_every_place_and_for_every_seed():
+    # One square image for all: only the crops differ.
+    one = textured()[9:10] * N
+    first, other = (np.concatenate([batch["image"] for batch in crops(one, range(3), seed=s)]) for s in (1, 2))
+    every = np.concatenate([first, other]).reshape(6 * BATCH, -1)
+    assert len(np.unique(every, axis=0)) == len(every)
+
+
+def gradients(size: int = 128) -> list[bytes]:
+    """Red tells the column, green the row."""
+    level = np.arange(size) * 255 // (size - 1)
+    image = np.zeros((size, size, 3), np.uint8)
+    image[..., 0], image[..., 1] = level[None], level[:, None]
+    return [png(image)] * N
+
+
+def crop_boxes(area) -> np.ndarray:
+    """(k, 4) left and right, above and below in fractions of the image, as the crops' colours show them; the left is on
+    the right where the crop is mirrored."""
+    images = np.concatenate([batch["image"] for batch in crops(gradients(), range(20), area=area)]).astype(float) / 255
+    ends = []
+    for channel, axis in ((0, 1), (1, 2)):
+        line = images[..., channel].mean(axis)
+        # The middles of the pixels, without those at the ends, which are resized with less around them.
+        slope = (line[:, -3] - line[:, 2]) / 11
+        middle = (line[:, -3] + line[:, 2]) / 2
+        ends += [middle - 8 * slope, middle + 8 * slope]
+    return np.stack(ends, 1)
+
+
+@pytest.mark.parametrize("area", [(0.08, 0.2), (0.4, 0.5)])
+def test_crops_have_the_areas_and_the_aspects_asked_for(area):
+    boxes = crop_boxes(area)
+    width, height = np.abs(boxes[:, 1] - boxes[:, 0]), boxes[:, 3] - boxes[:, 2]
+    shares = width * height
+    assert area[0] - 0.01 < shares.min() < area[0] + 0.2 * (area[1] - area[0])
+    assert area[1] - 0.2 * (area[1] - area[0]) < shares.max() < area[1] + 0.01
+    aspects = width / height
+    assert 0.74 < aspects.min() < 0.85
+    assert 1.2 < aspects.max() < 1.36
+    assert boxes.min() > -0.02
+    assert boxes.max() < 1.02
+    # They lie anywhere.
+    slack = boxes[:, 2] / (1 - height)
+    assert slack.min() < 0.1
+    assert slack.max() > 0.9
+
+
+def test_half_of_the_crops_are_mirrored():
+    boxes = crop_boxes((0.2, 0.4))
+    mirrored = boxes[:, 1] < boxes[:, 0]
+    assert len(mirrored) == 120
+    # Three standard deviations.
+    assert abs(mirrored.sum() - 60) < 3 * 120**0.5 / 2
+
+
+def test_trivial_crops_of_squares_are_the_images_or_their_mirror_images():
+    rng = np.random.default_rng(2)
+    images = rng.integers(0, 256, (N, 16, 16, 3), np.uint8)
+    found = np.concatenate([b["image"] for b in crops([png(i) for i in images], range(4), area=(1.0, 1.0))])
+    known = {image.tobytes(): False for image in images} | {image[:, ::-1].tobytes(): True for image in images}
+    flips = [known[image.tobytes()] for image in found]
+    assert 4 < sum(flips) < 20
+
+
+def test_an_undecodable_image_stops_the_crops_with_its_name():
+    encoded = coloured()
+    encoded[7] = encoded[7][:30]
+    with pytest.raises(UserError, match=r"1 of 13 images of memory cannot be decoded: image7\.png"):
+        crops(encoded, range(2))

@@ -1,0 +1,115 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from cvsa_jax.evaluation.labelled import fraction_rows, fraction_suffix, validation_rows
+
+COUNTS = {0: 40, 1: 7, 2: 1, 5: 100, 7: 23}  # some labels do not occur
+LABELS = np.random.default_rng(0).permutation(np.repeat(list(COUNTS), list(COUNTS.values())))
+FRACTIONS = (0.001, 0.01, 0.05, 0.1, 0.3, 0.5, 0.99, 1.0)
+
+
+def per_class(rows: np.ndarray) -> dict[int, int]:
+    return {label: int((LABELS[rows] == label).sum()) for label in COUNTS}
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"),
+    [
+        (0.001, {0: 1, 1: 1, 2: 1, 5: 1, 7: 1}),
+        (0.05, {0: 2, 1: 1, 2: 1, 5: 5, 7: 1}),
+        (0.3, {0: 12, 1: 2, 2: 1, 5: 30, 7: 7}),
+        (1.0, COUNTS),
+    ],
+)
+def test_a_fraction_is_that_share_of_each_class_and_at_least_one_row(fraction, expected):
+    rows = fraction_rows(LABELS, fraction, seed=3)
+    assert per_class(rows) == expected
+    # Sorted, and none twice.
+    assert (np.diff(rows) > 0).all()
+
+
+def test_all_labels_are_all_rows():
+    np.testing.assert_array_equal(fraction_rows(LABELS, 1.0, seed=5), np.arange(len(LABELS)))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_smaller_fraction_is_part_of_every_larger_one(seed):
+    lists = [set(fraction_rows(LABELS, fraction, seed).tolist()) for fraction in FRACTIONS]
+    for smaller, larger in itertools.pairwise(lists):
+        assert smaller <= larger
+    assert [len(rows) for rows in lists] == sorted(len(rows) for rows in lists)
+    assert len(lists[0]) < len(lists[-1])
+
+
+def test_fractions_depend_on_the_seed_alone():
+    first, again, other = (fraction_rows(LABELS, 0.1, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert set(first) != set(other)
+
+
+def test_every_row_is_drawn_alike():
+    labels = np.repeat([0, 1], [8, 4])
+    drawn = np.concatenate([fraction_rows(labels, 0.25, seed) for seed in range(400)])
+    # Two of eight, and one of four: a quarter each, of standard deviation 8.7.
+    assert np.abs(np.bincount(drawn) - 100).max() < 4.5 * 8.7
+
+
+@pytest.mark.parametrize(
+    ("fraction", "suffix"),
+    [
+        (1.0, ""),
+        (0.5, "_at_50"),
+        (0.1, "_at_10"),
+        (0.07, "_at_7"),
+        (0.3, "_at_30"),
+        (0.01, "_at_1"),
+        (0.005, "_at_0.5"),
+    ],
+)
+def test_suffix_of_a_fraction(fraction, suffix):
+    assert fraction_suffix(fraction) == suffix
+
+
+def test_validation_rows_are_a_share_of_each_class():
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 5, 7], [10, 3, 2, 1, 20]))
+    held = validation_rows(labels, 0.2, seed=3)
+    assert {int(c): int(held[labels == c].sum()) for c in np.unique(labels)} == {0: 2, 1: 1, 2: 1, 5: 0, 7: 4}
+
+
+@pytest.mark.parametrize("share", [0.9, 1.0])
+def test_validation_rows_leave_one_of_each_class(share):
+    labels = np.repeat(np.arange(4), [1, 2, 3, 9])
+    held = validation_rows(labels, share, seed=0)
+    assert [int((~held)[labels == c].sum()) for c in range(4)] == [1, 1, 1, max(1, 9 - round(9 * share))]
+
+
+def test_validation_rows_follow_the_seed():
+    labels = np.repeat(np.arange(3), 20)
+    first, again, other = (validation_rows(labels, 0.3, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_folds_go_through_each_class():
+    # Of 10, 5 and 7 a fold of 20 % holds 2, 1 and 1: five folds hold all of the first two, and five of the third.
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 4], [10, 5, 7]))
+    held = np.array([validation_rows(labels, 0.2, 3, fold) for fold in range(5)])
+    np.testing.assert_array_equal(held[0], validation_rows(labels, 0.2, 3))
+    assert [held[:, labels == c].sum(1).tolist() for c in (0, 1, 4)] == [[2] * 5, [1] * 5, [1] * 5]
+    times = held.sum(0)
+    assert (times[labels != 4] == 1).all()
+    assert sorted(times[labels == 4]) == [0, 0, 1, 1, 1, 1, 1]
+
+
+def test_folds_begin_again_where_a_class_ends():
+    # Two of three at a time: rows a b, c a, b c in the class's own random order.
+    held = np.array([validation_rows(np.zeros(3, int), 0.67, 1, fold) for fold in range(4)])
+    assert held.sum(1).tolist() == [2] * 4
+    assert held[:3].sum(0).tolist() == [2] * 3
+    np.testing.assert_array_equal(held[3], held[0])
+
+
+def test_a_class_of_one_row_is_in_no_fold():
+    assert not any(validation_rows(np.array([0, 1, 2]), 0.2, 0, fold).any() for fold in range(5))
