@@ -117,8 +117,10 @@ def findings(comparison: Comparison, runs: dict[str, Run], source: Source, test:
         first, second = (values[title] for title in (*order[:2], order[0])[:2])
         error = (sum(v * (1 - v) for v in (first, second)) / len(test)) ** 0.5
         # A difference of two shares of the same images; that they are the same images makes it if anything surer.
-        close = len(order) > 1 and first - second < 2 * error
-        unsure = f" The first two differ by less than two standard errors ({200 * error:.1f} points)." if close else ""
+        close = len(order) > 1 and first - second <= 2 * error
+        unsure = (
+            f" The first two differ by no more than two standard errors ({200 * error:.1f} points)." if close else ""
+        )
         said.append(f"{saying}: {listed}{f' ({guesses})' if guesses else ''}.{unsure}")
     for name, run in runs.items():
         for true, taken, count in _confusions(comparison, name, source, test)[:1]:
@@ -142,7 +144,11 @@ def tables(comparison: Comparison, titles: dict[str, str], fractions: tuple[floa
     ]
     places += [(title, rows[name]) for name, title in GUESSES.items()]
     few = {f"linear_top1{fraction_suffix(f)}": f"{100 * f:.4g} % of the labels" for f in sorted(fractions)}
-    found = [_table(recognition, RECOGNITION), _table(own, few) if len(few) > 1 else None, _table(places, LOCALIZATION)]
+    found = [
+        _table(recognition, RECOGNITION),
+        _table(own, few) if fractions != (1.0,) else None,
+        _table(places, LOCALIZATION),
+    ]
     if any("background_gap" in row for _, row in own):
         found.append(_table(own, BACKGROUND))
     return [table for table in found if table is not None and len(table.header) > 1]

@@ -288,7 +288,6 @@ def test_nothing_in_the_objects_box_survives_its_removal():
         assert (found[box] != shown(source, i)[box]).any(-1).mean() > 0.9
 
 
-@pytest.mark.xfail(strict=True, reason="the box is filled from the object's own soft border beside it")
 def test_nothing_of_a_removed_objects_border_survives():
     # A square whose border covers 45 % of the pixels around it, which do not count as the object.
     inner, outer = np.zeros((2, 40, 40), bool)

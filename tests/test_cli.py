@@ -13,7 +13,10 @@ WRONG = {
     "no workdir": (("-m", "cvsa_jax.main", CONFIG), "--workdir"),
     "file that is not there": ((*LIGHT, "--config=configs/nope.py"), "configs/nope.py"),
     "file that is not there, and a key": ((*LIGHT, "--config=configs/nope.py", "--config.seed=1"), "configs/nope.py"),
-    "argument that the file does not know": ((*LIGHT, f"{CONFIG}:huge"), "unknown option huge; known: small, byol"),
+    "argument that the file does not know": (
+        (*LIGHT, f"{CONFIG}:huge"),
+        "unknown option huge; known: small, cvsa, byol",
+    ),
     "no config": (LIGHT, "--config"),
     "key": ((*LIGHT, CONFIG, "--config.batchsize=3"), "'batchsize' Did you mean \"batch_size\""),
     "key of a part that is not there": ((*LIGHT, CONFIG, "--config.nosuch.lr=3"), "--config: 'nosuch'"),

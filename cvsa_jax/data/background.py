@@ -40,15 +40,15 @@ def replaced(source: Source, indices: np.ndarray, seed: int, *, same_class: bool
 
 
 def removed(source: Source) -> Source:
-    """The source with the box around each object filled from its surroundings; the box, and not the silhouette, so
-    that the shape does not tell the class."""
+    """The source with the box around each object, and a little more, filled from its surroundings; the box, and not the
+    silhouette, so that the shape does not tell the class."""
 
     def read(i: int) -> bytes:
         image, mask = _load(source, int(i))
         hole = np.zeros_like(mask)
         for box in ndimage.find_objects(mask.astype(int)):
             hole[box] = True
-        return _encoded(filled(image, hole))
+        return _encoded(without_object(image, hole))
 
     return dataclasses.replace(source, read=read)
 

@@ -84,14 +84,15 @@ def linear_probe(
 
 
 class Standardization(NamedTuple):
-    """Mean and deviation of each feature."""
+    """Mean and deviation of each feature; 1 where it does not vary, as a channel that is 0 in all of a few images."""
 
     mean: np.ndarray
     std: np.ndarray
 
     @classmethod
     def of(cls, x: Float[np.ndarray, "n d"]) -> "Standardization":
-        return cls(x.mean(0), x.std(0) + 1e-6)
+        std = x.std(0)
+        return cls(x.mean(0), np.where(std > 1e-6, std, 1).astype(x.dtype))
 
     def apply(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         return (x - self.mean) / self.std
