@@ -34,7 +34,7 @@ def info_nce(
     unit vectors; the queue's rows are of unit length already. No gradient reaches `keys` or `queue`."""
     queries, keys = _unit(queries), _unit(jax.lax.stop_gradient(keys))
     positive = (queries * keys).sum(-1, keepdims=True)
-    negative = jnp.einsum("bd,kd->bk", queries, queue, precision="highest")
+    negative = jnp.einsum("bd,kd->bk", queries, jax.lax.stop_gradient(queue), precision="highest")
     logits = jnp.concatenate([positive, negative], 1) / temperature
     return jax.nn.logsumexp(logits, -1) - logits[:, 0]
 

@@ -213,13 +213,15 @@ def test_siamese_outputs_and_the_targets_part_of_the_network():
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     run = functools.partial(jax.eval_shape, lambda v, x, **kw: model.apply(v, x, train=False, **kw))
     shape = lambda tree: jax.tree.map(lambda x: x.shape, tree)  # noqa: E731
-    assert shape(run(variables, images)) == ((2, 8), (2, 4, 4, 8), (2, 8), (2, 4, 4, 8))
+    assert shape(run(variables, images)) == ((2, 16), (2, 8), (2, 4, 4, 8), (2, 8), (2, 4, 4, 8))
+    unpredicted = jax.eval_shape(lambda v, x: model.apply(v, x, False, predictor=False), variables, images)
+    assert shape(unpredicted) == ((2, 16), (2, 8), (2, 4, 4, 8), None, (2, 4, 4, 8))
 
     without_maps = jax.eval_shape(lambda v, x: model.apply(v, x, False, False), variables, images)
-    assert shape(without_maps) == ((2, 8), None, (2, 8), None)
+    assert shape(without_maps) == ((2, 16), (2, 8), None, (2, 8), None)
     target = {name: {part: tree[part] for part in TARGET_PARTS} for name, tree in variables.items()}
     projected = jax.eval_shape(lambda v, x: model.apply(v, x, False, method="project"), target, images)
-    assert shape(projected) == ((2, 8), (2, 4, 4, 8), None, None)
+    assert shape(projected) == ((2, 16), (2, 8), (2, 4, 4, 8), None, None)
 
 
 def test_the_four_heads_have_their_own_parameters():
@@ -248,7 +250,7 @@ def test_siamese_composes_backbone_projectors_and_predictors():
         feature_map, pooled = part("backbone", ResNet(8, 4, "small"), x)
         projection, projection_map = part("projector", head, pooled), part("conv_projector", head, feature_map)
         prediction, prediction_map = part("predictor", head, projection), part("conv_predictor", head, projection_map)
-        return projection, projection_map, prediction, prediction_map
+        return pooled, projection, projection_map, prediction, prediction_map
 
     got = jax.jit(lambda v, x: model.apply(v, x, False))(variables, images)
     for ours, expected in zip(got, by_parts(variables, images), strict=True):

@@ -231,7 +231,7 @@ def test_other_commands_refuse_a_detectors_run(unet_run, tmp_path):
     config = common.linear()
     config.data.update(tiny_pretrain().data)
     config.init_from = str(unet_run)
-    with pytest.raises(UserError, match=r"mode 'saliency_unet': the evaluation needs a pre-training run"):
+    with pytest.raises(UserError, match=r"mode 'saliency_unet': a pre-training run is needed"):
         classify.linear_probe(config, tmp_path / "linear")
 
 
