@@ -102,3 +102,8 @@ def test_confused_pairs_against_scikit_learn():
 def test_nothing_is_confused_where_all_is_right():
     labels = np.array([2, 0, 1, 1])
     assert confused_pairs(labels, labels, 3, 4) == []
+
+
+def test_a_row_of_nan_is_wrong_even_among_all_classes():
+    logits = np.array([[np.nan] * 3, [0, 1, 2]], np.float32)
+    np.testing.assert_array_equal(topk_hits(logits, np.array([0, 0]), 3), [False, True])

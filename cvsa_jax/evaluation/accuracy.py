@@ -21,7 +21,7 @@ def topk_hits(logits: Float[np.ndarray, "m c"], labels: Int[np.ndarray, " m"], k
     """Whether each row's label is among the k largest logits; ties and NaN count against the row."""
     own = np.take_along_axis(logits, labels[:, None].astype(int), 1)
     ahead = (~(logits < own)).sum(1) - 1
-    return ahead < k
+    return (ahead < k) & np.isfinite(own[:, 0])
 
 
 def mean_per_class(hits: Bool[np.ndarray, " m"], labels: Int[np.ndarray, " m"]) -> float:
