@@ -273,7 +273,8 @@ OBJECTIVES = ("byol", "moco", "simclr", "simsiam")
 
 def objective(config: ConfigDict, options: set[str]) -> None:
     """Applies the options `byol`, `moco`, `simclr`, `simsiam`: the plain objective on Random Resized Crops, which needs
-    no saliency maps, with its authors' recipe; with `cvsa` besides, Saliency Swap and the alignment stay."""
+    no saliency maps, with its authors' recipe (SGD's momentum is Nesterov's here); with `cvsa` besides, Saliency Swap
+    and the alignment stay."""
     chosen = options & set(OBJECTIVES)
     if len(chosen) > 1:
         raise ValueError(f"options {', '.join(sorted(chosen))}: one objective at a time")

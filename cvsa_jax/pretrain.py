@@ -57,7 +57,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
         optimizer,
         mesh,
         objective=objective,
-        temperature=config.contrast.temperature,
+        temperature=settings.temperature(config),
         tau=target_decay(config.target.tau, total, config.target.cosine),
         augment1=augment[0],
         augment2=augment[1],

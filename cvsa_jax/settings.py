@@ -116,6 +116,13 @@ def objective(config: ConfigDict) -> losses.Objective:
     return losses.OBJECTIVES[config.objective]
 
 
+def temperature(config: ConfigDict) -> float:
+    """The temperature of the objectives with negatives."""
+    if config.contrast.temperature <= 0:
+        raise UserError(f"config.contrast.temperature={config.contrast.temperature:g} must be above 0")
+    return config.contrast.temperature
+
+
 def queue_size(config: ConfigDict, images: int) -> int:
     """Keys of the objective's queue, a multiple of those of a batch (two for each image); 0 where it has none."""
     if objective(config).loss != "info_nce":

@@ -228,3 +228,9 @@ def test_config_files_build(name, tmp_path):
 def test_unknown_argument_of_a_config_file(name):
     with pytest.raises(ValueError, match=r"unknown option huge; known: "):
         importlib.import_module(f"configs.{name}").get_config("huge")
+
+
+@pytest.mark.parametrize("value", [0.0, -0.2])
+def test_temperature_that_is_not_above_0(value):
+    with pytest.raises(UserError, match=r"config\.contrast\.temperature=.* must be above 0"):
+        settings.temperature(config_with(contrast__temperature=value))
