@@ -2,6 +2,8 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 DEMO_OUT := runs/demo
+# Files side by side; each process takes about 4 GB.
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: setup demo test test-slow lint format
 .DEFAULT_GOAL := setup
@@ -16,10 +18,10 @@ demo: setup
 	@$(PYTHON) -m cvsa_jax.demo --out=$(DEMO_OUT)
 
 test: setup
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest $(PARALLEL)
 
 test-slow: setup
-	@$(PYTHON) -m pytest -m slow
+	@$(PYTHON) -m pytest $(PARALLEL) -m slow
 
 lint: setup
 	@$(PYTHON) -m ruff check .

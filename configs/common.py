@@ -14,6 +14,7 @@ def pretrain() -> ConfigDict:
     config.mode = "pretrain"
     config.seed = 0  # of the initial weights, the data order, the views and the augmentation
     config.batch_size = 256  # global
+    config.accumulate_steps = 1  # micro-batches of a step, one in memory at a time; batch statistics are those of each
     config.total_epochs = 100.0
     config.total_steps = placeholder(int)  # where given, instead of total_epochs
     config.init_from = ""  # workdir of the run whose online network this one starts from, or a file of weights of the
@@ -67,9 +68,7 @@ def pretrain() -> ConfigDict:
     config.watch.knn_images = 2048  # at most
 
     config.eval = _eval()
-
-    config.log_steps = 10
-    config.checkpoint_steps = 1000  # besides the one at the end
+    _loop(config)
     return config
 
 
@@ -123,8 +122,7 @@ def finetune() -> ConfigDict:
     config.optim = _optim("sgd", lr=0.01, weight_decay=1e-4)  # lr is the sweep's
     config.optim.warmup_epochs = 0.0
     config.eval = _eval()
-    config.log_steps = 10
-    config.checkpoint_steps = 1000  # besides the one at the end
+    _loop(config)
     return config
 
 
@@ -170,8 +168,8 @@ def saliency_unet() -> ConfigDict:
 
     config.optim = _optim("adam", lr=0.032, weight_decay=1e-4)
     config.optim.warmup_epochs = 2.0
-    config.log_steps = 10
-    config.checkpoint_steps = 500  # besides the one at the end
+    _loop(config)
+    config.checkpoint_steps = 500
     return config
 
 
@@ -179,6 +177,13 @@ def cub(config: ConfigDict) -> None:
     """Changes the data set to CUB-200-2011, unpacked in `data/`."""
     config.data.kind = "cub"
     config.data.root = "data/CUB_200_2011"
+
+
+def _loop(config: ConfigDict) -> None:
+    config.log_steps = 10
+    config.checkpoint_steps = 1000  # besides those at the end and at an interruption
+    config.profile_steps = 0  # so many steps are traced into <workdir>/profile
+    config.wandb_project = ""  # where given, the figures also go to Weights & Biases
 
 
 def _model() -> ConfigDict:
@@ -189,6 +194,7 @@ def _model() -> ConfigDict:
     model.head_hidden = 4096
     model.head_out = 256
     model.dtype = "float32"  # of the convolutions; or bfloat16
+    model.remat = False  # keep only the stages' inputs for the backward pass: less memory, a third more to compute
     return model
 
 
@@ -266,6 +272,26 @@ def small(config: ConfigDict) -> None:
     # Larger than the views: objects then look about as large as in the views, which are zoomed crops.
     config.eval.size = config.eval.resize = 64
     config.checkpoint_steps = config.watch.knn_steps = 200
+
+
+HARDWARE = ("gpu8gb", "gpu24gb", "tpu_v4_32")
+
+
+def hardware(config: ConfigDict, options: set[str]) -> None:
+    """Applies the options `gpu8gb`, `gpu24gb`, `tpu_v4_32`: bfloat16, and ResNet-50 at 224 px in the memory of a device
+    of this kind. A step keeps about 90 MB per image in memory at once, and 1.5 GB besides (docs/scaling.md, on paper);
+    what it really needs is printed when it is compiled."""
+    chosen = options & set(HARDWARE)
+    if len(chosen) > 1:
+        raise ValueError(f"options {', '.join(sorted(chosen))}: one kind of device at a time")
+    if chosen:
+        config.model.dtype = "bfloat16"
+    if "gpu8gb" in chosen:
+        config.accumulate_steps = 8  # 32 images at once: 4.4 GB
+    if "gpu24gb" in chosen:
+        config.accumulate_steps = 2  # 128 at once: 13 GB
+    if "tpu_v4_32" in chosen:
+        config.batch_size = 4096  # 256 on each of 16 chips: 25 of 32 GB
 
 
 OBJECTIVES = ("byol", "moco", "simclr", "simsiam")

@@ -4,7 +4,7 @@
     python -m cvsa_jax.main --config=configs/cub.py --workdir=runs/cub --config.init_from=runs/stage1
 
 Masks need the `segmentations` archive; `--detector=center` needs nothing but says little. The options are those of
-`configs/folder.py`: `:small`, `:byol`, `:moco`, `:simclr`, `:simsiam`, `:cvsa`.
+`configs/folder.py`: `:small`, `:byol`, `:moco`, `:simclr`, `:simsiam`, `:cvsa`, `:gpu8gb`, `:gpu24gb`, `:tpu_v4_32`.
 """
 
 from configs import common, folder

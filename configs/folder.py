@@ -5,7 +5,8 @@
 
 `configs/folder.py:small` is a recipe for a laptop: 48 px views, a small network, Adam. `:byol` is stage 1 (Random
 Resized Crop, no alignment, needs no saliency maps), and so are `:moco`, `:simclr` and `:simsiam` for these objectives;
-`:moco,cvsa` is MoCo with Saliency Swap and the alignment. Options are joined: `:small,byol`.
+`:moco,cvsa` is MoCo with Saliency Swap and the alignment. `:gpu8gb`, `:gpu24gb` and `:tpu_v4_32` fit ResNet-50 at 224
+px into such a device. Options are joined: `:small,byol`.
 """
 
 from configs import common
@@ -13,8 +14,9 @@ from configs import common
 
 def get_config(arg: str = ""):
     config = common.pretrain()
-    options = common.options(arg, "small", "cvsa", *common.OBJECTIVES)
+    options = common.options(arg, "small", "cvsa", *common.OBJECTIVES, *common.HARDWARE)
     common.objective(config, options)
+    common.hardware(config, options)
     if "small" in options:
         common.small(config)
     return config

@@ -4,7 +4,9 @@ The state is a flax dataclass with a field `step`: `TrainState` or another of th
 not stored.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +35,54 @@ class Checkpointer:
         return self.manager.latest_step()
 
     def save(self, state: Any, meta: dict) -> None:
-        """Starts to save; returns when the state's arrays may be changed. `meta` is small and JSON-like."""
+        """Starts to save; returns when the state's arrays may be changed. `meta` is small and JSON-like. UserError
+        where this save, or the one before, cannot be written."""
         items = {name: ocp.args.StandardSave(getattr(state, name)) for name in _items(state)}
-        self.manager.save(int(state.step), args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items))
+        with self._writing():
+            self.manager.save(int(state.step), args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items))
 
     def restore(self, like: Any, mesh: Mesh) -> tuple[Any, dict]:
-        """The newest state, in the shapes of `like` and replicated over `mesh`, whatever devices wrote it; its meta."""
+        """The newest state, in the shapes of `like` and replicated over `mesh`, whatever devices wrote it; its meta.
+        UserError where it cannot be read."""
         step = self.latest
         items = {name: ocp.args.StandardRestore(_abstract(getattr(like, name), mesh)) for name in _items(like)}
-        restored = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **items))
+        with _reading(self.manager, step):
+            restored = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **items))
         done = jax.device_put(jax.numpy.asarray(step, like.step.dtype), replicated(mesh))
         return like.replace(step=done, **{name: restored[name] for name in items}), restored["meta"]
 
+    def wait(self) -> None:
+        """Until saves under way are finished; UserError where they cannot be."""
+        with self._writing():
+            self.manager.wait_until_finished()
+
     def close(self) -> None:
-        """Waits for saves under way."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        """`wait`, and no more saves."""
+        try:
+            self.wait()
+        finally:
+            self.manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever the storage libraries raise
+            kept = (
+                "no checkpoint was finished" if self.latest is None else f"the newest whole one is step {self.latest}"
+            )
+            raise UserError(
+                f"a checkpoint cannot be written to {self.manager.directory} ({_brief(error)}); {kept}. Make room or "
+                "correct the permissions, and give the same command again"
+            ) from error
 
 
 def read_meta(workdir: Path) -> dict:
     """The `meta` of a run's newest checkpoint."""
     with _manager(workdir) as manager:
-        return manager.restore(_newest(manager, workdir), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        step = _newest(manager, workdir)
+        with _reading(manager, step):
+            return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
 
 def init_from(workdir: Path, like: TrainState, mesh: Mesh) -> tuple[TrainState, int]:
@@ -90,7 +118,8 @@ def restore_item(workdir: Path, item: str, like: Any, mesh: Mesh) -> tuple[Any, 
             raise UserError(f"{workdir}/ckpt/{step} holds no {item!r}: it is a run of another kind")
         _check_tensors(_shapes(stored), _shapes(like), workdir, step)
         target = ocp.args.Composite(**{item: ocp.args.StandardRestore(_abstract(like, mesh))})
-        return manager.restore(step, args=target)[item], step
+        with _reading(manager, step):
+            return manager.restore(step, args=target)[item], step
 
 
 def backbone_tensors(network: Network) -> dict[str, tuple[int, ...]]:
@@ -103,12 +132,37 @@ def _manager(workdir: Path, create: bool = False) -> ocp.CheckpointManager:
     if not create and not folder.is_dir():
         raise UserError(f"{workdir} holds no checkpoint (there is no folder {folder}): give the workdir of a run")
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=KEPT, enable_async_checkpointing=create, create=create, read_only=not create
+        max_to_keep=KEPT,
+        enable_async_checkpointing=create,
+        create=create,
+        read_only=not create,
+        cleanup_tmp_directories=create,  # what a killed save had begun
     )
     # The reader of each item is known beforehand, whether this manager writes or only reads.
     handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
     handlers["meta"] = ocp.JsonCheckpointHandler()
-    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+    try:
+        return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+    except OSError as error:
+        raise UserError(f"the folder of checkpoints {folder} cannot be used ({_brief(error)})") from error
+
+
+@contextlib.contextmanager
+def _reading(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever the storage libraries raise
+        older = [s for s in manager.all_steps() if s < step]
+        instead = f"go on from step {max(older)}" if older else "begin anew"
+        raise UserError(
+            f"the checkpoint {manager.directory / str(step)} cannot be read ({_brief(error)}). Delete this folder, and "
+            f"the same command will {instead}"
+        ) from error
+
+
+def _brief(error: Exception) -> str:
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line if len(line) <= 200 else f"{line[:80]} … {line[-100:]}"  # the reason stands at the end
 
 
 def _items(state: Any) -> list[str]:

@@ -57,7 +57,7 @@ def make_finetune_step(
         (loss, (stats, top1)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.network.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.network.params)
         params = optax.apply_updates(state.network.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "train_top1": top1}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "top1": top1}
         return ClassifierState(state.step + 1, Network(params, stats), opt_state), metrics
 
     sharded = jax.shard_map(

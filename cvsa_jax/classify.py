@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from cvsa_jax import backbones, report, settings
 from cvsa_jax.data import pipeline
 from cvsa_jax.data.sources import Source
-from cvsa_jax.distributed import make_mesh
+from cvsa_jax.distributed import is_first, make_mesh
 from cvsa_jax.errors import UserError
 from cvsa_jax.evaluation.labelled import fraction_suffix
 from cvsa_jax.evaluation.summary import Evaluator
@@ -31,6 +31,8 @@ def linear_probe(config: ConfigDict, workdir: Path) -> dict[str, float]:
     knn, probe = settings.knn(config.eval), settings.probe(config)
     evaluator, network = load_run(config.init_from, source, config.eval)
     figures = evaluator.recognition(network, train, test, knn=knn, probe=probe).figures
+    if not is_first():
+        return figures
     report.write_json(workdir / "report" / "results.json", figures)
     print(f"{source.name}, {len(train)} train and {len(test)} test images:")
     for fraction in probe.fractions:

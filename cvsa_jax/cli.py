@@ -1,4 +1,4 @@
-"""What the commands share: the `--config` flag, and errors without tracebacks."""
+"""What the commands share: the `--config` flag, and an end without a traceback."""
 
 import os
 import sys
@@ -7,7 +7,8 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from cvsa_jax.errors import UserError
+from cvsa_jax import interruption
+from cvsa_jax.errors import INTERRUPTED, USER_ERROR, Interrupted, UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/cub.py.", lock_config=True)
 
@@ -20,8 +21,10 @@ def config() -> ConfigDict:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses the flags and calls `main`; what the user can put right is printed as one error, exit code 2."""
-    logging.set_verbosity(logging.ERROR)
+    """Parses the flags and calls `main`; what the user can put right is printed as one error with exit code 2, and an
+    interruption leads to exit code 42."""
+    logging.set_verbosity(logging.FATAL)  # what libraries log as errors, they also raise
+    interruption.listen()
     sys.path.insert(0, os.getcwd())  # `configs` is a package of the working folder, however the command was started
 
     def start(argv: list[str]) -> None:
@@ -33,7 +36,10 @@ def run(main: Callable[[], None]) -> None:
         app.run(start, flags_parser=_parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(USER_ERROR)
+    except Interrupted as notice:
+        print(f"interrupted: {notice} The same command goes on from there.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -1,4 +1,7 @@
-"""The error of everything a user can put right: the commands print it without a traceback and exit with 2."""
+"""How a command ends otherwise than well: with 2, where it is something a user can put right, and with 42, where it was
+interrupted and the same command would go on. Both are said without a traceback."""
+
+USER_ERROR, INTERRUPTED = 2, 42  # exit codes
 
 
 class UserError(Exception):
@@ -7,6 +10,10 @@ class UserError(Exception):
 
 class Diverged(UserError):
     """The loss or the gradient of a training is not finite."""
+
+
+class Interrupted(BaseException):
+    """The process was asked to end (SIGTERM, or a notice that the machine is taken away); what is finished is kept."""
 
 
 def some(names, limit: int = 5) -> str:

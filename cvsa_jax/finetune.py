@@ -20,7 +20,7 @@ from cvsa_jax import backbones, checkpoint, pictures, report, settings
 from cvsa_jax.classifier_step import init_classifier, make_finetune_step
 from cvsa_jax.data import pipeline
 from cvsa_jax.data.sources import Source
-from cvsa_jax.distributed import check_batch_size, make_mesh, replicated
+from cvsa_jax.distributed import check_batch_size, check_shared, is_first, make_mesh, replicated
 from cvsa_jax.errors import Diverged, UserError
 from cvsa_jax.evaluation.accuracy import accuracy, cross_entropy
 from cvsa_jax.evaluation.labelled import fraction_rows, fraction_suffix, validation_rows
@@ -32,7 +32,11 @@ from cvsa_jax.models.resnet import parameter_count
 from cvsa_jax.monitor import read_metrics
 from cvsa_jax.state import Network
 
-_PANELS = {"loss": ("loss",), "accuracy on its batches": ("train_top1",), "learning rate": ("learning_rate",)}
+_PANELS = {
+    "loss": ("train/loss",),
+    "accuracy on its batches": ("train/top1",),
+    "learning rate": ("train/learning_rate",),
+}
 _COLUMNS = {"top1": "top-1", "top5": "top-5", "mean_class": "mean per class"}
 _PLACES = {"pointing_game": "pointing game", "mask_iou_best": "best IoU", "max_box_acc_v2": "MaxBoxAccV2"}
 
@@ -71,6 +75,7 @@ def finetune(config: ConfigDict, workdir: Path) -> dict[str, float]:
         for name in (config.data.train_split, config.data.test_split)
     )
     architecture, backbone, origin = backbones.load(config.init_from, config.model, mesh)
+    check_shared(workdir)
     model = settings.classifier(architecture, len(source.classes))
     evaluator = settings.evaluator(model, mesh, source, config.eval, config)
     job = Job(config, source, mesh, model, backbone, evaluator, len(train))
@@ -102,7 +107,7 @@ def finetune(config: ConfigDict, workdir: Path) -> dict[str, float]:
         for name, maps in evaluator.class_maps(network, weights, test).items()
     }
     figures |= {f"{name}_{key}": value for name, scores in places.items() for key, value in scores.items()}
-    if jax.process_index() == 0:
+    if is_first():
         settings.write_config(config, workdir)
         _write_page(workdir, source, test, figures, rows, places, masks, final)
     return figures

@@ -1,21 +1,30 @@
 """`python -m cvsa_jax.main --config=… --workdir=…`: a training or an evaluation, as `config.mode` says."""
 
+import os
+import sys
 from pathlib import Path
 
 from absl import flags
 
-from cvsa_jax import classify, cli, finetune, pretrain
+from cvsa_jax import classify, cli, distributed, finetune, pretrain
 from cvsa_jax.errors import UserError
 from cvsa_jax.saliency.network import UNET_MODE
 from cvsa_jax.saliency.train_unet import train_unet
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; the same again continues it.")
 
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where no launcher tells it.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0, with --coordinator.")
+
 _TRAINING = {"pretrain": pretrain.train, "finetune": finetune.finetune, UNET_MODE: train_unet}
 
 
 def main() -> None:
     config = cli.config()
+    distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if not distributed.is_first():  # one process speaks; errors go to another stream
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  open to the end
     if config.mode in _TRAINING:
         if not _WORKDIR.value:
             raise UserError("--workdir is missing, e.g. --workdir=runs/mine")

@@ -1,5 +1,6 @@
 """What a run says while it runs: progress with ETA, TensorBoard and metrics.jsonl, and the stop at NaN."""
 
+import hashlib
 import json
 import math
 import sys
@@ -9,10 +10,18 @@ from pathlib import Path
 import jax
 import tensorboard.summary
 
-from cvsa_jax.errors import Diverged
+from cvsa_jax.errors import Diverged, UserError
+from cvsa_jax.files import write_text_atomically
 
 PLAIN_INTERVAL = 15  # seconds between progress lines where the output is not a terminal
 QUICK = 3  # seconds
+# What a step says of the health of the training, and not of what is trained for.
+HEALTH = ("grad_norm", "projection_std", "effective_rank", "target_cosine", "align_hit", "usable_pairs")
+
+
+def named(metrics: dict[str, jax.Array]) -> dict[str, float]:
+    """The metrics of a step as the log calls them: `health/…` or `train/…`."""
+    return {f"{'health' if name in HEALTH else 'train'}/{name}": float(value) for name, value in metrics.items()}
 
 
 class Progress:
@@ -47,21 +56,23 @@ class Progress:
 
 
 class Writer:
-    """Scalars to `metrics.jsonl` (one object per line, with `step`) and to TensorBoard, on the first process only.
+    """Scalars to `metrics.jsonl` (one object per line, with `step`), to TensorBoard, and to Weights & Biases where a
+    project of it is given, on the first process only.
 
     After a resume at a step, lines of later steps that an interrupted run had already written are dropped.
     """
 
-    def __init__(self, workdir: Path, start_step: int):
+    def __init__(self, workdir: Path, start_step: int, wandb_project: str = ""):
         self.active = jax.process_index() == 0
         if not self.active:
             return
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
         kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
         self.file = path.open("a")
         self.board = tensorboard.summary.Writer(str(workdir / "tensorboard"))
+        self.wandb = _wandb_run(workdir, wandb_project) if wandb_project else None
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         if not self.active:
@@ -70,11 +81,25 @@ class Writer:
         self.file.flush()
         for name, value in metrics.items():
             self.board.add_scalar(name, value, step)
+        if self.wandb:
+            self.wandb.log(metrics, step=step)
 
     def close(self) -> None:
         if self.active:
             self.file.close()
             self.board.close()
+            if self.wandb:
+                self.wandb.finish()
+
+
+def _wandb_run(workdir: Path, project: str):
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("config.wandb_project needs Weights & Biases: pip install wandb") from None
+    # The same workdir is the same run, also after an interruption.
+    identity = hashlib.sha1(str(workdir.absolute()).encode()).hexdigest()[:16]
+    return wandb.init(project=project, name=workdir.name, id=identity, resume="allow", dir=str(workdir))
 
 
 def read_metrics(workdir: Path) -> list[dict]:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from cvsa_jax import backbones, checkpoint, settings
 from cvsa_jax.data import pipeline
-from cvsa_jax.distributed import check_batch_size, make_mesh, replicated
+from cvsa_jax.distributed import check_batch_size, check_shared, make_mesh, replicated
 from cvsa_jax.errors import UserError
 from cvsa_jax.loop import run_steps
 from cvsa_jax.models.resnet import parameter_count
@@ -43,7 +43,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
 
     # 2) Model, optimiser and the jitted step.
     mesh = make_mesh()
-    check_batch_size(config.batch_size, config.views.group, mesh)
+    accumulate = settings.accumulate_steps(config)
+    check_batch_size(config.batch_size, config.views.group, mesh, accumulate)
     model = settings.model(config.model)
     optimizer, schedule = settings.optimizer(config, len(pool))
     total = settings.total_steps(config, len(pool))
@@ -64,6 +65,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
         align_form=settings.align_form(config.align),
         align_weight=config.align.weight,
         seed=config.seed,
+        accumulate=accumulate,
     )
 
     # 3) State: this workdir's newest checkpoint, else another run's network, else random weights.
@@ -77,6 +79,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
         classes=0 if watched is None else len(source.classes),
     )
     state = jax.jit(initialize, out_shardings=replicated(mesh))(jax.random.key(config.seed))
+    check_shared(workdir)
     checkpoints = checkpoint.Checkpointer(workdir)
     changes = settings.compare_config(config, workdir) if checkpoints.latest is not None else []
     identity = {"fingerprint": source.fingerprint, "images": len(pool)}

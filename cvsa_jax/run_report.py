@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from cvsa_jax import photometric, pictures, report, settings
 from cvsa_jax.data.pipeline import image_batches
 from cvsa_jax.data.sources import Source
+from cvsa_jax.distributed import is_first
 from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.summary import Evaluator, center_prior, chance
 from cvsa_jax.monitor import read_metrics
@@ -18,13 +19,13 @@ from cvsa_jax.state import Network
 _PICTURED = 10  # images in each picture
 _UNSPLIT = 256  # training images whose attention is looked at where there is no test split
 PANELS = {
-    "loss": ("loss", "contrastive", "align"),
-    "collapse to a point: std falls to 0": ("projection_std", "target_cosine"),
-    "collapse to a line: rank falls to 1": ("effective_rank",),
-    "attention on the object": ("align_hit", "usable_pairs"),
-    "labels, watched only": ("online_top1", "knn_top1"),
-    "learning rate": ("learning_rate",),
-    "target decay tau": ("tau",),
+    "loss": ("train/loss", "train/contrastive", "train/align"),
+    "collapse to a point: std falls to 0": ("health/projection_std", "health/target_cosine"),
+    "collapse to a line: rank falls to 1": ("health/effective_rank",),
+    "attention on the object": ("health/align_hit", "health/usable_pairs"),
+    "labels, watched only": ("train/online_top1", "eval/knn_top1"),
+    "learning rate": ("train/learning_rate",),
+    "target decay tau": ("train/tau",),
 }
 
 
@@ -51,12 +52,16 @@ def report_run(
         figures |= evaluator.recognition(network, train, test, knn=settings.knn(config.eval)).figures
     looked_at = evenly(train, _UNSPLIT) if test is None else test
     masks = None if source.mask is None else evaluator.masks(looked_at)
-    augment = [settings.photometric(config.augment[view]) for view in ("view1", "view2")]
-    drawn = [_draw_views(workdir, batch, augment)]
+    attention = None
     # The mask_head control trains no attention, and one image has no others to attend to.
     if config.align.form != "mask_head" and len(looked_at) > 1:
         attention = evaluator.maps(network, looked_at)["attention"]
         figures |= evaluator.localization(attention, looked_at, masks)
+    if not is_first():
+        return figures
+    augment = [settings.photometric(config.augment[view]) for view in ("view1", "view2")]
+    drawn = [_draw_views(workdir, batch, augment)]
+    if attention is not None:
         trained = config.align.weight > 0
         drawn.append(_draw_attention(workdir, evaluator, source, looked_at, attention, masks, trained))
     _write_page(workdir, source, figures, chance(source, looked_at, masks), masks, drawn)
@@ -99,8 +104,6 @@ def _draw_attention(workdir, evaluator, source, test, attention, masks, trained:
 
 
 def _write_page(workdir: Path, source: Source, figures: dict, guess: dict, masks, drawn: list) -> None:
-    if jax.process_index() != 0:
-        return
     folder = workdir / "report"
     caption = "The run, from metrics.jsonl."
     curves = pictures.curves_picture(folder / "curves.png", read_metrics(workdir), PANELS, caption)

@@ -12,11 +12,12 @@ from cvsa_jax import losses, optim
 from cvsa_jax.data import sources
 from cvsa_jax.data.sources import procedural
 from cvsa_jax.data.views import KINDS, PASTES, ViewSpec
-from cvsa_jax.distributed import AXIS
+from cvsa_jax.distributed import AXIS, is_first
 from cvsa_jax.errors import UserError
 from cvsa_jax.evaluation.embedding import EMBEDDINGS
 from cvsa_jax.evaluation.protocol import Knn, Probe
 from cvsa_jax.evaluation.summary import ATTENTIONS, Evaluator
+from cvsa_jax.files import write_json_atomically
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.resnet import STAGE_SIZES, STEMS
 from cvsa_jax.models.siamese import Siamese
@@ -31,7 +32,7 @@ BOUND = (
     *("size", "with_procedural", "objective", "contrast.queue", "watch.online_probe"),
 )
 MAX_QUEUE = 65_536  # keys of MoCo, where the data set is not smaller
-FREE = ("data.root", "data.test_split")
+FREE = ("data.root", "data.test_split", "model.remat")
 
 
 def load_source(data: ConfigDict) -> sources.Source:
@@ -57,7 +58,7 @@ def model(settings: ConfigDict) -> Siamese:
 def classifier(settings: ConfigDict, classes: int) -> Classifier:
     """The backbone of `config.model` with a classifier, with BatchNorm over the mesh."""
     whole = model(settings)
-    return Classifier(classes, whole.depth, whole.width, whole.stem, whole.dtype, whole.axis_name)
+    return Classifier(classes, whole.depth, whole.width, whole.stem, whole.dtype, whole.axis_name, whole.remat)
 
 
 def unet(settings: ConfigDict) -> UNet:
@@ -121,6 +122,18 @@ def temperature(config: ConfigDict) -> float:
     if config.contrast.temperature <= 0:
         raise UserError(f"config.contrast.temperature={config.contrast.temperature:g} must be above 0")
     return config.contrast.temperature
+
+
+def accumulate_steps(config: ConfigDict) -> int:
+    """Micro-batches of a step."""
+    if config.accumulate_steps < 1:
+        raise UserError(f"config.accumulate_steps={config.accumulate_steps} must be at least 1")
+    if config.accumulate_steps > 1 and objective(config).loss == "nt_xent":
+        raise UserError(
+            f"config.objective={config.objective!r} takes its negatives from the batch, which "
+            "config.accumulate_steps would split: take config.model.remat=True, more devices, or moco"
+        )
+    return config.accumulate_steps
 
 
 def queue_size(config: ConfigDict, images: int) -> int:
@@ -259,9 +272,10 @@ def compare_config(config: ConfigDict, workdir: Path) -> list[str]:
 
 
 def write_config(config: ConfigDict, workdir: Path) -> None:
-    """Writes `workdir/config.json`."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    """Writes `workdir/config.json`, in the first process."""
+    if is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(workdir / "config.json", config.to_dict())
 
 
 def read_config(workdir: str) -> ConfigDict:

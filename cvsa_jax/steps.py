@@ -24,6 +24,24 @@ from cvsa_jax.state import Network, OnlineProbe, Queue, TrainState, ema
 Metrics = dict[str, jax.Array]
 
 
+class _Stats(NamedTuple):
+    """Batch statistics of both networks."""
+
+    online: dict
+    target: dict | None
+
+
+class _Pass(NamedTuple):
+    """What a pass over rows gives besides its gradient; vectors are (2b, D), view 1 before view 2."""
+
+    stats: _Stats
+    metrics: Metrics
+    pooled: jax.Array
+    projection: jax.Array
+    queries: jax.Array
+    goals: jax.Array
+
+
 def make_train_step(
     model: Siamese,
     optimizer: optax.GradientTransformation,
@@ -37,6 +55,7 @@ def make_train_step(
     align_form: str,
     align_weight: float,
     seed: int,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """One step of an objective, with the alignment loss where `align_weight` > 0; else the conv heads are not run.
 
@@ -49,30 +68,36 @@ def make_train_step(
     Args:
         temperature: of the objectives with negatives.
         tau: step -> coefficient of the target's moving average.
+        accumulate: micro-batches into which each device splits its rows, one in memory at a time. The gradient is that
+            of the whole batch, but for batch statistics, which are those of a micro-batch over the mesh, and for
+            objectives whose negatives are the batch itself, which must not be split.
     """
     maps = align_weight > 0
 
-    def step_fn(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+    def forward_backward(params, stats: _Stats, state: TrainState, rows: dict[str, jax.Array]):
+        """Gradient and `_Pass` of some rows of this device; the loss is that of such rows over the mesh."""
         # 1) Photometric augmentation, one key for each view of each example.
         keys = jax.vmap(lambda p: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), p[0]), p[1]))(
-            batch["position"]
+            rows["position"]
         )
         keys = jnp.concatenate([jax.vmap(lambda key, v=v: jax.random.fold_in(key, v))(keys) for v in (0, 1)])
         both = [jnp.repeat(jnp.stack(strengths), len(keys) // 2) for strengths in zip(augment1, augment2, strict=True)]
-        views = jnp.concatenate([batch["view1"], batch["view2"]])
+        views = jnp.concatenate([rows["view1"], rows["view2"]])
         views = photometric.augment(views, keys, photometric.Photometric(*both))
 
         # 2) Target network on both views, in one pass and so with common batch statistics.
-        target_out = None
+        target_out, target_stats = None, None
         if objective.target:
-            target_out, target_mutated = model.apply(
-                state.target.variables, views, train=True, maps=maps, method="project", mutable=["batch_stats"]
+            variables = {"params": state.target.params, "batch_stats": stats.target}
+            target_out, mutated = model.apply(
+                variables, views, train=True, maps=maps, method="project", mutable=["batch_stats"]
             )
+            target_stats = mutated["batch_stats"]
 
         def loss_fn(params):
             # 3) Online network on both views; the alignment is summed over both directions.
             out, mutated = model.apply(
-                {"params": params, "batch_stats": state.online.batch_stats},
+                {"params": params, "batch_stats": stats.online},
                 views,
                 train=True,
                 maps=maps,
@@ -85,37 +110,39 @@ def make_train_step(
             metrics = {"contrastive": contrastive}
             loss = contrastive
             if maps:
-                aligned, align_metrics = _alignment(align_form, out.prediction_map, key_out.projection_map, batch)
+                aligned, align_metrics = _alignment(align_form, out.prediction_map, key_out.projection_map, rows)
                 loss = loss + align_weight * aligned
                 metrics |= {"align": aligned} | align_metrics
-            return loss, (mutated["batch_stats"], out.pooled, out.projection, queries, key_out.projection, metrics)
+            vectors = (out.pooled, out.projection, queries, key_out.projection)
+            new_stats = _Stats(mutated["batch_stats"], target_stats)
+            return loss, _Pass(new_stats, metrics | {"loss": loss}, *jax.lax.stop_gradient(vectors))
 
-        (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.online.params)
-        online_stats, pooled, projection, queries, goals, metrics = aux
+        return jax.grad(loss_fn, has_aux=True)(params)
+
+    def step_fn(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+        params = state.online.params
+        stats = _Stats(state.online.batch_stats, state.target.batch_stats if objective.target else None)
+        if maps:
+            batch = batch | _masks_in_cells(batch, batch["view1"].shape[1] // model.stride, accumulate)
+        one = lambda stats, rows: forward_backward(params, stats, state, rows)  # noqa: E731
+        grads, seen = _accumulated(one, params, stats, batch, accumulate) if accumulate > 1 else one(stats, batch)
 
         # 4) Update the online network, move the target towards it, and let the queue forget its oldest keys.
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.online.params)
-        params = optax.apply_updates(state.online.params, updates)
-        metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        metrics |= _health(projection, queries, jnp.roll(goals, len(goals) // 2, 0))
-        new_state = state.replace(
-            step=state.step + 1,
-            online=Network(params, _filled(online_stats, state.online.batch_stats)),
-            opt_state=opt_state,
-        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        params = optax.apply_updates(params, updates)
+        metrics = seen.metrics | {"grad_norm": optax.tree.norm(grads)}
+        metrics |= _health(seen.projection, seen.queries, jnp.roll(seen.goals, len(seen.goals) // 2, 0))
+        new_state = state.replace(step=state.step + 1, online=Network(params, seen.stats.online), opt_state=opt_state)
         if objective.target:
             metrics["tau"] = tau(state.step)
-            target = Network(
-                ema(state.target.params, params, metrics["tau"]),
-                _filled(target_mutated["batch_stats"], state.target.batch_stats),
-            )
+            target = Network(ema(state.target.params, params, metrics["tau"]), seen.stats.target)
             new_state = new_state.replace(target=target)
         if state.queue is not None:
-            new_state = new_state.replace(queue=_enqueued(state.queue, goals, state.step))
+            new_state = new_state.replace(queue=_enqueued(state.queue, seen.goals, state.step))
 
         # 5) The probe that only watches.
         if state.probe is not None:
-            probe, metrics["online_top1"] = _probe_step(state.probe, pooled, jnp.tile(batch["label"], 2))
+            probe, metrics["online_top1"] = _probe_step(state.probe, seen.pooled, jnp.tile(batch["label"], 2))
             new_state = new_state.replace(probe=probe)
         return new_state, metrics
 
@@ -240,21 +267,43 @@ def _probe_step(probe: OnlineProbe, pooled: jax.Array, labels: jax.Array) -> tup
     return OnlineProbe(optax.apply_updates(probe.weights, updates), opt_state), jax.lax.pmean(hits, AXIS)
 
 
-def _alignment(form: str, queries: jax.Array, keys: jax.Array, batch: dict) -> tuple[jax.Array, Metrics]:
-    """Alignment loss of the global batch, both directions summed, averaged over the pairs with two usable masks."""
-    cells = queries.shape[1]
-    mask1, mask2 = (losses.cell_masks(batch[m].astype(jnp.float32) / 255, cells) for m in ("mask1", "mask2"))
-    usable = losses.usable_pairs(mask1, mask2).astype(jnp.float32)
+def _accumulated(one: Callable, params: dict, stats: _Stats, batch: dict, parts: int) -> tuple[dict, _Pass]:
+    """What `one` (batch statistics, rows) -> (gradient, `_Pass`) gives for the batch in `parts` equal parts, one after
+    the other: means of gradients and metrics, the vectors in the order of the whole, the last statistics."""
+
+    def body(carry, rows):
+        total, stats = carry
+        grads, seen = one(stats, rows)
+        return (jax.tree.map(jnp.add, total, grads), seen.stats), seen._replace(stats=None)
+
+    split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+    (total, stats), seen = jax.lax.scan(body, (jax.tree.map(jnp.zeros_like, params), stats), split)
+    ordered = lambda x: jnp.moveaxis(x.reshape(parts, 2, -1, x.shape[-1]), 0, 1).reshape(-1, x.shape[-1])  # noqa: E731
+    metrics = jax.tree.map(lambda x: x.mean(0), seen.metrics)
+    return jax.tree.map(lambda x: x / parts, total), _Pass(stats, metrics, *map(ordered, seen[2:]))
+
+
+def _masks_in_cells(batch: dict, side: int, parts: int) -> dict[str, jax.Array]:
+    """`cells1`, `cells2` (b, side²), the masks on the feature map, and `weight` (b,), by which each pair counts in the
+    alignment of its part of the batch, so that the mean over the parts is that over the usable pairs of the batch."""
+    cells1, cells2 = (losses.cell_masks(batch[m].astype(jnp.float32) / 255, side) for m in ("mask1", "mask2"))
+    usable = losses.usable_pairs(cells1, cells2).astype(jnp.float32)
+    weight = usable * parts / jnp.maximum(jax.lax.psum(usable.sum(), AXIS), 1)
+    return {"cells1": cells1, "cells2": cells2, "weight": weight}
+
+
+def _alignment(form: str, queries: jax.Array, keys: jax.Array, rows: dict) -> tuple[jax.Array, Metrics]:
+    """Alignment loss over the mesh, both directions summed, each pair with its weight."""
+    mask1, mask2, weight = rows["cells1"], rows["cells2"], rows["weight"]
     (query1, query2), (key1, key2) = jnp.split(queries, 2), jnp.split(keys, 2)
     both = losses.alignment(form, query1, key2, mask1, mask2) + losses.alignment(form, query2, key1, mask2, mask1)
-    count = jnp.maximum(jax.lax.psum(usable.sum(), AXIS), 1)
 
     # How often the most attended cell of view 1 lies on its object: 1 when aligned, the mask's share by chance.
     similarity = losses.foreground_similarity(losses.attention(query1, key2), mask2)
     on_object = jnp.take_along_axis(mask1, similarity.argmax(-1, keepdims=True), 1)[:, 0] >= 0.5 * mask1.max(-1)
-    return jax.lax.psum((usable * both).sum(), AXIS) / count, {
-        "align_hit": jax.lax.psum((usable * on_object).sum(), AXIS) / count,
-        "usable_pairs": jax.lax.pmean(usable.mean(), AXIS),
+    return jax.lax.psum((weight * both).sum(), AXIS), {
+        "align_hit": jax.lax.psum((weight * on_object).sum(), AXIS),
+        "usable_pairs": jax.lax.pmean((weight > 0).mean(), AXIS),
     }
 
 
@@ -281,8 +330,3 @@ def _unit_cells(cells: jax.Array) -> jax.Array:
     """(B, h, w, D) -> (B, h·w, D), each cell of length 1 (0 where it is 0)."""
     cells = cells.reshape(len(cells), -1, cells.shape[-1])
     return cells / jnp.maximum(jnp.linalg.norm(cells, axis=-1, keepdims=True), 1e-9)
-
-
-def _filled(new: dict, old: dict) -> dict:
-    """The updated batch statistics, with those of heads that were not run kept as they were."""
-    return {**old, **new}

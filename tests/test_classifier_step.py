@@ -98,7 +98,7 @@ def by_definition() -> tuple[dict, dict, Network]:
     assert 0 < hits < BATCH
     norm = np.sqrt(sum((leaf.astype(np.float64) ** 2).sum() for leaf in jax.tree.leaves(gradients)))
     params = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, old.params, gradients)
-    return {"loss": loss, "train_top1": hits / BATCH, "grad_norm": norm}, gradients, Network(params, stats)
+    return {"loss": loss, "top1": hits / BATCH, "grad_norm": norm}, gradients, Network(params, stats)
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -118,7 +118,7 @@ def test_metrics_are_those_of_the_whole_batch(run, by_definition, devices):
     _, metrics = run(devices, start())
     assert metrics.keys() == expected.keys()
     assert_close(metrics, expected, rtol=1e-3)
-    assert metrics["train_top1"] == expected["train_top1"]
+    assert metrics["top1"] == expected["top1"]
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -143,7 +143,7 @@ def test_classifier_of_zeros_by_hand(run):
     # and the biases move by the rate times the classes' frequencies less 1/5.
     state, metrics = run(8, initial())
     np.testing.assert_allclose(metrics["loss"], np.log(CLASSES), rtol=1e-6)
-    assert metrics["train_top1"] == 5 / 16
+    assert metrics["top1"] == 5 / 16
     frequencies = np.array([5, 4, 3, 2, 2]) / 16
     bias = state.network.params["head"]["bias"]
     np.testing.assert_allclose(bias, LEARNING_RATE * (frequencies - 1 / CLASSES), rtol=1e-4, atol=1e-8)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import Step, logged
 from PIL import Image
 from test_torchvision import torch_weights, write
 
@@ -23,7 +24,6 @@ from cvsa_jax.distributed import make_mesh, replicated
 from cvsa_jax.errors import Diverged, UserError
 from cvsa_jax.evaluation import summary
 from cvsa_jax.evaluation.accuracy import accuracy
-from cvsa_jax.monitor import read_metrics
 from cvsa_jax.state import Network, empty_network
 
 CLASSES, PER_CLASS, STEPS = 3, 8, 18  # train images of a class; steps of every training
@@ -140,7 +140,7 @@ def kill_at(patch, count):
                 raise KeyboardInterrupt
             return real(state, batch)
 
-        return step
+        return Step(step)
 
     patch.setattr(finetune, "make_finetune_step", dying)
 
@@ -329,17 +329,17 @@ def test_labels_of_the_test_split_decide_nothing(tmp_path, finished, monkeypatch
 def test_the_same_call_again_trains_nothing(tmp_path, finished, monkeypatch):
     workdir = shutil.copytree(finished.workdir, tmp_path / "run")
     written = lambda: {p: p.stat().st_mtime_ns for p in workdir.rglob("ckpt/**/*") if p.is_file()}  # noqa: E731
-    before, rows = written(), {name: read_metrics(workdir / name) for name in TRAININGS}
+    before, rows = written(), {name: logged(workdir / name) for name in TRAININGS}
     assert before and all(len(kept) == STEPS for kept in rows.values())
     shutil.rmtree(workdir / "report")
 
     def step(state, batch):
         raise AssertionError("trains")
 
-    monkeypatch.setattr(finetune, "make_finetune_step", lambda *args: step)
+    monkeypatch.setattr(finetune, "make_finetune_step", lambda *args: Step(step))
     assert finetune.finetune(tiny(), workdir) == finished.figures
     assert written() == before
-    assert {name: read_metrics(workdir / name) for name in TRAININGS} == rows
+    assert {name: logged(workdir / name) for name in TRAININGS} == rows
     assert json.loads((workdir / "report" / "results.json").read_text()) == finished.figures
     assert (workdir / "report" / "index.html").is_file()
 
@@ -352,11 +352,11 @@ def test_killed_twice_and_continued_is_uninterrupted_bit_for_bit(tmp_path, finis
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             kill_at(patch, count)
             finetune.finetune(tiny(), workdir)
-        assert [row["step"] for row in read_metrics(workdir / name)] == list(range(1, step))
+        assert [row["step"] for row in logged(workdir / name)] == list(range(1, step))
     assert finetune.finetune(tiny(), workdir) == finished.figures
     for name in TRAININGS:
         assert_equal_trees(final_state(workdir / name), final_state(finished.workdir / name))
-        assert read_metrics(workdir / name) == read_metrics(finished.workdir / name)
+        assert logged(workdir / name) == logged(finished.workdir / name)
 
 
 def test_fractions_of_the_labels(tmp_path, finished, capsys):
@@ -417,7 +417,7 @@ def test_where_all_rates_diverge_it_says_so(tmp_path, monkeypatch):
     def step(state, batch):  # real ones would each be compiled
         return state.replace(step=state.step + 1), {"loss": jnp.array(jnp.nan), "grad_norm": jnp.zeros(())}
 
-    monkeypatch.setattr(finetune, "make_finetune_step", lambda *args: step)
+    monkeypatch.setattr(finetune, "make_finetune_step", lambda *args: Step(step))
     with pytest.raises(UserError, match=r"diverged at each of config\.learning_rates=\(1e\+20, 2e\+20\): give lower"):
         finetune.finetune(tiny((1e20, 2e20)), tmp_path / "several")
     with pytest.raises(Diverged, match=r"^step 1: loss nan"):
@@ -444,7 +444,7 @@ def pretrained(tmp_path_factory):
         return state.replace(step=state.step + 1, **networks), {"loss": jnp.ones(()), "grad_norm": jnp.ones(())}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "make_train_step", lambda *args, **kwargs: step)
+        patch.setattr(pretrain, "make_train_step", lambda *args, **kwargs: Step(step))
         patch.setattr(pretrain, "report_run", lambda *args, **kwargs: {})
         pretrain.train(config, workdir)
     like = empty_network(settings.model(config.model))
@@ -506,9 +506,9 @@ def test_training_learns_from_the_labels(tmp_path):
     config.batch_size, config.total_steps, config.checkpoint_steps = 16, 60, 60
     figures = finetune.finetune(config, tmp_path / "run")
     assert figures["finetune_top1"] > 0.8  # chance is a third; by guessing that many of 48 never happens
-    rows = read_metrics(tmp_path / "run/labels_100/lr_5/final")
-    assert rows[0]["loss"] == pytest.approx(np.log(3), rel=1e-4)
-    assert np.mean([row["loss"] for row in rows[-5:]]) < 0.7
+    rows = logged(tmp_path / "run/labels_100/lr_5/final")
+    assert rows[0]["train/loss"] == pytest.approx(np.log(3), rel=1e-4)
+    assert np.mean([row["train/loss"] for row in rows[-5:]]) < 0.7
     assert not any(name.startswith("validation") for name in figures)  # of one rate
 
 

@@ -9,8 +9,10 @@ PACKAGE = Path(cvsa_jax.__file__).parent
 # A module imports from its own layer and from those before it. A package's name stands for what is in it.
 LAYERS = (
     ("errors",),
+    ("files",),
     ("data", "models", "losses", "optim", "state", "photometric", "distributed"),
-    ("steps", "classifier_step", "checkpoint", "monitor", "pictures", "report", "interop", "saliency.unet_step"),
+    ("steps", "classifier_step", "checkpoint", "monitor", "perf", "interruption"),
+    ("pictures", "report", "interop", "saliency.unet_step"),
     ("loop",),
     ("evaluation", "saliency", "settings"),
     ("run_report", "backbones"),
@@ -26,7 +28,7 @@ DEVICE = ("models", "losses", "optim", "state", "steps", "classifier_step", "pho
 DEVICE = (*DEVICE, "saliency.unet_step")
 FORBIDDEN = {
     HOST: ("jax", "flax", "optax", "orbax", *(f"cvsa_jax.{name}" for name in DEVICE)),
-    (*DEVICE, "errors"): ("tensorflow", "clu", "ml_collections", "cvsa_jax.data"),
+    (*DEVICE, "errors", "files"): ("tensorflow", "clu", "ml_collections", "cvsa_jax.data"),
 }
 # Everything else takes plain arguments.
 WITH_CONFIGS = ("settings", "cli", "comparison_page", "loop", "pretrain", "classify", "finetune", "run_report")

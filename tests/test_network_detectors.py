@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import Step
 
 from configs import common, demo, saliency_unet
 from cvsa_jax import classify, pretrain, settings
@@ -99,7 +100,7 @@ def test_six_steps_are_three_and_a_kill_and_three(tmp_path, unet_run, monkeypatc
                 raise KeyboardInterrupt
             return step(state, batch)
 
-        return run
+        return Step(run)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train_unet, "make_unet_step", dying)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import Step, logged
 from jax.sharding import PartitionSpec
 
 from configs import common, demo, folder
@@ -23,7 +24,6 @@ from cvsa_jax.errors import UserError
 from cvsa_jax.models.heads import Head
 from cvsa_jax.models.resnet import batch_norm
 from cvsa_jax.models.siamese import Siamese
-from cvsa_jax.monitor import read_metrics
 from cvsa_jax.optim import online_probe_optimizer
 from cvsa_jax.state import OnlineProbe, Queue, TrainState, init_state, target_parts
 
@@ -678,7 +678,7 @@ def kill_at(patch, step: int) -> None:
                 raise KeyboardInterrupt
             return real(state, batch)
 
-        return train_step
+        return Step(train_step)
 
     patch.setattr(pretrain, "make_train_step", dying)
 
@@ -687,15 +687,15 @@ def test_moco_of_ten_steps_is_five_and_a_kill_and_five(tmp_path, monkeypatch, fi
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         kill_at(patch, 8)
         pretrain.train(tiny("moco"), tmp_path / "run")
-    assert [row["step"] for row in read_metrics(tmp_path / "run")] == list(range(1, 8))
+    assert [row["step"] for row in logged(tmp_path / "run")] == list(range(1, 8))
     pretrain.train(tiny("moco"), tmp_path / "run")
     state, expected = final_state(tmp_path / "run"), final_state(finished)
     for (path, got), want in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(got, want, err_msg=jax.tree_util.keystr(path))
-    rows = read_metrics(finished)
-    assert read_metrics(tmp_path / "run") == rows
-    assert rows[0].keys() >= {"contrastive", "online_top1", "tau", "projection_std"}
-    assert "align" not in rows[0]
+    rows = logged(finished)
+    assert logged(tmp_path / "run") == rows
+    assert rows[0].keys() >= {"train/contrastive", "train/online_top1", "train/tau", "health/projection_std"}
+    assert "train/align" not in rows[0]
     # What has been compared is not what a run begins with.
     assert state.step == 10 and np.any(state.probe.weights) and state.probe.opt_state[0].count == 10
     np.testing.assert_allclose(np.linalg.norm(state.queue.keys, axis=1), 1, rtol=1e-5)
@@ -707,7 +707,7 @@ def test_workdir_of_another_objective_is_refused(finished):
     ) as error:
         pretrain.train(tiny("simclr"), finished)
     assert "or give another --workdir" in str(error.value)
-    assert read_metrics(finished)[-1]["step"] == 10
+    assert logged(finished)[-1]["step"] == 10
 
 
 @pytest.mark.parametrize(

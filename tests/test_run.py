@@ -5,6 +5,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from conftest import Step, logged
 
 import cvsa_jax.demo
 from configs import demo
@@ -113,7 +114,7 @@ def kill_at(monkeypatch, step):
                 raise KeyboardInterrupt
             return real(state, batch)
 
-        return train_step
+        return Step(train_step)
 
     monkeypatch.setattr(pretrain, "make_train_step", dying)
 
@@ -123,10 +124,10 @@ def test_ten_steps_are_five_and_a_kill_and_five(tmp_path, monkeypatch, cvsa_conf
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         kill_at(patch, 8)
         pretrain.train(cvsa_config(), workdir)
-    assert [row["step"] for row in read_metrics(workdir)] == list(range(1, 8))
+    assert [row["step"] for row in logged(workdir)] == list(range(1, 8))
     pretrain.train(cvsa_config(), workdir)
     assert_equal_trees(final_state(workdir, cvsa_config()), final_state(finished, cvsa_config()))
-    assert read_metrics(workdir) == read_metrics(finished)
+    assert logged(workdir) == logged(finished)
 
 
 def test_another_seed_gives_another_network(tmp_path, cvsa_config, finished):
@@ -159,11 +160,13 @@ def test_the_run_leaves_what_the_readme_promises(finished):
     assert any((finished / "tensorboard").iterdir())
     figures = json.loads((finished / "report" / "results.json").read_text())
     assert figures.keys() > {"knn_top1", "recall_at_1"} | LOCALIZATION
-    rows = read_metrics(finished)
+    rows = logged(finished)
     assert [row["step"] for row in rows] == list(range(1, 11))
-    assert {"loss", "align", "contrastive", "projection_std", "effective_rank", "target_cosine", "align_hit"} <= rows[
-        0
-    ].keys()
+    trained = {"train/loss", "train/align", "train/contrastive", "train/learning_rate", "train/tau"}
+    health = {f"health/{name}" for name in ("projection_std", "effective_rank", "target_cosine", "align_hit")}
+    assert trained | health <= rows[0].keys()
+    speed = {"perf/images_per_s_per_device", "perf/input_wait", "perf/host_memory_gib", "perf/flops_per_s_per_device"}
+    assert speed <= read_metrics(finished)[0].keys()
 
 
 def test_stage_two_starts_from_stage_one(tmp_path, cvsa_config):
@@ -186,7 +189,7 @@ def test_plain_byol_needs_no_saliency_store(tmp_path, capsys):
     config.saliency.store = str(tmp_path / "nowhere")
     config.total_steps = 3
     pretrain.train(config, tmp_path / "run")
-    assert "align" not in read_metrics(tmp_path / "run")[0]
+    assert "train/align" not in logged(tmp_path / "run")[0]
 
 
 def test_linear_probe_loads_and_counts_the_backbone(tmp_path, finished, capsys, monkeypatch):

@@ -27,7 +27,7 @@ from cvsa_jax.saliency import store as store_module
 from cvsa_jax.saliency.annotation import masks
 from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.detector import Detection, Detector
-from cvsa_jax.saliency.store import GRID, SaliencyStore, write_atomically
+from cvsa_jax.saliency.store import GRID, SaliencyStore
 
 THIRD = 2 * SHARD  # first image of the third and last file
 
@@ -269,38 +269,3 @@ def test_other_errors_of_the_disk_are_not_called_a_full_one(tmp_path, monkeypatc
         make(source_of(), tmp_path)
     assert not list(tmp_path.glob("*.part"))
     assert sorted(shards(tmp_path)) == ["shard-00000.npy", "shard-00001.npy"]
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "broken"), KeyboardInterrupt()])
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, error):
-    path = tmp_path / "file"
-    write_atomically(path, lambda file: file.write(b"first"))
-
-    def half(file):
-        file.write(b"sec")
-        file.flush()
-        assert path.read_bytes() == b"first"
-        raise error
-
-    expected = UserError if error.args[:1] == (errno.ENOSPC,) else type(error)
-    with pytest.raises(expected):
-        write_atomically(path, half)
-    assert path.read_bytes() == b"first"
-    write_atomically(path, lambda file: file.write(b"second"))
-    assert path.read_bytes() == b"second"
-    # Only a killed write leaves something, under a name that a pass removes.
-    assert len(list(tmp_path.glob("*.part"))) == isinstance(error, KeyboardInterrupt)
-    assert len(list(tmp_path.iterdir())) == 1 + isinstance(error, KeyboardInterrupt)
-
-
-def test_two_that_write_the_same_file_do_not_meet(tmp_path):
-    path = tmp_path / "file"
-
-    def slow(file):
-        file.write(b"later")
-        write_atomically(path, lambda other: other.write(b"sooner"))
-        assert path.read_bytes() == b"sooner"
-
-    write_atomically(path, slow)
-    assert path.read_bytes() == b"later"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]

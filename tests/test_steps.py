@@ -82,6 +82,23 @@ def batch() -> dict[str, np.ndarray]:
     }
 
 
+def train_step_on(mesh, weight: float, **options) -> Callable:
+    return steps.make_train_step(
+        MODEL,
+        OPTIMIZER,
+        mesh,
+        objective=losses.OBJECTIVES["byol"],
+        temperature=0.2,
+        tau=lambda step: jnp.array(TAUS)[step],
+        augment1=AUGMENT1,
+        augment2=AUGMENT2,
+        align_form="kl",
+        align_weight=weight,
+        seed=SEED,
+        **options,
+    )
+
+
 @pytest.fixture(scope="module")
 def run(mesh_of) -> Callable:
     """run(devices, weight, batch=…, step=…): the state and the metrics after one step from `start`, as NumPy."""
@@ -89,19 +106,7 @@ def run(mesh_of) -> Callable:
     @functools.cache
     def compiled(devices: int, weight: float):
         mesh = mesh_of(devices)
-        step = steps.make_train_step(
-            MODEL,
-            OPTIMIZER,
-            mesh,
-            objective=losses.OBJECTIVES["byol"],
-            temperature=0.2,
-            tau=lambda step: jnp.array(TAUS)[step],
-            augment1=AUGMENT1,
-            augment2=AUGMENT2,
-            align_form="kl",
-            align_weight=weight,
-            seed=SEED,
-        )
+        step = train_step_on(mesh, weight)
         # The step that most tests use is compiled as in a run, the two others as quickly as can be.
         return mesh, step if (devices, weight) == (8, WEIGHT) else quick(step)
 
@@ -251,10 +256,61 @@ def test_align_hit_is_the_share_of_pairs_whose_most_attended_cell_is_on_the_obje
 
     def alignment(queries1, queries2, keys1, keys2, rows):
         both = jnp.concatenate([queries1, queries2]), jnp.concatenate([keys1, keys2])
-        return steps._alignment("kl", *both, rows)[1]
+        return steps._alignment("kl", *both, steps._masks_in_cells(rows, 2, 1))[1]
 
     got = on_mesh(alignment, mesh_of(8))(queries, queries, keys, keys, rows)
     assert got == {"align_hit": 0.75, "usable_pairs": 0.5}
+
+
+def test_micro_batches_that_are_alike_give_the_step_of_the_whole_batch(mesh_of):
+    # Each device's rows are twice the same, so that batch statistics of a part are those of the whole; and one of four
+    # pairs is unusable.
+    half = {name: np.repeat(values[8:12].reshape(2, 1, 2, *values.shape[1:]), 2, 1) for name, values in batch().items()}
+    rows = {name: values.reshape(8, *values.shape[3:]) for name, values in half.items()}
+    mesh, found = mesh_of(2), {}
+    for parts in (1, 2):
+        step = quick(train_step_on(mesh, WEIGHT, accumulate=parts))
+        state = jax.device_put(jax.tree.map(np.copy, start()), distributed.replicated(mesh))
+        found[parts] = numpy_of(step(state, distributed.to_mesh(rows, mesh)))
+    (whole, metrics), (state, of_parts) = found[1], found[2]
+    assert of_parts.keys() == metrics.keys() and of_parts["usable_pairs"] == 0.75
+    assert_close(of_parts, metrics, rtol=1e-4)
+    assert_close(state.online.params, whole.online.params, rtol=1e-3)
+    assert_close(state.target.params, whole.target.params)
+    assert_moved(state.online.params, start().online.params)
+    # The running averages have moved twice by a tenth of the way.
+    once, twice, before = (s.online.batch_stats["backbone"]["stem_bn"]["mean"] for s in (whole, state, start()))
+    assert_close((twice - before) / 0.19, (once - before) / 0.1, rtol=1e-3)
+
+
+def test_parts_of_a_batch_give_its_mean_over_the_usable_pairs_and_its_vectors_in_order(mesh_of):
+    # Three of four usable pairs lie in the first part of the two devices.
+    usable = np.array([1, 1, 0, 1, 1, 0, 0, 0], bool)
+    value, params = np.arange(8, dtype=np.float32) ** 2, {"scale": jnp.float32(3)}
+    rows = {
+        "mask1": np.where(usable, 255, 0).astype(np.uint8)[:, None, None],
+        "mask2": np.full((8, 1, 1), 255, np.uint8),
+        "value": value,
+    }
+
+    def one(stats, rows):
+        def loss_fn(params):
+            loss = jax.lax.psum((rows["weight"] * rows["value"] * params["scale"]).sum(), distributed.AXIS)
+            vectors = jnp.concatenate([rows["value"], -rows["value"]])[:, None]
+            return loss, steps._Pass(stats, {"loss": loss}, *(k * vectors for k in (1, 2, 3, 4)))
+
+        return jax.grad(loss_fn, has_aux=True)(params)
+
+    def whole(rows):
+        rows = rows | steps._masks_in_cells(rows, 1, 2)
+        grads, seen = steps._accumulated(one, params, steps._Stats({}, None), rows, 2)
+        return grads["scale"], seen.metrics["loss"], seen.goals[:, 0]
+
+    mesh, split, same = mesh_of(2), PartitionSpec(distributed.AXIS), PartitionSpec()
+    grad, loss, goals = jax.jit(jax.shard_map(whole, mesh=mesh, in_specs=split, out_specs=(same, same, split)))(rows)
+    assert grad == value[usable].mean() and loss == 3 * value[usable].mean()
+    # On each device view 1 of its rows, then view 2.
+    np.testing.assert_array_equal(goals, 4 * np.concatenate([value[:4], -value[:4], value[4:], -value[4:]]))
 
 
 def on_mesh(function: Callable, mesh) -> Callable:

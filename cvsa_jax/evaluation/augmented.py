@@ -51,6 +51,8 @@ def fit_crops(
             batch_size=batch_size,
             steps=range(total),
             seed=seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
         progress = Progress("probe", total, per_count=batch_size)
         for done, batch in enumerate(batches, start=1):

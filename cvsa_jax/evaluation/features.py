@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from cvsa_jax.data.pipeline import image_batches
 from cvsa_jax.data.sources import Source
-from cvsa_jax.distributed import to_mesh
+from cvsa_jax.distributed import to_host, to_mesh
 from cvsa_jax.monitor import Progress
 
 
@@ -25,13 +25,19 @@ def extract(
     batch_size: int,
 ) -> Any:
     """What `encode`, such as a `steps.make_encoder`, gives for `network`, its first argument, and `source`'s images at
-    `indices`, as NumPy arrays; the rest is as in `image_batches`."""
+    `indices`, as NumPy arrays; the rest is as in `image_batches`. Each process reads its share of each batch, and all
+    get all of the result."""
     batch_size = -(-batch_size // mesh.size) * mesh.size
+    share = batch_size // jax.process_count()
+    own = indices[np.arange(len(indices)) % batch_size // share == jax.process_index()]
+    stream = image_batches(source, own, resize=resize, size=size, batch_size=share)
     progress = Progress("features", len(indices))
-    batches, done = [], 0
-    for images, count in image_batches(source, indices, resize=resize, size=size, batch_size=batch_size):
-        encoded = encode(network, to_mesh({"images": images}, mesh)["images"])
-        batches.append(jax.tree.map(lambda output, count=count: np.asarray(output)[:count], encoded))
-        done += count
-        progress.update(done)
+    batches = []
+    for first in range(0, len(indices), batch_size):
+        count = min(batch_size, len(indices) - first)
+        # Of the last batch this process may have no image.
+        images, _ = next(stream, (np.zeros((share, size, size, 3), np.uint8), 0))
+        encoded = to_host(encode(network, to_mesh({"images": images}, mesh)["images"]))
+        batches.append(jax.tree.map(lambda output, count=count: output[:count], encoded))
+        progress.update(first + count)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)

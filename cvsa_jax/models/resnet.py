@@ -84,6 +84,8 @@ class ResNet(nn.Module):
             below about 128 px.
         axis_name: mesh axis over which BatchNorm averages its statistics, or None.
         dtype: compute dtype of the convolutions; parameters and normalisation stay float32.
+        remat: keep only the input of each stage for the backward pass, which computes the stage anew: less memory, a
+            third more operations.
     """
 
     depth: int = 50
@@ -91,6 +93,7 @@ class ResNet(nn.Module):
     stem: str = "imagenet"
     axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -107,16 +110,23 @@ class ResNet(nn.Module):
             x = conv(self.width, (3, 3), strides=2, padding=((1, 1), (1, 1)), dtype=self.dtype, name="stem_conv")(x)
             x = nn.relu(norm(name="stem_bn")(x)).astype(self.dtype)
         for stage, blocks in enumerate(STAGE_SIZES[self.depth]):
-            for block in range(blocks):
-                x = Block(
-                    channels=self.width * 2**stage,
-                    stride=2 if stage > 0 and block == 0 else 1,
-                    bottleneck=self.depth >= BOTTLENECK_DEPTH,
-                    norm=norm,
-                    dtype=self.dtype,
-                    name=f"stage{stage + 1}_block{block + 1}",
-                )(x)
+            run_stage = functools.partial(_stage, stage=stage, blocks=blocks, norm=norm)
+            x = nn.remat(run_stage)(self, x) if self.remat else run_stage(self, x)
         return x, x.astype(jnp.float32).mean((1, 2))
+
+
+def _stage(network: ResNet, x: jax.Array, *, stage: int, blocks: int, norm: Callable[..., nn.Module]) -> jax.Array:
+    for block in range(blocks):
+        x = Block(
+            channels=network.width * 2**stage,
+            stride=2 if stage > 0 and block == 0 else 1,
+            bottleneck=network.depth >= BOTTLENECK_DEPTH,
+            norm=norm,
+            dtype=network.dtype,
+            name=f"stage{stage + 1}_block{block + 1}",
+            parent=network,
+        )(x)
+    return x
 
 
 def parameter_count(params) -> int:

@@ -28,7 +28,7 @@ class Siamese(nn.Module):
     """Backbone, MLP projector and predictor (BYOL), conv-projector and conv-predictor (CVSA).
 
     Attributes:
-        depth, width, stem, dtype: see `ResNet`.
+        depth, width, stem, dtype, remat: see `ResNet`.
         head_hidden: hidden channels of the four heads.
         head_out: output channels D of the four heads.
         axis_name: mesh axis of BatchNorm, or None.
@@ -41,6 +41,7 @@ class Siamese(nn.Module):
     head_out: int = 256
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @property
     def stride(self) -> int:
@@ -53,7 +54,7 @@ class Siamese(nn.Module):
         return channels(self.depth, self.width)
 
     def setup(self):
-        self.backbone = ResNet(self.depth, self.width, self.stem, self.axis_name, self.dtype)
+        self.backbone = ResNet(self.depth, self.width, self.stem, self.axis_name, self.dtype, self.remat)
         head = lambda: Head(self.head_hidden, self.head_out, self.axis_name, self.dtype)  # noqa: E731
         self.projector, self.predictor = head(), head()
         self.conv_projector, self.conv_predictor = head(), head()

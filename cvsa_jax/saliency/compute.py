@@ -13,6 +13,7 @@ from cvsa_jax.data.decode import Unreadable
 from cvsa_jax.data.pipeline import load_image, unreadable_error
 from cvsa_jax.data.sources import Source
 from cvsa_jax.errors import UserError
+from cvsa_jax.files import write_atomically, write_json_atomically, write_text_atomically
 from cvsa_jax.monitor import Progress
 from cvsa_jax.saliency.detector import Detection, Detector
 from cvsa_jax.saliency.store import (
@@ -21,8 +22,6 @@ from cvsa_jax.saliency.store import (
     VERSION,
     make_record,
     shard_paths,
-    write_atomically,
-    write_json_atomically,
 )
 
 BLANK, FULL = 0.01, 0.95  # shares of the image at the threshold below and above which a map says nothing
@@ -146,7 +145,7 @@ def _claim(folder: Path, identity: dict, source: Source) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     names = "".join(f"{name}\n" for name in source.names)
-    write_atomically(folder / "names.txt", lambda file: file.write(names.encode()))
+    write_text_atomically(folder / "names.txt", names)
     write_json_atomically(claim, identity)
 
 

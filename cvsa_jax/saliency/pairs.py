@@ -10,8 +10,8 @@ import numpy as np
 
 from cvsa_jax.data.sources import Source
 from cvsa_jax.errors import UserError
+from cvsa_jax.files import write_json_atomically
 from cvsa_jax.saliency.detector import squeezed
-from cvsa_jax.saliency.store import write_json_atomically
 
 Pairs = tuple[np.ndarray, np.ndarray]  # (N, S, S, 3) images and (N, S, S) masks, both uint8 and mapped from disk
 
@@ -36,17 +36,12 @@ def make_pairs(parts: list[tuple[Source, np.ndarray]], size: int, folder: Path) 
     return images, masks
 
 
-def pair_batches(
-    pairs: Pairs, *, batch_size: int, steps: range, seed: int, process_index: int = 0, process_count: int = 1
-) -> Iterator[dict[str, np.ndarray]]:
-    """`image` and `mask` of this process's rows of the global batches, a pure function of (seed, step); every epoch
-    sees each pair once."""
+def pair_batches(pairs: Pairs, *, batch_size: int, steps: range, seed: int) -> Iterator[dict[str, np.ndarray]]:
+    """`image` and `mask` of the batches, a pure function of (seed, step); every epoch sees each pair once."""
     n = len(pairs[0])
-    share = batch_size // process_count
     order = functools.lru_cache(maxsize=2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(n))
     for step in steps:
-        first = step * batch_size + process_index * share
-        rows = np.array([order(p // n)[p % n] for p in range(first, first + share)])
+        rows = np.array([order(p // n)[p % n] for p in range(step * batch_size, (step + 1) * batch_size)])
         yield {"image": pairs[0][rows], "mask": pairs[1][rows]}
 
 

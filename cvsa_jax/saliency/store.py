@@ -4,10 +4,7 @@ A store is a folder of `shard-00000.npy`, … (structured arrays of RECORD, in t
 `manifest.json`, which is written last: a folder without it is an unfinished store.
 """
 
-import errno
 import json
-import os
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -119,32 +116,3 @@ def _to_grid(saliency: np.ndarray) -> np.ndarray:
     kind = Image.Resampling.BOX if min(saliency.shape) >= GRID else Image.Resampling.BILINEAR
     image = Image.fromarray(np.ascontiguousarray(saliency, np.float32), "F")
     return np.clip(np.asarray(image.resize((GRID, GRID), kind)), 0, 1)
-
-
-def write_atomically(path: Path, write) -> None:
-    """Calls `write(file)` on a temporary file beside `path` and renames it: a killed command leaves no half file, and
-    of two that write the same file the later one wins.
-
-    Raises:
-        UserError: the disk is full.
-    """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"no space left to write {path}. What is finished is kept: make room and give the same command again"
-        ) from None
-
-
-def write_json_atomically(path: Path, content: dict) -> None:
-    """`content` as JSON."""
-    text = json.dumps(content, indent=2) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))

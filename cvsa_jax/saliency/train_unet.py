@@ -30,6 +30,8 @@ def train_unet(config: ConfigDict, workdir: Path) -> dict[str, float]:
     Raises:
         UserError: whatever the user can put right, before the first step where it can be known then.
     """
+    if jax.process_count() > 1:
+        raise UserError(f"config.mode={config.mode!r} runs in one process, not in {jax.process_count()}")
     # 1) Data: images and masks, decoded once.
     model, mesh = settings.unet(config.model), make_mesh()
     geometry, colour = settings.geometry(config.augment), settings.photometric(config.augment.colour)
@@ -68,8 +70,7 @@ def train_unet(config: ConfigDict, workdir: Path) -> dict[str, float]:
     )
 
     # 3) The loop.
-    place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    stream = pair_batches(pairs, batch_size=config.batch_size, steps=range(start, total), seed=config.seed, **place)
+    stream = pair_batches(pairs, batch_size=config.batch_size, steps=range(start, total), seed=config.seed)
     run_steps(
         config, workdir, train_step, state, stream, mesh, checkpoints, total=total, schedule=schedule, meta=identity
     )
@@ -81,8 +82,7 @@ def train_unet(config: ConfigDict, workdir: Path) -> dict[str, float]:
     measured = readable(source.split(config.data.test_split)) if held_out else parts[0][1]
     records = _records(unet(workdir), source, measured, config.threshold)
     figures = measure(source, measured, lambda i: records[i], config.threshold)
-    if jax.process_index() == 0:
-        _report(workdir, source, figures, measured, held_out)
+    _report(workdir, source, figures, measured, held_out)
     return figures
 
 
@@ -100,7 +100,7 @@ def _report(workdir: Path, source: Source, figures: dict, measured: np.ndarray, 
     folder = workdir / "report"
     report.write_json(folder / "results.json", figures)
     caption = "The run, from metrics.jsonl."
-    panels = {"loss": ("loss",), "gradient": ("grad_norm",), "learning rate": ("learning_rate",)}
+    panels = {"loss": ("train/loss",), "gradient": ("health/grad_norm",), "learning rate": ("train/learning_rate",)}
     curves = pictures.curves_picture(folder / "curves.png", read_metrics(workdir), panels, caption)
     said = f"{len(measured)} {'held-out' if held_out else 'training'} images of {source.name}"
     table = report.Table(("", *figures), [(said, *(f"{value:.3f}" for value in figures.values()))])
