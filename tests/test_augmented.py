@@ -19,6 +19,7 @@ from cvsa_jax.data.pipeline import crop_batches, load_image
 from cvsa_jax.data.sources import procedural
 from cvsa_jax.evaluation import summary
 from cvsa_jax.evaluation.augmented import fit_crops
+from cvsa_jax.evaluation.labelled import fraction_rows
 from cvsa_jax.evaluation.linear import MOMENTUM, ProbeResult, Standardization
 from cvsa_jax.evaluation.protocol import Knn, Probe
 from cvsa_jax.evaluation.summary import Evaluator
@@ -284,3 +285,26 @@ def test_augmented_crops_are_what_the_probe_learns_from(mesh_of):
     )
     assert np.abs(whole - crops).max() > 0.05
     assert np.abs(whole - cached).max() > 1e-3
+
+
+@pytest.mark.parametrize("area", [None, WHOLE])
+def test_each_probe_gets_the_rows_of_its_fraction_with_their_labels_and_its_seed(mesh_of, monkeypatch, area):
+    calls, real = [], summary.linear_probe
+
+    def recorded(x, y, *rest, **options):
+        result = real(x, y, *rest, **options)
+        calls.append((x, y, options, result))
+        return result
+
+    monkeypatch.setattr(summary, "linear_probe", recorded)
+    given = {"fractions": (1.0, 0.25), "seeds": (3, 5), "list_seed": 9, "learning_rates": (0.3,), "crop_area": area}
+    found = recognition(mesh_of(1), **given)
+    features = colours(NOTHING, jnp.asarray(whole_images(TRAIN))).pooled
+    assert [options["seed"] for _, _, options, _ in calls] == [3, 5, 3, 5]
+    assert [options["fit"] is None for _, _, options, _ in calls] == [area is None] * 4
+    for (x, y, _, _), fraction in zip(calls, (0.25, 0.25, 1.0, 1.0), strict=True):
+        rows = fraction_rows(SOURCE.labels[TRAIN], fraction, 9)
+        np.testing.assert_array_equal(y, SOURCE.labels[TRAIN][rows])
+        np.testing.assert_allclose(x, features[rows], rtol=1e-6)
+    # Of all labels, and of the first seed.
+    np.testing.assert_array_equal(found.weights, calls[2][3].weights)

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from cvsa_jax.evaluation import linear
 from cvsa_jax.evaluation.labelled import validation_rows
-from cvsa_jax.evaluation.linear import linear_probe
+from cvsa_jax.evaluation.linear import Standardization, linear_probe
 
 # Compiles in a third of the time.
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -278,3 +278,12 @@ def test_one_rate_alone_is_not_validated():
     result = probe(one_hot(y, 4), y, one_hot(y, 4), y, 4, learning_rates=(0.1,), folds=3, fit=fit)
     assert fit.calls == [(list(range(40)), (0.1,))]
     assert (result.learning_rate, result.validation) == (0.1, {})
+
+
+def test_a_feature_that_does_not_vary_is_only_centred():
+    x = np.array([[1.0, 5.0], [3.0, 5.0]], np.float32)
+    scale = Standardization.of(x)
+    np.testing.assert_array_equal(scale.mean, [2, 5])
+    np.testing.assert_array_equal(scale.std, [1, 1])
+    np.testing.assert_array_equal(scale.apply(np.array([[4.0, 5.5]], np.float32)), [[2, 0.5]])
+    np.testing.assert_array_equal(Standardization.of(2 * x).std, [2, 1])

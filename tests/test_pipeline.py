@@ -302,6 +302,10 @@ def test_half_of_the_crops_are_mirrored():
     assert len(mirrored) == 120
     # Three standard deviations.
     assert abs(mirrored.sum() - 60) < 3 * 120**0.5 / 2
+    # And whatever the crop: its area, aspect and place.
+    width, height = np.abs(boxes[:, 1] - boxes[:, 0]), boxes[:, 3] - boxes[:, 2]
+    for drawn in (width * height, width / height, boxes[:, :2].min(1), boxes[:, 2]):
+        assert abs(np.corrcoef(mirrored, drawn)[0, 1]) < 0.3
 
 
 def test_trivial_crops_of_squares_are_the_images_or_their_mirror_images():

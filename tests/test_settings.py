@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import common
+from configs import common, folder
 from cvsa_jax import losses, optim, settings
 from cvsa_jax.data import sources, views
 from cvsa_jax.errors import UserError
@@ -14,6 +14,7 @@ STRIDE = 32
 CONFIGS = Path(common.__file__).parent
 # Every argument that a file's docstring names, and their combination.
 PLAIN = ("", "small", "byol", "moco", "simclr", "simsiam", "moco,cvsa", "small,byol")
+PLAIN = (*PLAIN, "gpu8gb", "gpu24gb", "tpu_v4_32", "byol,gpu8gb")
 TUNED = ("", "448", "scratch", "small", "scratch,small")
 ARGUMENTS = {"demo": ("", "byol", "mask_head", "simclr"), "folder": PLAIN, "cub": PLAIN}
 ARGUMENTS |= {"folder_linear": ("", "full"), "cub_linear": ("", "full")}
@@ -234,3 +235,27 @@ def test_unknown_argument_of_a_config_file(name):
 def test_temperature_that_is_not_above_0(value):
     with pytest.raises(UserError, match=r"config\.contrast\.temperature=.* must be above 0"):
         settings.temperature(config_with(contrast__temperature=value))
+
+
+@pytest.mark.parametrize(
+    ("option", "devices", "at_once"), [("gpu8gb", 1, 32), ("gpu24gb", 1, 128), ("tpu_v4_32", 16, 256)]
+)
+def test_presets_of_a_device(option, devices, at_once):
+    config = folder.get_config(option)
+    assert config.batch_size / devices / config.accumulate_steps == at_once
+    assert config.model.dtype == "bfloat16" and config.model.depth == 50 and config.views.size == 224
+    assert config.batch_size / devices % config.views.group == 0
+    with pytest.raises(ValueError, match="one kind of device at a time"):
+        folder.get_config("gpu8gb,gpu24gb")
+
+
+def test_micro_batches():
+    assert settings.accumulate_steps(config_with(accumulate_steps=3)) == 3
+    with pytest.raises(UserError, match=r"config\.accumulate_steps=0 must be at least 1"):
+        settings.accumulate_steps(config_with(accumulate_steps=0))
+    for objective in ("moco", "simsiam"):
+        assert settings.accumulate_steps(config_with(objective=objective, accumulate_steps=2)) == 2
+    # Its negatives are the batch.
+    with pytest.raises(UserError, match=r"config\.objective='simclr' takes its negatives from the batch, which"):
+        settings.accumulate_steps(config_with(objective="simclr", accumulate_steps=2))
+    assert settings.accumulate_steps(config_with(objective="simclr")) == 1
