@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from benchmarks import tiny_run
 from benchmarks.common import commit
@@ -191,6 +191,7 @@ class Campaign:
 
 def main(argv: list[str]) -> None:
     del argv
+    logging.set_verbosity(logging.FATAL)
     rng = np.random.default_rng(_SEED.value)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

@@ -2,9 +2,12 @@
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step --batch_sizes=8 --depth=8 --stem=small --size=48 --rounds=2   # to try it on a CPU
+    python -m benchmarks.train_step --variants=cvsa,cvsa_remat,cvsa_micro2 --name=memory
+    for v in cvsa cvsa_remat cvsa_micro2; do    # the peak is that of the process, so each in its own
+        python -m benchmarks.train_step --variants=$v --batch_sizes=256 --rounds=1 --name=peak_$v; done
 
-Plain BYOL and CVSA run in turn in one process (A B A B …), so that their ratio holds where the machine's speed
-drifts. Imports no TensorFlow. Writes benchmarks/results/train_step.json.
+The variants run in turn in one process (A B A B …), so that the ratios to the first hold where the machine's speed
+drifts. Imports no TensorFlow. Writes benchmarks/results/<name>.json.
 """
 
 import functools
@@ -12,6 +15,7 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +26,7 @@ from benchmarks.common import commit
 from cvsa_jax import losses, optim, steps
 from cvsa_jax.distributed import make_mesh, replicated, to_mesh
 from cvsa_jax.models.siamese import Siamese
+from cvsa_jax.perf import GIB, compiled_step
 from cvsa_jax.photometric import Photometric
 from cvsa_jax.state import init_state
 
@@ -32,7 +37,23 @@ _SIZE = flags.DEFINE_integer("size", 224, "Side of the views, px.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds of each method.")
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps in a round.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of the convolutions.")
-METHODS = {"byol": 0.0, "cvsa": 1.0}  # name -> weight of the alignment loss
+
+
+class Variant(NamedTuple):
+    align_weight: float
+    remat: bool = False
+    accumulate: int = 1
+
+
+VARIANTS = {
+    "byol": Variant(0.0),
+    "cvsa": Variant(1.0),
+    "cvsa_remat": Variant(1.0, remat=True),
+    "cvsa_micro2": Variant(1.0, accumulate=2),
+    "cvsa_micro8": Variant(1.0, accumulate=8),
+}
+_VARIANTS = flags.DEFINE_list("variants", ["byol", "cvsa"], f"Of {', '.join(VARIANTS)}.")
+_NAME = flags.DEFINE_string("name", "train_step", "Of the file of results.")
 
 
 def main(argv: list[str]) -> None:
@@ -55,21 +76,23 @@ def main(argv: list[str]) -> None:
             results[f"batch_{batch_size}_error"] = str(error).splitlines()[0][:120]
             print(f"batch {batch_size}: {results[f'batch_{batch_size}_error']}")
             break
-    path = Path(__file__).parent / "results" / "train_step.json"
+    path = Path(__file__).parent / "results" / f"{_NAME.value}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")
     print(f"results: {path}")
 
 
 def measure(model: Siamese, mesh, batch_size: int) -> dict[str, float]:
-    """Median, minimum and maximum images/s of both methods, and the median of the rounds' ratios."""
+    """Of each variant the median, minimum and maximum images/s, the median of the rounds' ratios to the first, and the
+    memory that the compiler planned; and the peak of the process."""
     optimizer = optim.make_optimizer("lars", optim.learning_rate(0.45, batch_size, 10, 1000), 1e-6, 0.9)
     batch = to_mesh(synthetic_batch(batch_size, _SIZE.value), mesh)
     photometric = Photometric(0.4, 0.4, 0.2, 0.1, 0.8, 0.2, 0.5, 0.1)
-    runs = {}
-    for name, weight in METHODS.items():
-        step = steps.make_train_step(
-            model,
+    runs, planned = {}, {}
+    for name in _VARIANTS.value:
+        variant = VARIANTS[name]
+        train_step = steps.make_train_step(
+            model.clone(remat=variant.remat),
             optimizer,
             mesh,
             objective=losses.OBJECTIVES["byol"],
@@ -78,16 +101,18 @@ def measure(model: Siamese, mesh, batch_size: int) -> dict[str, float]:
             augment1=photometric,
             augment2=photometric,
             align_form="kl",
-            align_weight=weight,
+            align_weight=variant.align_weight,
             seed=0,
+            accumulate=variant.accumulate,
         )
         initialize = functools.partial(init_state, model, optimizer, _SIZE.value)
         state = jax.jit(initialize, out_shardings=replicated(mesh))(jax.random.key(0))
-        began = time.perf_counter()
+        step, cost = compiled_step(train_step, state, batch, mesh)
         state, _ = jax.block_until_ready(step(state, batch))
         runs[name] = [step, state]
-        print(f"batch {batch_size}, {name}: compiled in {time.perf_counter() - began:.0f} s", flush=True)
-    rates: dict[str, list[float]] = {name: [] for name in METHODS}
+        planned[f"batch_{batch_size}_{name}_planned_gib"] = cost.memory / GIB
+        print(f"batch {batch_size}, {name}: {cost.said}", flush=True)
+    rates: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(_ROUNDS.value):
         for name, run in runs.items():
             step, state = run
@@ -97,15 +122,17 @@ def measure(model: Siamese, mesh, batch_size: int) -> dict[str, float]:
             jax.block_until_ready(state)
             rates[name].append(batch_size * _STEPS.value / (time.perf_counter() - began))
             run[1] = state
-    figures = {}
+    figures = planned
     for name, values in rates.items():
         prefix = f"batch_{batch_size}_{name}_images_per_s"
         figures |= {prefix: statistics.median(values), f"{prefix}_min": min(values), f"{prefix}_max": max(values)}
         print(f"batch {batch_size}, {name}: {figures[prefix]:.1f} images/s ({min(values):.1f} to {max(values):.1f})")
-    ratios = [cvsa / byol for byol, cvsa in zip(rates["byol"], rates["cvsa"], strict=True)]
-    figures[f"batch_{batch_size}_cvsa_over_byol"] = statistics.median(ratios)
+    first, *others = rates
+    for name in others:
+        ratios = [rate / base for base, rate in zip(rates[first], rates[name], strict=True)]
+        figures[f"batch_{batch_size}_{name}_over_{first}"] = statistics.median(ratios)
     if (stats := mesh.devices.flat[0].memory_stats()) and "peak_bytes_in_use" in stats:
-        figures[f"batch_{batch_size}_peak_gib_so_far"] = stats["peak_bytes_in_use"] / 2**30
+        figures[f"batch_{batch_size}_peak_gib_so_far"] = stats["peak_bytes_in_use"] / GIB
     return figures
 
 

@@ -30,10 +30,12 @@ _SKIPPED = 10  # steps at the start, which are not like the others
 @dataclasses.dataclass(frozen=True)
 class StepCost:
     """Of one step on one device: `flops`, floating-point operations (0: not known); `peak`, the device's operations per
-    second, or None; and a line that says what the step needs."""
+    second, or None; `memory`, bytes of the state, the batch and what is between (0: not known); and a line that says
+    it."""
 
     flops: float
     peak: float | None
+    memory: int
     said: str
 
 
@@ -47,13 +49,16 @@ def compiled_step(train_step: Callable, state: Any, batch: dict, mesh: Mesh) -> 
     parts = [f"step compiled in {time.monotonic() - began:.0f} s"]
     if flops:
         parts.append(f"{flops / 1e9:.3g} GFLOP")
-    if (memory := compiled.memory_analysis()) is not None:
-        needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        needed += memory.temp_size_in_bytes
+    memory = 0
+    if (plan := compiled.memory_analysis()) is not None:
+        memory = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+        memory += plan.temp_size_in_bytes
         limit = (device.memory_stats() or {}).get("bytes_limit")
         of = f" of {limit / GIB:.1f}" if limit else ""
-        parts.append(f"{needed / GIB:.2f}{of} GiB")
-    return compiled, StepCost(flops, peak, "; on each device: ".join(filter(None, (parts[0], ", ".join(parts[1:])))))
+        parts.append(f"{memory / GIB:.2f}{of} GiB")
+    return compiled, StepCost(
+        flops, peak, memory, "; on each device: ".join(filter(None, (parts[0], ", ".join(parts[1:]))))
+    )
 
 
 class Speed:

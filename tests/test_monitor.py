@@ -8,7 +8,7 @@ import pytest
 
 from cvsa_jax import monitor
 from cvsa_jax.errors import UserError
-from cvsa_jax.monitor import FiniteCheck, Progress, Writer, read_metrics
+from cvsa_jax.monitor import FiniteCheck, Progress, Writer, named, read_metrics
 
 
 class Clock:
@@ -141,3 +141,47 @@ def test_not_finite_before_the_first_checkpoint():
     finite.add(1, values(loss=math.nan))
     with pytest.raises(UserError, match=r"^step 1: loss nan, gradient norm 1\.0.*no checkpoint"):
         finite.check(None)
+
+
+class Board:
+    """In the place of the package wandb."""
+
+    def __init__(self):
+        self.calls = []
+
+    def init(self, **given):
+        self.calls.append(given)
+        return self
+
+    def log(self, metrics, step):
+        self.calls.append((step, metrics))
+
+    def finish(self):
+        self.calls.append("finished")
+
+
+def test_figures_also_go_to_weights_and_biases(tmp_path, monkeypatch):
+    board = Board()
+    monkeypatch.setitem(sys.modules, "wandb", board)
+    for start in (0, 1):  # a run and its continuation
+        writer = Writer(tmp_path / "run", start, "birds")
+        writer.write(start + 1, {"train/loss": 0.5})
+        writer.close()
+    first, logged, finished, again = board.calls[:4]
+    assert first == again and first["project"] == "birds" and first["name"] == "run" and first["resume"] == "allow"
+    assert logged == (1, {"train/loss": 0.5}) and finished == "finished"
+    other = Writer(tmp_path / "other", 0, "birds")
+    other.close()
+    assert board.calls[-2]["id"] != first["id"]
+
+
+def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"config\.wandb_project needs Weights & Biases: pip install wandb"):
+        Writer(tmp_path, 0, "birds")
+    Writer(tmp_path, 0).close()
+
+
+def test_metrics_of_a_step_have_the_names_of_the_log():
+    names = named({"loss": jnp.float32(2), "grad_norm": jnp.float32(3), "align_hit": jnp.float32(0.5)})
+    assert names == {"train/loss": 2.0, "health/grad_norm": 3.0, "health/align_hit": 0.5}

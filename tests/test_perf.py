@@ -17,7 +17,7 @@ def clock(monkeypatch):
 
 
 def test_speed_since_the_last_restart(clock):
-    speed = Speed(64, 4, StepCost(flops=3e9, peak=12e9, said=""))
+    speed = Speed(64, 4, StepCost(flops=3e9, peak=12e9, memory=0, said=""))
     speed.count()
     clock.seconds += 100
     speed.restart()
@@ -41,9 +41,9 @@ def test_speed_since_the_last_restart(clock):
 
 
 def test_what_is_not_known_is_not_told(clock):
-    figures = Speed(64, 4, StepCost(flops=0.0, peak=None, said="")).figures()
+    figures = Speed(64, 4, StepCost(flops=0.0, peak=None, memory=0, said="")).figures()
     assert figures.keys() == {"perf/images_per_s_per_device", "perf/input_wait", "perf/host_memory_gib"}
-    assert "perf/peak_share" not in Speed(64, 4, StepCost(flops=1.0, peak=None, said="")).figures()
+    assert "perf/peak_share" not in Speed(64, 4, StepCost(flops=1.0, peak=None, memory=0, said="")).figures()
 
 
 def test_cost_of_a_matrix_product(mesh_of, clock):
@@ -54,7 +54,7 @@ def test_cost_of_a_matrix_product(mesh_of, clock):
     assert cost.flops == pytest.approx(2 * n**3, rel=0.01)  # each device has n of the rows
     # In and out of each device: the state twice, and twice n of the rows.
     assert cost.said == f"step compiled in 0 s; on each device: 0.0336 GFLOP, {4 * 4 * n * n / GIB:.2f} GiB"
-    assert cost.peak is None
+    assert cost.peak is None and cost.memory == pytest.approx(4 * 4 * n * n, rel=0.01)
     np.testing.assert_array_equal(step(state, batch)[1], np.full((2 * n, n), n))
 
 
