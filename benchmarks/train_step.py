@@ -107,7 +107,7 @@ def measure(model: Siamese, mesh, batch_size: int) -> dict[str, float]:
         )
         initialize = functools.partial(init_state, model, optimizer, _SIZE.value)
         state = jax.jit(initialize, out_shardings=replicated(mesh))(jax.random.key(0))
-        step, cost = compiled_step(train_step, state, batch, mesh)
+        step, cost = compiled_step(train_step, state, batch, mesh, variant.accumulate)
         state, _ = jax.block_until_ready(step(state, batch))
         runs[name] = [step, state]
         planned[f"batch_{batch_size}_{name}_planned_gib"] = cost.memory / GIB

@@ -31,6 +31,7 @@ def run_steps(
     schedule: optax.Schedule,
     meta: dict,
     watch: tuple[int, Callable[[Any], dict[str, float]]] = (0, lambda state: {}),
+    micro_batches: int = 1,
 ) -> tuple[Any, dict[str, np.ndarray] | None]:
     """Runs the jitted `train_step` (state, batch) -> (state, metrics) from `state.step` to `total` on the batches of
     `stream`.
@@ -41,6 +42,7 @@ def run_steps(
     Args:
         config: for `batch_size` and the keys of `common.loop`.
         watch: every so many steps (0: never) what it says of the state stands in the log too.
+        micro_batches: of a step, for its cost.
 
     Raises:
         UserError: the loss or the gradient is not finite (it names the step), or a checkpoint cannot be written.
@@ -52,7 +54,7 @@ def run_steps(
         checkpoints.close()
         return state, batch
     batch = next(stream)
-    step, cost = compiled_step(train_step, state, to_mesh(batch, mesh), mesh)
+    step, cost = compiled_step(train_step, state, to_mesh(batch, mesh), mesh, micro_batches)
     print(cost.said, flush=True)
     writer, finite = Writer(workdir, start, config.wandb_project), FiniteCheck()
     progress = Progress("train", total, per_count=config.batch_size)

@@ -39,12 +39,15 @@ class StepCost:
     said: str
 
 
-def compiled_step(train_step: Callable, state: Any, batch: dict, mesh: Mesh) -> tuple[Callable, StepCost]:
-    """The jitted step compiled for such arguments, and its cost as the compiler counts it."""
+def compiled_step(
+    train_step: Callable, state: Any, batch: dict, mesh: Mesh, micro_batches: int = 1
+) -> tuple[Callable, StepCost]:
+    """The jitted step compiled for such arguments, and its cost as the compiler counts it: the body of a loop once, so
+    its operations are multiplied by the `micro_batches`."""
     began = time.monotonic()
     compiled = train_step.lower(state, batch).compile()
     device = mesh.local_devices[0]
-    flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
+    flops = micro_batches * (compiled.cost_analysis() or {}).get("flops", 0.0)
     peak = next((peak for kind, peak in PEAK_FLOPS.items() if device.device_kind.startswith(kind)), None)
     parts = [f"step compiled in {time.monotonic() - began:.0f} s"]
     if flops:
@@ -56,9 +59,8 @@ def compiled_step(train_step: Callable, state: Any, batch: dict, mesh: Mesh) -> 
         limit = (device.memory_stats() or {}).get("bytes_limit")
         of = f" of {limit / GIB:.1f}" if limit else ""
         parts.append(f"{memory / GIB:.2f}{of} GiB")
-    return compiled, StepCost(
-        flops, peak, memory, "; on each device: ".join(filter(None, (parts[0], ", ".join(parts[1:]))))
-    )
+    said = "; on each device: ".join(filter(None, (parts[0], ", ".join(parts[1:]))))
+    return compiled, StepCost(flops, peak, memory, said)
 
 
 class Speed:

@@ -140,6 +140,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
         schedule=schedule,
         meta=identity,
         watch=(0 if source.labels is None or not config.eval.knn else config.watch.knn_steps, watch),
+        micro_batches=accumulate,
     )
 
     # 5) Figures and pictures of the online network.
