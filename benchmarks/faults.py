@@ -120,7 +120,7 @@ class Campaign:
         self._compare(workdir)
 
         # The disk is full during a save.
-        with _tmpfs(self.folder / "small", "size=3m") as small:
+        with _tmpfs(self.folder / "small", "size=600k") as small:
             if small:
                 told["disk full during a save"] = self._error(small / "run", checkpoint_steps=2)
 

@@ -68,7 +68,12 @@ case ${1-} in
             .venv/bin/python -m cvsa_jax.main "${arguments[@]}" >train.log 2>&1 </dev/null &
         echo $! >train.pid
         ;;
-    log) tail --sleep-interval=0.2 --lines=100 --follow=name --retry --pid="$(<train.pid)" train.log ;;
+    log)
+        tail --lines=100 --follow=name --retry train.log &
+        flock --shared "$lock" true
+        sleep 0.3 # for the last lines
+        kill $! 2>/dev/null || true
+        ;;
     wait) # for the end of the training; then the exit code, and the end of the log if it failed
         flock --shared "$lock" true
         code=$(cat train.code 2>/dev/null || echo 1)

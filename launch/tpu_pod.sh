@@ -34,7 +34,7 @@ needs gcloud 'install the Google Cloud CLI, https://cloud.google.com/sdk/docs/in
 
 readonly LOST=255
 pause=${POLL_SECONDS:-30}
-scratch=${TMPDIR:-/tmp}/cvsa_jax.$$
+scratch=${TMPDIR:-/tmp}/cvsa_jax.$$ errors=/dev/null
 followers=()
 trap 'stop_following; rm -rf "$scratch"' EXIT
 trap 'echo "The training goes on; the same command follows it again." >&2; exit 130' INT TERM
@@ -58,13 +58,11 @@ state() {
 }
 
 describe() {
-    local answer
-    if answer=$(tpu "$1" describe "$name" --format="$2" 2>&1); then
-        echo "$answer"
-    elif [[ $answer != *NOT_FOUND* ]]; then
-        echo "$answer" >&2
+    tpu "$1" describe "$name" --format="$2" 2>"$errors" && return
+    grep -q NOT_FOUND "$errors" || {
+        cat "$errors" >&2
         echo '?'
-    fi
+    }
 }
 
 acquire() {
@@ -176,7 +174,11 @@ attempt() {
     follow
 }
 
-[[ $dry_run ]] || { mkdir -m 700 "$scratch" && mkfifo "$scratch/ends"; }
+if [[ ! $dry_run ]]; then
+    mkdir -m 700 "$scratch"
+    mkfifo "$scratch/ends"
+    errors=$scratch/errors
+fi
 restarts=0
 while true; do
     acquire

@@ -84,6 +84,8 @@ done
 missing() { echo "ERROR: (gcloud.compute.tpus) NOT_FOUND: Resource was not found" >&2; exit 1; }
 case $* in
     *' queued-resources describe '*)
+        echo 'WARNING: there is a newer gcloud' >&2
+        if [[ -e $SITE/offline ]]; then rm "$SITE/offline"; echo 'ERROR: no network' >&2; exit 1; fi
         [[ -e $SITE/queue ]] || missing
         head -1 "$SITE/queue"
         (($(wc -l <"$SITE/queue") == 1)) || sed -i 1d "$SITE/queue"
@@ -197,7 +199,10 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path):
-    return Site(tmp_path)
+    # Where SIGINT is ignored, as in a background job, the scripts would ignore it too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield Site(tmp_path)
+    signal.signal(signal.SIGINT, before)
 
 
 def until(condition) -> None:
@@ -596,6 +601,8 @@ def host_training(host) -> str:
 
 @pytest.fixture
 def cloud(site):
+    if not (shutil.which("flock") and shutil.which("setsid")):
+        pytest.skip("the hosts of a TPU run Linux")
     site.stand_in(gcloud=GCLOUD, uv=UV, gcsfuse=GCSFUSE, mountpoint=MOUNTPOINT)
     site.write(grant=["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"])
     return site
@@ -717,8 +724,10 @@ def test_tpu_that_is_taken_away_too_often(cloud):
 
 def test_tpu_stops_all_hosts_when_one_fails(cloud):
     cloud.write(ends_0=["deaf"], ends_1=[3], grant=["ACTIVE"])
+    before = time.monotonic()
     done = cloud.run("tpu_pod.sh", *NEW, *BUCKET, "--delete")
     assert done.returncode == 3
+    assert time.monotonic() - before < 20  # the other would run for 30
     assert "error: failed with exit code 3\n" in done.stderr
     assert re.search(r"^\S+: training 1$", done.stdout, re.MULTILINE)  # the end of its log
     assert gcloud_record(cloud) == [
@@ -784,6 +793,14 @@ def test_tpu_connects_again(cloud):
         RUNNING,
         *FOLLOW,
     ]
+
+
+def test_tpu_does_not_take_a_failing_gcloud_for_a_missing_tpu(cloud):
+    cloud.write(ends_0=[0], ends_1=[0], grant=["ACTIVE"], offline=[])
+    done = cloud.run("tpu_pod.sh", *NEW, *BUCKET)
+    assert done.returncode == 0, done.stderr
+    assert "ERROR: no network\nwaiting for cub: ? \n" in done.stderr
+    assert gcloud_record(cloud)[:4] == [LOOK, LOOK, CREATE, LOOK]
 
 
 def test_tpu_request_that_failed_is_named(cloud):

@@ -21,6 +21,7 @@ from test_store import (
     watched,
 )
 
+from cvsa_jax import files
 from cvsa_jax.errors import UserError
 from cvsa_jax.saliency import compute as compute_module
 from cvsa_jax.saliency import store as store_module
@@ -204,7 +205,7 @@ def failing_fsync(monkeypatch, folder: Path, number: int):
             raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module.os, "fsync", fsync)
+        patch.setattr(files.os, "fsync", fsync)
         yield
 
 
@@ -220,7 +221,7 @@ def failing_write(monkeypatch, folder: Path, number: int):
         return Full(path, mode) if "shard-00002" in path.name else path.open(mode)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "open", opened, raising=False)
+        patch.setattr(files, "open", opened, raising=False)
         yield
 
 
@@ -229,7 +230,7 @@ def short_write(monkeypatch, folder: Path, number: int):
     """The kernel takes the header and a part of the records. The limit's error, EFBIG, plays the full disk's."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "errno", SimpleNamespace(ENOSPC=errno.EFBIG, EDQUOT=errno.EDQUOT))
+        patch.setattr(files, "errno", SimpleNamespace(ENOSPC=errno.EFBIG, EDQUOT=errno.EDQUOT))
         resource.setrlimit(resource.RLIMIT_FSIZE, (GRID * GRID + 1000, limits[1]))
         try:
             yield
