@@ -11,7 +11,6 @@ import cvsa_jax.demo
 from configs import demo
 from cvsa_jax import checkpoint, classify, finetune, pretrain, settings
 from cvsa_jax.comparison_page import compare_runs
-from cvsa_jax.demo import run_demo
 from cvsa_jax.distributed import make_mesh, replicated
 from cvsa_jax.errors import UserError
 from cvsa_jax.evaluation import summary
@@ -324,25 +323,3 @@ def test_bad_image_found_by_the_store_stops_training_or_is_skipped(tmp_path, cap
     pretrain.train(config, tmp_path / "run")
     assert "skipped: class_00/0000.png" in capsys.readouterr().out
     assert checkpoint.read_meta(tmp_path / "run")["images"] == 20
-
-
-def test_the_demo_end_to_end(tmp_path, capsys):
-    def get_config(arg):
-        config = tiny(arg)
-        config.total_steps = 4
-        return config
-
-    figures = run_demo(tmp_path, get_config, tiny_probe())
-    assert figures == json.loads((tmp_path / "report" / "results.json").read_text())
-    measured = {"linear_top1", "linear_top5", "linear_mean_class", "knn_top1", "knn_k", "map_at_r", "learning_rate"}
-    measured |= {f"knn_top1_of_{k}" for k in tiny_probe().eval.knn}
-    measured |= {f"{kind}_top1" for kind in ("same_background", "other_background", "background_only")}
-    measured |= {f"recall_at_{k}" for k in (1, 2, 4, 8)} | LOCALIZATION | {"background_gap"}
-    maps = ("mean", "component", "cam", "grad_cam")
-    measured |= {f"{kind}_{name}" for kind in maps for name in LOCALIZATION}
-    assert all(figures[row].keys() == measured for row in ("random", "byol", "cvsa"))
-    assert figures["chance"]["linear_top1"] == pytest.approx(1 / 3)
-    page = (tmp_path / "report" / "index.html").read_text()
-    assert page.count("data:image/png;base64,") >= 5
-    printed = capsys.readouterr().out
-    assert "mask_head" in printed and str(tmp_path / "report" / "index.html") in printed
