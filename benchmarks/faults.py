@@ -59,12 +59,14 @@ class Campaign:
         """Kills one run at each of the moments in turn, or several runs where one comes to its end before."""
         workdir = self._next_workdir()
         while moments:
+            before = tiny_run.last_step(workdir)
             if not self._killed(moments[0], workdir):
                 self._compare(workdir)
                 workdir = self._next_workdir()
                 continue
             at, kept = tiny_run.last_step(workdir), self._newest(workdir)
-            self.lost[moments[0]].append(max(at - kept, 0))
+            # A run killed before its first step has left the log of the one before, whose loss is counted already.
+            self.lost[moments[0]].append(0 if moments[0] == "in a start" and at == before else max(at - kept, 0))
             self.unfinished_left += any((workdir / "ckpt").glob(_UNFINISHED))
             print(f"killed {moments[0]}: step {at}, newest checkpoint {kept}", flush=True)
             moments.pop(0)

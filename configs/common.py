@@ -194,7 +194,7 @@ def _model() -> ConfigDict:
     model.head_hidden = 4096
     model.head_out = 256
     model.dtype = "float32"  # of the convolutions; or bfloat16
-    model.remat = False  # keep only the stages' inputs for the backward pass: less memory, a third more to compute
+    model.remat = False  # keep only the stages' inputs for the backward pass: less memory, a quarter more to compute
     return model
 
 
@@ -279,19 +279,19 @@ HARDWARE = ("gpu8gb", "gpu24gb", "tpu_v4_32")
 
 def hardware(config: ConfigDict, options: set[str]) -> None:
     """Applies the options `gpu8gb`, `gpu24gb`, `tpu_v4_32`: bfloat16, and ResNet-50 at 224 px in the memory of a device
-    of this kind. A step keeps about 90 MB per image in memory at once, and 1.5 GB besides (docs/scaling.md, on paper);
-    what it really needs is printed when it is compiled."""
+    of this kind. The figures are on paper (docs/scaling.md: 88 MB for each image at once, and .7 GB besides) and were not
+    measured; what the compiler plans is printed at the start."""
     chosen = options & set(HARDWARE)
     if len(chosen) > 1:
         raise ValueError(f"options {', '.join(sorted(chosen))}: one kind of device at a time")
     if chosen:
         config.model.dtype = "bfloat16"
     if "gpu8gb" in chosen:
-        config.accumulate_steps = 8  # 32 images at once: 4.4 GB
+        config.accumulate_steps = 8  # 32 images at once: 3.5 GB
     if "gpu24gb" in chosen:
-        config.accumulate_steps = 2  # 128 at once: 13 GB
+        config.accumulate_steps = 2  # 128 at once: 12 GB
     if "tpu_v4_32" in chosen:
-        config.batch_size = 4096  # 256 on each of 16 chips: 25 of 32 GB
+        config.batch_size = 4096  # 256 on each of 16 chips: 23 of 34 GB
 
 
 OBJECTIVES = ("byol", "moco", "simclr", "simsiam")

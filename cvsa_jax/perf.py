@@ -13,15 +13,17 @@ import jax
 from jax.sharding import Mesh
 
 GIB = 2**30
-# Dense bfloat16 operations per second of a device, by the start of the name that JAX gives it. Google Cloud's pages on
-# each TPU version, and NVIDIA's data sheets of the SXM modules, without sparsity; read in November 2026.
+# Dense bfloat16 operations per second of a device, by the start of the name that JAX gives it; the first that fits
+# counts. TPU: Google Cloud's page on each version, read in November 2026. NVIDIA: data sheets of the SXM modules, as
+# others quote them.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v6": 918e12,  # v6e, which is also called lite
     "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,  # the cards for PCIe, which do less, have another name
     "NVIDIA H200": 989e12,
 }
 _SKIPPED = 10  # steps at the start, which are not like the others
