@@ -279,7 +279,7 @@ HARDWARE = ("gpu8gb", "gpu24gb", "tpu_v4_32")
 
 def hardware(config: ConfigDict, options: set[str]) -> None:
     """Applies the options `gpu8gb`, `gpu24gb`, `tpu_v4_32`: bfloat16, and ResNet-50 at 224 px in the memory of a device
-    of this kind. The figures are on paper (docs/scaling.md: 88 MB for each image at once, and .7 GB besides) and were not
+    of this kind. The figures are on paper (docs/scaling.md: 88 MB for each image at once, and .7 GB besides), not
     measured; what the compiler plans is printed at the start."""
     chosen = options & set(HARDWARE)
     if len(chosen) > 1:

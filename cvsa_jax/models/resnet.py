@@ -84,8 +84,8 @@ class ResNet(nn.Module):
             below about 128 px.
         axis_name: mesh axis over which BatchNorm averages its statistics, or None.
         dtype: compute dtype of the convolutions; parameters and normalisation stay float32.
-        remat: keep only the input of each stage for the backward pass, which computes the stage anew: less memory, and the
-            forward pass once more.
+        remat: keep only the input of each stage for the backward pass, which computes the stage anew: less memory, and
+            the forward pass once more.
     """
 
     depth: int = 50
