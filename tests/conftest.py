@@ -9,8 +9,11 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 import cvsa_jax  # noqa: F401  sets the quiet variables, so before jax and tensorflow
 
 # isort: split
+import signal
+
 import jax
 import pytest
+from launch_site import Site
 
 from cvsa_jax.distributed import make_mesh
 from cvsa_jax.monitor import read_metrics
@@ -46,3 +49,12 @@ def logged(workdir) -> list[dict]:
 def mesh_of():
     """mesh_of(n): a mesh of the first n devices."""
     return lambda n: make_mesh(jax.devices()[:n])
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A copy of the launch scripts among stand-ins."""
+    # Where SIGINT is ignored, as in a background job, the scripts would ignore it too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield Site(tmp_path)
+    signal.signal(signal.SIGINT, before)
