@@ -1,4 +1,4 @@
-"""The formulas of benchmarks/scaling.py against published counts, hand-worked values and the traced step."""
+"""The formulas of docs/scaling.md against published counts, hand-worked values and the traced step."""
 
 import collections
 import dataclasses
@@ -16,7 +16,7 @@ import jax.extend
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import scaling
+from benchmarks import machines, scaling, workload
 from cvsa_jax import losses, optim, steps
 from cvsa_jax.distributed import make_mesh
 from cvsa_jax.models.siamese import Siamese
@@ -25,12 +25,12 @@ from cvsa_jax.state import init_state
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "scaling.md"
-SMALL = scaling.Workload(depth=8, stem="small", size=48, dtype="float32")
+SMALL = workload.Workload(depth=8, stem="small", size=48, dtype="float32")
 PLAIN = dataclasses.replace(SMALL, dtype="bfloat16", align=False)
-FULL = scaling.Workload()  # ResNet-50, 224 px, bfloat16, alignment
+FULL = workload.Workload()  # ResNet-50, 224 px, bfloat16, alignment
 BATCH = 4
 # Round numbers, so that a step can be worked out by hand.
-MACHINE = scaling.Hardware(
+MACHINE = machines.Hardware(
     chips=4,
     chips_per_host=2,
     cores_per_host=10,
@@ -52,7 +52,7 @@ MACHINE = scaling.Hardware(
 
 
 @functools.cache
-def traced(work: scaling.Workload) -> jax.stages.Traced:
+def traced(work: workload.Workload) -> jax.stages.Traced:
     """The real training step on one device, traced without values."""
     model = Siamese(work.depth, stem=work.stem, dtype=jnp.dtype(work.dtype), axis_name="data")
     optimizer = optim.make_optimizer("lars", lambda step: 0.1, 1e-6, 0.9)
@@ -95,7 +95,7 @@ def equations(jaxpr):
             yield from equations(inner)
 
 
-def reduced(work: scaling.Workload) -> list[tuple[tuple[int, ...], jnp.dtype]]:
+def reduced(work: workload.Workload) -> list[tuple[tuple[int, ...], jnp.dtype]]:
     """Shape and type of all that the step sums over the devices."""
     found = [e for e in equations(traced(work).jaxpr.jaxpr) if e.primitive.name.startswith("psum")]
     return [(v.aval.shape, v.aval.dtype) for e in found for v in e.invars]
@@ -112,7 +112,7 @@ def is_norm(shape: tuple[int, ...]) -> bool:
 )
 def test_multiply_adds_and_parameters_are_those_published(depth, gmacs, parameters):
     """torchvision's table of models, which counts the classifier too."""
-    layers = scaling.backbone(depth, "imagenet", 224)
+    layers = workload.backbone(depth, "imagenet", 224)
     classifier = (2048 if depth == 50 else 512) * 1000
     assert (sum(layer.macs for layer in layers) + classifier) / 1e9 == pytest.approx(gmacs, abs=6e-4)
     norms = 2 * sum(layer.outputs for layer in layers)
@@ -121,13 +121,13 @@ def test_multiply_adds_and_parameters_are_those_published(depth, gmacs, paramete
 
 def test_activations_of_resnet50_are_those_published():
     """11.1 M elements written by its convolutions (Radosavovic et al. 2020, arXiv 2003.13678, table of ResNets)."""
-    assert sum(layer.written for layer in scaling.backbone(50, "imagenet", 224)) / 1e6 == pytest.approx(11.1, abs=0.05)
+    assert sum(layer.written for layer in workload.backbone(50, "imagenet", 224)) / 1e6 == pytest.approx(11.1, abs=0.05)
 
 
 @pytest.mark.parametrize("method", ["__call__", "project"])
 @pytest.mark.parametrize(
     "work",
-    [SMALL, PLAIN, FULL, scaling.Workload(depth=18, size=96), scaling.Workload(depth=14, stem="small", size=40)],
+    [SMALL, PLAIN, FULL, workload.Workload(depth=18, size=96), workload.Workload(depth=14, stem="small", size=40)],
     ids=lambda work: f"{work.depth}-{work.stem}-{work.size}-{work.align}",
 )
 def test_multiply_adds_are_those_of_the_traced_network(work, method):
@@ -141,7 +141,7 @@ def test_multiply_adds_are_those_of_the_traced_network(work, method):
             # Both kinds of kernel have their outputs last: each output sums over the rest.
             kernel = equation.invars[1].aval
             macs += equation.outvars[0].aval.size * kernel.size // kernel.shape[-1]
-    online, target = scaling.networks(work)
+    online, target = workload.networks(work)
     assert macs == sum(layer.macs for layer in (online if method == "__call__" else target))
 
 
@@ -149,13 +149,13 @@ def test_multiply_adds_are_those_of_the_traced_network(work, method):
 def test_operations_of_the_step_are_those_that_xla_counts(work, tolerance):
     """XLA leaves out the padding and counts the elementwise operations; the formula does neither."""
     counted = traced(work).lower().cost_analysis()["flops"] / BATCH
-    assert sum(scaling.operations(work).values()) == pytest.approx(counted, rel=tolerance)
+    assert sum(workload.operations(work).values()) == pytest.approx(counted, rel=tolerance)
 
 
 def test_attention_is_negligible_and_as_counted_by_hand():
     # 49 × 49 pairs of cells, 256 channels, two directions, each forward and backward to one side.
-    assert scaling.operations(FULL)["attention"] == 2 * 49 * 49 * 256 * 2 * 2
-    assert scaling.operations(dataclasses.replace(FULL, align=False))["attention"] == 0
+    assert workload.operations(FULL)["attention"] == 2 * 49 * 49 * 256 * 2 * 2
+    assert workload.operations(dataclasses.replace(FULL, align=False))["attention"] == 0
 
 
 def test_blur_is_two_products_of_square_matrices_for_each_channel():
@@ -165,23 +165,23 @@ def test_blur_is_two_products_of_square_matrices_for_each_channel():
         if e.primitive.name == "dot_general" and all(v.aval.shape[1:] == (48, 48) for v in (*e.invars, *e.outvars))
     ]
     macs = sum(e.outvars[0].aval.size * 48 for e in products) / BATCH
-    assert scaling.operations(SMALL)["blur"] == 2 * macs
+    assert workload.operations(SMALL)["blur"] == 2 * macs
 
 
 @pytest.mark.parametrize("work", [SMALL, PLAIN, FULL])
 def test_batch_norm_and_gradient_bytes_are_those_that_the_step_reduces(work):
-    online, _ = scaling.networks(work)
+    online, _ = workload.networks(work)
     biases = sum(not layer.normalised for layer in online)
     sums = reduced(work)
     norms = [(shape, dtype) for shape, dtype in sums if is_norm(shape)]
-    figures = scaling.batch_norm(work)
+    figures = workload.batch_norm(work)
     assert figures["reductions"] == len(norms) - biases
     size = lambda sums: sum(int(jnp.prod(jnp.array(shape))) * dtype.itemsize for shape, dtype in sums)  # noqa: E731
-    bias_bytes = biases * 256 * scaling.ITEMSIZE[work.dtype]
+    bias_bytes = biases * 256 * workload.ITEMSIZE[work.dtype]
     assert figures["bytes"] == size(norms) - bias_bytes
     # Metrics are scalars, (256,) and (256, 256).
     kernels = [(shape, dtype) for shape, dtype in sums if len(shape) > 1 and not is_norm(shape) and shape != (256, 256)]
-    assert scaling.gradient_bytes(work) == size(kernels) + bias_bytes
+    assert workload.gradient_bytes(work) == size(kernels) + bias_bytes
 
 
 @pytest.mark.parametrize("work", [SMALL, PLAIN, FULL])
@@ -203,26 +203,26 @@ def test_rounds_are_the_longest_chain_of_reductions_in_the_step(work):
         return [at(v) for v in jaxpr.outvars]
 
     program = traced(work).jaxpr.jaxpr
-    assert max(chain(program, [0] * len(program.invars))) == scaling.batch_norm(work)["rounds"] + 1
+    assert max(chain(program, [0] * len(program.invars))) == workload.batch_norm(work)["rounds"] + 1
 
 
 def test_activations_by_hand():
     """ResNet-8 with the small stem at 8 px: maps of 4, 4, 2 and 1 cells a side, 64, 64, 128 and 256 channels."""
-    work = scaling.Workload(depth=8, stem="small", size=8, dtype="float32", align=False)
+    work = workload.Workload(depth=8, stem="small", size=8, dtype="float32", align=False)
     stem, first, second, third, head = 64 * 16, 64 * 16, 128 * 4, 256, 4096
     normalised = stem + 2 * first + 3 * second + 3 * third + 2 * head
     inputs = 3 * 64 + stem + first + first + second + second + third + 2 * (256 + head)
-    assert scaling.activation_bytes(work) == 2 * 4 * (normalised + inputs)
+    assert workload.activation_bytes(work) == 2 * 4 * (normalised + inputs)
     written = stem + 2 * first + 3 * second + 3 * third
     read = 3 * 64 + stem + first + 2 * first + second + 2 * second + third
     online = 11 * (written + 2 * (head + 256)) + 3 * (read + 2 * (256 + head))
     target = 4 * (written + head + 256) + read + 256 + head
-    assert scaling.traffic_bytes(work) == 2 * 4 * (online + target)
+    assert workload.traffic_bytes(work) == 2 * 4 * (online + target)
 
 
 def test_imagenet_stem_also_keeps_the_input_of_the_max_pool():
     # 64 px: 32² cells after the stem, 16² after the pool, then as without the pool.
-    elements = lambda stem, size: scaling.activation_bytes(scaling.Workload(8, stem, size, "float32", False)) / 8  # noqa: E731
+    elements = lambda stem, size: workload.activation_bytes(workload.Workload(8, stem, size, "float32", False)) / 8  # noqa: E731
     stem, pooled, views = 64 * 32**2, 64 * 16**2, 3 * (64**2 - 32**2)
     # Instead of the small stem's output: the large one's, and its normalised form, which the pool reads.
     assert elements("imagenet", 64) - elements("small", 32) == views + 2 * stem - pooled
@@ -231,7 +231,7 @@ def test_imagenet_stem_also_keeps_the_input_of_the_max_pool():
 def test_activations_are_a_lower_bound_of_what_the_cpu_keeps():
     """XLA's plan for one network on the CPU, which recomputes little, keeps about twice as much per view."""
     model = Siamese(SMALL.depth, stem=SMALL.stem)
-    variables = scaling.state(SMALL.depth, SMALL.stem).online.variables
+    variables = workload.state(SMALL.depth, SMALL.stem).online.variables
 
     def loss(params, stats, images):
         out, _ = model.apply({"params": params, "batch_stats": stats}, images, train=True, mutable=["batch_stats"])
@@ -244,26 +244,26 @@ def test_activations_are_a_lower_bound_of_what_the_cpu_keeps():
         compiled = lowered.compile({"xla_backend_optimization_level": 0})
         planned.append(compiled.memory_analysis().temp_size_in_bytes)
     per_view = (planned[1] - planned[0]) / 16
-    assert 1 <= per_view / (scaling.activation_bytes(SMALL) / 2) <= 2.5
+    assert 1 <= per_view / (workload.activation_bytes(SMALL) / 2) <= 2.5
 
 
 def test_state_and_update_of_resnet50_by_hand():
     backbone, head_of = 23_508_032, lambda inputs: inputs * 4096 + 2 * 4096 + 4096 * 256 + 256
     target = backbone + 2 * head_of(2048)
     online = target + 2 * head_of(256)
-    assert scaling.parameters(FULL) == (online, target)
+    assert workload.parameters(FULL) == (online, target)
     # Running mean and variance: 26,560 channels of the backbone (torchvision), 4096 of each head.
     statistics = 2 * (2 * 26_560 + (4 + 2) * 4096)
-    counters = scaling.checkpoint_bytes(FULL) - 4 * (2 * online + target + statistics)
+    counters = workload.checkpoint_bytes(FULL) - 4 * (2 * online + target + statistics)
     assert counters in range(4, 33, 4)  # the step, and what the optimiser counts
-    assert scaling.update_bytes(FULL) == 4 * (7 * online + 3 * target)
-    assert scaling.fixed_memory_bytes(FULL) == scaling.checkpoint_bytes(FULL) + 4 * online
+    assert workload.update_bytes(FULL) == 4 * (7 * online + 3 * target)
+    assert workload.fixed_memory_bytes(FULL) == workload.checkpoint_bytes(FULL) + 4 * online
 
 
 def test_input_bytes_are_those_of_the_batch():
     for work in (SMALL, PLAIN, FULL):
         rows = traced(work).in_avals[0][1]
-        assert scaling.input_bytes(work) * BATCH == sum(x.size * x.dtype.itemsize for x in rows.values())
+        assert workload.input_bytes(work) * BATCH == sum(x.size * x.dtype.itemsize for x in rows.values())
 
 
 @pytest.mark.parametrize("chips", [1, 2, 5, 8])
@@ -279,18 +279,18 @@ def test_ring_all_reduce_sends_what_its_simulation_sends(chips):
         sent += 1 / chips
     assert all(parts[chip][part] == {(k, part) for k in range(chips)} for chip in range(chips) for part in range(chips))
     machine = dataclasses.replace(MACHINE, domain=8)
-    assert scaling.all_reduce_seconds(4e9, chips, machine) == pytest.approx(sent * 4e9 / 1e9)
+    assert machines.all_reduce_seconds(4e9, chips, machine) == pytest.approx(sent * 4e9 / 1e9)
 
 
 def test_all_reduce_across_domains_by_hand():
     # 16 chips in 2 domains of 8. Within: 2 · 7/8 · 8 GB at 1 GB/s. Between: each chip's eighth, 2 · 1/2 · 1 GB at .1.
-    assert scaling.all_reduce_seconds(8e9, 16, MACHINE) == pytest.approx(14 + 10)
+    assert machines.all_reduce_seconds(8e9, 16, MACHINE) == pytest.approx(14 + 10)
 
 
 def test_slice_without_wrap_around_has_half_of_the_links():
     machine = dataclasses.replace(MACHINE, wraps=8)
-    assert scaling.all_reduce_seconds(8e9, 4, machine) == pytest.approx(2 * 3 / 4 * 8 / 0.5)
-    assert scaling.all_reduce_seconds(8e9, 8, machine) == pytest.approx(2 * 7 / 8 * 8 / 1.0)
+    assert machines.all_reduce_seconds(8e9, 4, machine) == pytest.approx(2 * 3 / 4 * 8 / 0.5)
+    assert machines.all_reduce_seconds(8e9, 8, machine) == pytest.approx(2 * 7 / 8 * 8 / 1.0)
 
 
 @pytest.mark.parametrize(("torus", "side", "wrapped"), [(2, 4, True), (2, 4, False), (3, 4, True), (3, 2, False)])
@@ -309,13 +309,13 @@ def test_latency_is_to_the_farthest_chip_and_back(torus, side, wrapped):
     chips = side**torus
     assert len(reached) == chips
     machine = dataclasses.replace(MACHINE, torus=torus, domain=chips, wraps=chips if wrapped else chips + 1)
-    assert scaling.latency_seconds(chips, machine) == pytest.approx(3e-6 + 2 * max(reached.values()) * 1e-6)
+    assert machines.latency_seconds(chips, machine) == pytest.approx(3e-6 + 2 * max(reached.values()) * 1e-6)
 
 
 def test_latency_through_switches_by_hand():
-    assert scaling.latency_seconds(1, MACHINE) == 0
-    assert scaling.latency_seconds(8, MACHINE) == pytest.approx(3e-6 + 2 * 3e-6)
-    assert scaling.latency_seconds(32, MACHINE) == pytest.approx(3e-6 + 2 * (3e-6 + 2 * 10e-6))
+    assert machines.latency_seconds(1, MACHINE) == 0
+    assert machines.latency_seconds(8, MACHINE) == pytest.approx(3e-6 + 2 * 3e-6)
+    assert machines.latency_seconds(32, MACHINE) == pytest.approx(3e-6 + 2 * (3e-6 + 2 * 10e-6))
 
 
 def test_step_by_hand(monkeypatch):
@@ -330,7 +330,7 @@ def test_step_by_hand(monkeypatch):
         "fixed_memory_bytes": lambda work: 5e8,
     }.items():
         monkeypatch.setattr(scaling, name, value)
-    work = scaling.Workload(batch_size=40, train_images=7_200_000)
+    work = workload.Workload(batch_size=40, train_images=7_200_000)
     figures = scaling.step(work, MACHINE, 0.25)
     assert figures["images_per_chip"] == 10
     assert figures["arithmetic_s"] == pytest.approx(10 * 2e9 / 0.25e12)  # 80 ms
@@ -357,9 +357,9 @@ def test_step_by_hand(monkeypatch):
 
 
 @pytest.mark.parametrize("mfu", scaling.MFUS)
-@pytest.mark.parametrize("name", scaling.PRESETS)
+@pytest.mark.parametrize("name", machines.PRESETS)
 def test_limits_are_where_the_overhead_passes_half_of_the_computation(name, mfu):
-    machine, found = scaling.PRESETS[name], scaling.limits(FULL, scaling.PRESETS[name], mfu)
+    machine, found = machines.PRESETS[name], scaling.limits(FULL, machines.PRESETS[name], mfu)
 
     def share(chips: int, images_per_chip: float) -> float:
         work = dataclasses.replace(FULL, batch_size=round(chips * images_per_chip))
@@ -386,7 +386,7 @@ def test_numbers_have_three_digits_and_no_exponent():
 
 def test_document_holds_the_tables_as_they_are_computed():
     found = dict(re.findall(r"<!-- table: (\w+) -->\n(.*?)\n<!-- end -->", DOCUMENT.read_text(), re.DOTALL))
-    assert found == scaling.tables(FULL, scaling.PRESETS, scaling.MFUS), "paste what benchmarks.scaling prints"
+    assert found == scaling.tables(FULL, machines.PRESETS, scaling.MFUS), "paste what benchmarks.scaling prints"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -399,15 +399,15 @@ def test_command_takes_the_readers_own_numbers(tmp_path):
     own = ["--hardware=h100-64", "--chips=8", "--peak_tflops=500", "--hbm_gbs=4800", "--price=3", "--mfu=0.2"]
     done = run(*own, "--batch_size=512", "--size=448", "--noalign", f"--json={path}")
     assert done.returncode == 0, done.stderr
-    work = scaling.Workload(size=448, align=False, batch_size=512)
+    work = workload.Workload(size=448, align=False, batch_size=512)
     machine = dataclasses.replace(
-        scaling.PRESETS["h100-64"], chips=8, peak_bfloat16=500e12, hbm_bandwidth=4800e9, price=3.0
+        machines.PRESETS["h100-64"], chips=8, peak_bfloat16=500e12, hbm_bandwidth=4800e9, price=3.0
     )
     for name, table in scaling.tables(work, {"h100-64": machine}, (0.2,)).items():
         assert scaling.marked(name, table) in done.stdout
     figures = json.loads(path.read_text())
     assert figures["h100_64_mfu20_step_s"] == pytest.approx(scaling.step(work, machine, 0.2)["step_s"])
-    assert figures["checkpoint_bytes"] == scaling.checkpoint_bytes(work)
+    assert figures["checkpoint_bytes"] == workload.checkpoint_bytes(work)
     assert "not measured" in figures["kind"]
     assert all(isinstance(value, int | float | str) for value in figures.values())
 
