@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 DEMO_OUT := runs/demo
 # Files side by side; each process takes about 4 GB.
-PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-slow lint format
 .DEFAULT_GOAL := setup

@@ -18,6 +18,13 @@ from launch_site import Site
 from cvsa_jax.distributed import make_mesh
 from cvsa_jax.monitor import read_metrics
 
+# Files of minutes come first: side by side with others, the last to begin would be alone at the end.
+LONGEST = ("test_run.py", "test_finetune.py", "test_demo.py", "test_saliency_command.py", "test_network_detectors.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 class Step:
     """A Python function in the place of a jitted step."""
