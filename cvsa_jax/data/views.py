@@ -1,6 +1,7 @@
 """The two views of each image: Saliency Swap or Random Resized Crop, then a flip, with the saliency mask following."""
 
 import dataclasses
+import functools
 import math
 
 import tensorflow as tf
@@ -57,13 +58,24 @@ def group_views(
     Returns:
         `view1`, `view2` (g, S, S, 3) uint8, and with saliency `mask1`, `mask2` (g, M, M) uint8.
     """
+    # As a function, a view is built once and not for every image: seconds at the start of a run.
+    one_view = tf.function(functools.partial(_one_view, spec=spec, seed=seed), autograph=False)
+    lent = tf.TensorArray(
+        tf.uint8, len(images), clear_after_read=False, infer_shape=False, element_shape=(None, None, 3)
+    )
+    for k, image in enumerate(images):
+        lent = lent.write(k, image)
     integrals = None if saliency is None else swap.integral_images(saliency)
+    maps_of = lambda k: (None, None) if saliency is None else (saliency[k], integrals[k])  # noqa: E731
     rows = {name: [] for name in ("view1", "view2", "mask1", "mask2")}
-    for k in range(len(images)):
+    for k, image in enumerate(images):
         # View 1 takes the next image of the group as background and view 2 the one after it.
         lenders = _lenders(examples, k) if spec.kind == "saliency_swap" else None
         for v in (0, 1):
-            view, mask = _one_view(images, saliency, integrals, k, v, lenders, positions[k], spec, seed)
+            background = None
+            if lenders is not None and v < spec.swapped_views:
+                background = (lent.read(lenders[v]), maps_of(lenders[v])[1])
+            view, mask = one_view(image, *maps_of(k), background, positions[k] * 2 + v)
             rows[f"view{v + 1}"].append(_to_uint8(view))
             if saliency is not None:
                 mask = tf.nn.avg_pool2d(mask[None, ..., None], MASK_STRIDE, MASK_STRIDE, "VALID")[0, ..., 0]
@@ -99,27 +111,27 @@ def random_crop_box(u: tf.Tensor, shape: tf.Tensor, area: tuple[float, float]) -
     return tf.where(tf.reduce_any(fits), drawn, centred)
 
 
-def _one_view(images, saliency, integrals, k, v, lenders, position, spec, seed) -> tuple[tf.Tensor, tf.Tensor]:
-    draw_seed = tf.stack([tf.constant(seed, tf.int64), position * 2 + v])
-    u = tf.random.stateless_uniform([_DRAWS], draw_seed)
-    own = None if saliency is None else saliency[k]
+def _one_view(image, own, integral, background, number, *, spec: ViewSpec, seed: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """`background`: an image and the integral image of its map, or None, and the view is a crop. `number` () int64
+    decides its random choices."""
+    u = tf.random.stateless_uniform([_DRAWS], tf.stack([tf.constant(seed, tf.int64), number]))
 
     def cropped() -> tuple[tf.Tensor, tf.Tensor]:
-        shape = tf.cast(tf.shape(images[k])[:2], tf.float32)
+        shape = tf.cast(tf.shape(image)[:2], tf.float32)
         box = random_crop_box(tf.reshape(u[_CROP:], [_CROP_TRIES, 4]), shape, spec.crop_area)
         whole = tf.constant([0, 0, spec.size, spec.size])
-        view = swap.place(images[k], box, whole, spec.size)
+        view = swap.place(image, box, whole, spec.size)
         mask = tf.zeros([spec.size] * 2) if own is None else swap.place(own[..., None], box, whole, spec.size)[..., 0]
         return view, mask
 
     def swapped() -> tuple[tf.Tensor, tf.Tensor]:
-        background = tf.switch_case(lenders[v], [lambda image=image: image for image in images])
+        canvas, canvas_integral = background
         return swap.swap(
-            images[k],
+            image,
             own,
-            integrals[k],
-            background,
-            integrals[lenders[v]],
+            integral,
+            canvas,
+            canvas_integral,
             u[: swap.SWAP_DRAWS],
             size=spec.size,
             source_area=spec.source_area,
@@ -128,10 +140,7 @@ def _one_view(images, saliency, integrals, k, v, lenders, position, spec, seed) 
             canvas_min=spec.canvas_min,
         )
 
-    if spec.kind == "random_resized_crop" or v >= spec.swapped_views:
-        view, mask = cropped()
-    else:
-        view, mask = tf.cond(u[_SWAP] < spec.swap_prob, swapped, cropped)
+    view, mask = cropped() if background is None else tf.cond(u[_SWAP] < spec.swap_prob, swapped, cropped)
     flip = u[_FLIP] < 0.5
     return tf.cond(flip, lambda: (view[:, ::-1], mask[:, ::-1]), lambda: (view, mask))
 
