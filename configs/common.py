@@ -179,6 +179,12 @@ def cub(config: ConfigDict) -> None:
     config.data.root = "data/CUB_200_2011"
 
 
+def tfds(config: ConfigDict, name: str, test_split: str) -> None:
+    """Changes the data set to one of TFDS, prepared below TFDS's own folder or `config.data.root`."""
+    config.data.kind = f"tfds:{name}"
+    config.data.test_split = test_split
+
+
 def _loop(config: ConfigDict) -> None:
     config.log_steps = 10
     config.checkpoint_steps = 1000  # besides those at the end and at an interruption
@@ -214,8 +220,8 @@ def _optim(name: str, lr: float, weight_decay: float) -> ConfigDict:
 
 def _data() -> ConfigDict:
     data = ConfigDict()
-    data.kind = "folder"  # cub, folder, procedural
-    data.root = ""
+    data.kind = "folder"  # cub, folder, procedural, or tfds:<name> as tfds:stanford_dogs or tfds:cars196:2.2.0
+    data.root = ""  # of tfds: where its sets are, if not where TFDS keeps them
     data.train_split = "train"  # pre-training and the probe's fitting; `all` is every image
     data.test_split = "test"
     data.on_bad_image = "stop"  # or skip: leave unreadable images out, and say which

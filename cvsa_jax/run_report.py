@@ -1,7 +1,5 @@
 """The figures and the page of one pre-training run."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +11,12 @@ from cvsa_jax.data.sources import Source
 from cvsa_jax.distributed import is_first
 from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.summary import Evaluator, center_prior, chance
+from cvsa_jax.files import AnyPath
 from cvsa_jax.monitor import read_metrics
 from cvsa_jax.state import Network
 
 _PICTURED = 10  # images in each picture
-_UNSPLIT = 256  # training images whose attention is looked at where there is no test split
+_SOME = 256  # images whose attention is looked at where it cannot be measured, or there is no test split
 PANELS = {
     "loss": ("train/loss", "train/contrastive", "train/align"),
     "collapse to a point: std falls to 0": ("health/projection_std", "health/target_cosine"),
@@ -31,7 +30,7 @@ PANELS = {
 
 def report_run(
     config: ConfigDict,
-    workdir: Path,
+    workdir: AnyPath,
     network: Network,
     evaluator: Evaluator,
     *,
@@ -50,7 +49,8 @@ def report_run(
     figures: dict[str, float] = {}
     if test is not None and source.labels is not None and config.eval.knn:
         figures |= evaluator.recognition(network, train, test, knn=settings.knn(config.eval)).figures
-    looked_at = evenly(train, _UNSPLIT) if test is None else test
+    measured = test is not None and not (source.mask is None and source.box is None)
+    looked_at = test if measured else evenly(train if test is None else test, _SOME)
     masks = None if source.mask is None else evaluator.masks(looked_at)
     attention = None
     # The mask_head control trains no attention, and one image has no others to attend to.
@@ -73,7 +73,7 @@ def evenly(indices: np.ndarray, most: int) -> np.ndarray:
     return indices[np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int)]
 
 
-def _draw_views(workdir: Path, batch: dict, augment: list[photometric.Photometric]) -> pictures.Picture:
+def _draw_views(workdir: AnyPath, batch: dict, augment: list[photometric.Photometric]) -> pictures.Picture:
     views, seen = [], []
     for v in (0, 1):
         images, masks = batch[f"view{v + 1}"][:_PICTURED], batch.get(f"mask{v + 1}")
@@ -103,7 +103,7 @@ def _draw_attention(workdir, evaluator, source, test, attention, masks, trained:
     return pictures.attention_picture(path, images, {"attention": maps}, outlines, caption)
 
 
-def _write_page(workdir: Path, source: Source, figures: dict, guess: dict, masks, drawn: list) -> None:
+def _write_page(workdir: AnyPath, source: Source, figures: dict, guess: dict, masks, drawn: list) -> None:
     folder = workdir / "report"
     caption = "The run, from metrics.jsonl."
     curves = pictures.curves_picture(folder / "curves.png", read_metrics(workdir), PANELS, caption)

@@ -56,7 +56,7 @@ def train_batches(
         raise UserError(f"{source.name}: {len(pool)} images are fewer than config.views.group={spec.group}")
     share = batch_size // process_count
     groups_per_share = share // spec.group
-    read = _reader(source, saliency)
+    read = _Reader(source, saliency)
 
     @tf.autograph.experimental.do_not_convert
     def make_group(number: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -74,7 +74,7 @@ def train_batches(
     ds = ds.map(make_group, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     ds = ds.batch(groups_per_share, drop_remainder=True)
     ds = ds.map(lambda batch: {k: tf.reshape(v, [share, *v.shape[2:]]) for k, v in batch.items()})
-    return _as_numpy(ds.prefetch(2), source, pool)
+    return _as_numpy(ds.prefetch(2), source, pool, read)
 
 
 def crop_batches(
@@ -92,7 +92,7 @@ def crop_batches(
     """Augmented crops with their labels, in the order and the shares of `train_batches`: `image` (b, size, size, 3)
     uint8 and `label` (b,) int32. `area` is the crop's range of fractions of the image."""
     share = batch_size // process_count
-    read = _reader(source, None)
+    read = _Reader(source, None)
 
     @tf.autograph.experimental.do_not_convert
     def make(number: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -104,7 +104,7 @@ def crop_batches(
 
     ds = tf.data.Dataset.range(steps.start * share, steps.stop * share)
     ds = ds.map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return _as_numpy(ds.batch(share, drop_remainder=True).prefetch(2), source, pool)
+    return _as_numpy(ds.batch(share, drop_remainder=True).prefetch(2), source, pool, read)
 
 
 def image_batches(
@@ -115,7 +115,7 @@ def image_batches(
     `resize` 0 instead squeezes the whole image to size × size, so that masks can be laid over it. The last batch is
     padded with zeros; yields ((batch_size, size, size, 3) uint8, number of rows that are not padding).
     """
-    read = _reader(source, None)
+    read = _Reader(source, None)
 
     @tf.autograph.experimental.do_not_convert
     def make(index: tf.Tensor) -> tf.Tensor:
@@ -131,7 +131,7 @@ def image_batches(
 
     ds = tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
     ds = ds.map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(batch_size).prefetch(2)
-    for images in _as_numpy(ds, source, indices):
+    for images in _as_numpy(ds, source, indices, read):
         padding = [(0, batch_size - len(images))] + [(0, 0)] * 3
         yield np.pad(images, padding), len(images)
 
@@ -191,30 +191,40 @@ def unreadable_error(source: Source, found: dict[str, str]) -> UserError:
     )
 
 
-def _reader(source: Source, saliency: Maps | None):
-    """(examples, k) -> (k decoded images, their (k, G, G) maps or None)."""
+class _Reader:
+    """(examples, k) -> (k decoded images, their (k, G, G) maps or None), in a graph. `problem` is what went wrong with
+    the maps: TensorFlow hands on the text of an exception, but not the exception."""
 
-    def read(examples: np.ndarray):
-        encoded = np.array([source.read(int(i)) for i in examples], object)
-        return (encoded,) if saliency is None else (encoded, saliency[examples])
+    def __init__(self, source: Source, saliency: Maps | None):
+        self.source, self.saliency = source, saliency
+        self.problem: UserError | None = None
 
-    types = (tf.string,) if saliency is None else (tf.string, tf.uint8)
-
-    def load(examples: tf.Tensor, k: int) -> tuple[list[tf.Tensor], tf.Tensor | None]:
-        encoded, *maps = tf.numpy_function(read, [examples], types, stateful=False)
+    def __call__(self, examples: tf.Tensor, k: int) -> tuple[list[tf.Tensor], tf.Tensor | None]:
+        types = (tf.string,) if self.saliency is None else (tf.string, tf.uint8)
+        encoded, *maps = tf.numpy_function(self._read, [examples], types, stateful=False)
         images = [decode.decode(encoded[i]) for i in range(k)]
         if maps:
-            maps[0].set_shape([k, *saliency.shape[1:]])
+            maps[0].set_shape([k, *self.saliency.shape[1:]])
         return images, maps[0] if maps else None
 
-    return load
+    def _read(self, examples: np.ndarray) -> tuple[np.ndarray, ...]:
+        encoded = np.array([self.source.read(int(i)) for i in examples], object)
+        if self.saliency is None:
+            return (encoded,)
+        try:
+            return encoded, self.saliency[examples]
+        except UserError as problem:
+            self.problem = problem
+            raise
 
 
-def _as_numpy(ds: tf.data.Dataset, source: Source, pool: np.ndarray) -> Iterator:
+def _as_numpy(ds: tf.data.Dataset, source: Source, pool: np.ndarray, read: _Reader) -> Iterator:
     """Iterates; a decoding error, which does not say which file it is about, becomes one that names the files."""
     try:
         yield from ds.as_numpy_iterator()
     except tf.errors.OpError as error:
+        if read.problem is not None:
+            raise read.problem from error
         found = unreadable(source, pool)
         if not found:
             raise

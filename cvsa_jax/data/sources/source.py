@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ class Source:
     """
 
     name: str
-    names: tuple[str, ...]
+    names: Sequence[str]
     labels: np.ndarray | None
     classes: tuple[str, ...]
     splits: dict[str, np.ndarray]
@@ -64,11 +64,16 @@ def read_mask(path: Path) -> np.ndarray:
     """A mask image of any mode as (H, W) uint8, 255 where it is above half of its range; UserError if unreadable."""
     try:
         with Image.open(path) as image:
-            return np.where(np.asarray(image.convert("L")) > 127, 255, 0).astype(np.uint8)
+            return binary_mask(np.asarray(image.convert("L")))
     except FileNotFoundError:
         raise UserError(f"no mask {path}: every image needs one where masks are asked for") from None
     except OSError as error:
         raise UserError(f"cannot read mask {path}: {error}") from None
+
+
+def binary_mask(values: np.ndarray) -> np.ndarray:
+    """uint8 values -> 255 where they are above half of their range, else 0."""
+    return np.where(values > 127, 255, 0).astype(np.uint8)
 
 
 def require_folder(root: str, what: str, hint: str) -> Path:
