@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from cvsa_jax import checkpoint, settings
 from cvsa_jax.distributed import replicated
 from cvsa_jax.errors import UserError, some
+from cvsa_jax.files import as_path
 from cvsa_jax.interop import torchvision
 from cvsa_jax.models.siamese import TARGET_PARTS, Siamese
 from cvsa_jax.state import Network, empty_network
@@ -43,7 +44,7 @@ def load_run(workdir: str, mesh: Mesh) -> tuple[ConfigDict, Siamese, Network, in
     if run.mode != "pretrain":
         raise UserError(f"{workdir} is a run of mode {run.mode!r}: a pre-training run is needed")
     model = settings.model(run.model)
-    network, step = checkpoint.restore_online(Path(workdir), empty_network(model), mesh)
+    network, step = checkpoint.restore_online(as_path(workdir), empty_network(model), mesh)
     _check(network, empty_network(model), f"{workdir}, step {step}")
     return run, model, network, step
 

@@ -7,7 +7,6 @@ not stored.
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from jax.sharding import Mesh
 
 from cvsa_jax.distributed import replicated
 from cvsa_jax.errors import UserError, some
+from cvsa_jax.files import AnyPath, is_local
 from cvsa_jax.models.siamese import TARGET_PARTS
 from cvsa_jax.state import Network, TrainState, initial_target
 
@@ -27,7 +27,7 @@ KEPT = 2  # newest checkpoints that stay on disk
 class Checkpointer:
     """Saves and restores the training state of one workdir; saving is asynchronous and atomic."""
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: AnyPath):
         self.manager = _manager(workdir, create=True)
 
     @property
@@ -77,7 +77,7 @@ class Checkpointer:
             ) from error
 
 
-def read_meta(workdir: Path) -> dict:
+def read_meta(workdir: AnyPath) -> dict:
     """The `meta` of a run's newest checkpoint."""
     with _manager(workdir) as manager:
         step = _newest(manager, workdir)
@@ -85,7 +85,7 @@ def read_meta(workdir: Path) -> dict:
             return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
 
-def init_from(workdir: Path, like: TrainState, mesh: Mesh) -> tuple[TrainState, int]:
+def init_from(workdir: AnyPath, like: TrainState, mesh: Mesh) -> tuple[TrainState, int]:
     """Stage 2's start: `like` with the online network of another run's newest checkpoint, and its step there.
 
     The target starts as a copy of the online network; optimiser and step start anew.
@@ -100,12 +100,12 @@ def with_backbone(like: TrainState, backbone: Network, mesh: Mesh) -> TrainState
     return _starting_from(like, online, mesh)
 
 
-def restore_online(workdir: Path, like: Network, mesh: Mesh) -> tuple[Network, int]:
+def restore_online(workdir: AnyPath, like: Network, mesh: Mesh) -> tuple[Network, int]:
     """`restore_item` of the online network."""
     return restore_item(workdir, "online", like, mesh)
 
 
-def restore_item(workdir: Path, item: str, like: Any, mesh: Mesh) -> tuple[Any, int]:
+def restore_item(workdir: AnyPath, item: str, like: Any, mesh: Mesh) -> tuple[Any, int]:
     """One field of the state of a run's newest checkpoint, and its step.
 
     Raises:
@@ -127,8 +127,8 @@ def backbone_tensors(network: Network) -> dict[str, tuple[int, ...]]:
     return {path: shape for path, shape in _shapes(network).items() if f"/{TARGET_PARTS[0]}/" in path}
 
 
-def _manager(workdir: Path, create: bool = False) -> ocp.CheckpointManager:
-    folder = Path(workdir).absolute() / "ckpt"
+def _manager(workdir: AnyPath, create: bool = False) -> ocp.CheckpointManager:
+    folder = (workdir.absolute() if is_local(workdir) else workdir) / "ckpt"
     if not create and not folder.is_dir():
         raise UserError(f"{workdir} holds no checkpoint (there is no folder {folder}): give the workdir of a run")
     options = ocp.CheckpointManagerOptions(
@@ -143,6 +143,10 @@ def _manager(workdir: Path, create: bool = False) -> ocp.CheckpointManager:
     handlers["meta"] = ocp.JsonCheckpointHandler()
     try:
         return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+    except ImportError as error:
+        if is_local(workdir):
+            raise
+        raise UserError(f"checkpoints in a bucket need pip install 'cvsa_jax[gcs]' ({error})") from error
     except OSError as error:
         raise UserError(f"the folder of checkpoints {folder} cannot be used ({_brief(error)})") from error
 
@@ -170,7 +174,7 @@ def _items(state: Any) -> list[str]:
     return [name for name in names if getattr(state, name) is not None]
 
 
-def _newest(manager: ocp.CheckpointManager, workdir: Path) -> int:
+def _newest(manager: ocp.CheckpointManager, workdir: AnyPath) -> int:
     step = manager.latest_step()
     if step is None:
         raise UserError(f"{workdir}/ckpt holds no finished checkpoint")
@@ -194,7 +198,7 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
     return {name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def _check_tensors(stored: dict, wanted: dict, workdir: Path, step: int) -> None:
+def _check_tensors(stored: dict, wanted: dict, workdir: AnyPath, step: int) -> None:
     if stored == wanted:
         return
     problems = [f"{p} is missing" for p in wanted.keys() - stored.keys()]

@@ -1,7 +1,6 @@
 """Classification with a pre-trained backbone: the linear probe."""
 
 import re
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -12,10 +11,11 @@ from cvsa_jax.distributed import is_first, make_mesh
 from cvsa_jax.errors import UserError
 from cvsa_jax.evaluation.labelled import fraction_suffix
 from cvsa_jax.evaluation.summary import Evaluator
+from cvsa_jax.files import AnyPath
 from cvsa_jax.state import Network
 
 
-def linear_probe(config: ConfigDict, workdir: Path) -> dict[str, float]:
+def linear_probe(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     """Linear probe and kNN of the run `config.init_from`; writes `workdir/report/results.json` and returns it.
 
     Raises:

@@ -1,7 +1,5 @@
 """`evaluate`'s page: what was found first, then the tables, then where and how each run fails."""
 
-from pathlib import Path
-
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -14,6 +12,7 @@ from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.accuracy import confused_pairs
 from cvsa_jax.evaluation.embedding import EMBEDDINGS
 from cvsa_jax.evaluation.labelled import fraction_suffix
+from cvsa_jax.files import AnyPath, as_path
 from cvsa_jax.monitor import read_metrics
 from cvsa_jax.run_report import PANELS
 
@@ -52,7 +51,7 @@ _PICTURED = 4  # best, median and worst images, each
 _CONFUSED = 4  # pairs of classes for each run
 
 
-def compare_runs(config: ConfigDict, workdirs: list[str], out: Path) -> dict[str, dict[str, float]]:
+def compare_runs(config: ConfigDict, workdirs: list[str], out: AnyPath) -> dict[str, dict[str, float]]:
     """Evaluates the runs and writes `out/report/`; returns the figures of its `results.json`.
 
     Args:
@@ -63,7 +62,7 @@ def compare_runs(config: ConfigDict, workdirs: list[str], out: Path) -> dict[str
     """
     if config.mode != "linear":
         raise UserError(f"--config is one of mode {config.mode!r}: give that of a linear probe, e.g. *_linear.py")
-    names = [Path(workdir).name for workdir in workdirs]
+    names = [as_path(workdir).name for workdir in workdirs]
     if len({*names, *GUESSES}) < len(names) + len(GUESSES):
         raise UserError(
             f"--runs={','.join(workdirs)}: their folders' names must differ, as they name the rows beside "
@@ -84,7 +83,7 @@ def compare_runs(config: ConfigDict, workdirs: list[str], out: Path) -> dict[str
     report.write_json(folder / "results.json", comparison.figures)
     curves = [
         pictures.curves_picture(
-            folder / f"curves_{name}.png", read_metrics(Path(workdir)), PANELS, f"Curves of {name}."
+            folder / f"curves_{name}.png", read_metrics(as_path(workdir)), PANELS, f"Curves of {name}."
         )
         for name, workdir in zip(names, workdirs, strict=True)
     ]
@@ -155,7 +154,7 @@ def tables(comparison: Comparison, titles: dict[str, str], fractions: tuple[floa
 
 
 def sections(
-    comparison: Comparison, runs: dict[str, Run], test: np.ndarray, folder: Path, embedding: str, seed: int
+    comparison: Comparison, runs: dict[str, Run], test: np.ndarray, folder: AnyPath, embedding: str, seed: int
 ) -> list[str | pictures.Picture]:
     """Headings and pictures: attention, backgrounds, confusions and embeddings, where there is anything to show."""
     source = next(iter(runs.values())).evaluator.source
@@ -178,7 +177,9 @@ def sections(
     return blocks
 
 
-def attention_picture(comparison: Comparison, runs: dict[str, Run], test: np.ndarray, path: Path) -> pictures.Picture:
+def attention_picture(
+    comparison: Comparison, runs: dict[str, Run], test: np.ndarray, path: AnyPath
+) -> pictures.Picture:
     """Attention of every run over the same test images: those on which the attention of the run whose attention fits
     the masks best fits them best, middling and worst, or evenly spaced ones where there are no masks."""
     fit = lambda name: comparison.figures.get(name, {}).get("mask_iou_best", 0.0)  # noqa: E731
@@ -222,7 +223,7 @@ def _protocol(config: ConfigDict, source: Source, train: np.ndarray, test: np.nd
     ]
 
 
-def _background(comparison: Comparison, runs: dict[str, Run], test: np.ndarray, path: Path, seed: int):
+def _background(comparison: Comparison, runs: dict[str, Run], test: np.ndarray, path: AnyPath, seed: int):
     source = next(iter(runs.values())).evaluator.source
     shown = test[np.linspace(0, len(test) - 1, min(6, len(test))).astype(int)]
     changed = {
@@ -251,7 +252,7 @@ def _confusions(comparison: Comparison, name: str, source: Source, test: np.ndar
     return confused_pairs(comparison.predicted[name], source.labels[test], len(source.classes), _CONFUSED)
 
 
-def _confusion(comparison: Comparison, name: str, title: str, source: Source, test: np.ndarray, path: Path):
+def _confusion(comparison: Comparison, name: str, title: str, source: Source, test: np.ndarray, path: AnyPath):
     labels, predicted = source.labels[test], comparison.predicted[name]
     rows = []
     for true, taken, count in _confusions(comparison, name, source, test):

@@ -3,7 +3,6 @@
 import glob
 import os
 import socket
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cvsa_jax.errors import UserError
+from cvsa_jax.files import AnyPath
 
 AXIS = "data"
 # The number of processes, as `srun` and `mpirun` tell it to each of them.
@@ -58,19 +58,19 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def check_shared(folder: Path) -> None:
+def check_shared(folder: AnyPath) -> None:
     """Makes the folder.
 
     Raises:
-        UserError: not every process sees what the first one writes there.
+        UserError: it cannot be made, or not every process sees what the first one writes there.
     """
     if jax.process_count() == 1:
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         return
     token = int(multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(4), np.uint32)[0]))
     mark = folder / f".seen-{token:08x}"
     if is_first():
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         mark.touch()
     multihost_utils.sync_global_devices(f"marked {token}")
     seen = multihost_utils.process_allgather(np.array(mark.exists()))
@@ -82,6 +82,15 @@ def check_shared(folder: Path) -> None:
             f"{folder} of process 0 is not seen by process {blind} of {len(seen)}: all processes need the same folder, "
             "on a network file system or a mounted bucket"
         )
+
+
+def _make(folder: AnyPath) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except Exception as error:  # a bucket's are none of Python's
+        raise UserError(
+            f"the folder {folder} cannot be made ({error}): correct its permissions, or take another"
+        ) from None
 
 
 def make_mesh(devices: list | None = None) -> Mesh:

@@ -3,13 +3,12 @@
 python -m cvsa_jax.evaluate --config=configs/folder_linear.py --config.data.root=my_images --runs=runs/byol,runs/cvsa
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from cvsa_jax import cli
 from cvsa_jax.comparison_page import compare_runs
 from cvsa_jax.errors import UserError
+from cvsa_jax.files import as_path
 
 _RUNS = flags.DEFINE_list("runs", None, "Workdirs of pre-training runs, comma-separated.")
 _OUT = flags.DEFINE_string("out", "runs/evaluation", "Folder of the page.")
@@ -18,7 +17,7 @@ _OUT = flags.DEFINE_string("out", "runs/evaluation", "Folder of the page.")
 def main() -> None:
     if not _RUNS.value:
         raise UserError("--runs is missing, e.g. --runs=runs/byol,runs/cvsa")
-    compare_runs(cli.config(), _RUNS.value, Path(_OUT.value))
+    compare_runs(cli.config(), _RUNS.value, as_path(_OUT.value))
 
 
 if __name__ == "__main__":

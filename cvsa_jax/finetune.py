@@ -7,7 +7,6 @@ fractions differ in their labels alone. Each is a run of its own in the workdir,
 """
 
 import functools
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -26,6 +25,7 @@ from cvsa_jax.evaluation.accuracy import accuracy, cross_entropy
 from cvsa_jax.evaluation.labelled import fraction_rows, fraction_suffix, validation_rows
 from cvsa_jax.evaluation.linear import logits
 from cvsa_jax.evaluation.summary import Evaluator, center_prior, chance
+from cvsa_jax.files import AnyPath
 from cvsa_jax.loop import run_steps
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.resnet import parameter_count
@@ -53,7 +53,7 @@ class Job(NamedTuple):
     images: int  # of the train split, by which epochs are counted
 
 
-def finetune(config: ConfigDict, workdir: Path) -> dict[str, float]:
+def finetune(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     """Fine-tunes as `config` says and returns the figures of `report/results.json`; the same call continues.
 
     Figures: `finetune_top1`, `…_top5`, `…_mean_class`, `learning_rate`, and for each rate `validation_top1_lr_<rate>`,
@@ -113,7 +113,7 @@ def finetune(config: ConfigDict, workdir: Path) -> dict[str, float]:
     return figures
 
 
-def _choose(job: Job, labelled: np.ndarray, folder: Path) -> tuple[float, dict[float, float]]:
+def _choose(job: Job, labelled: np.ndarray, folder: AnyPath) -> tuple[float, dict[float, float]]:
     """The learning rate that is best on a validation part of the labelled images (of equals, that of the lower
     cross-entropy), and each one's accuracy there. With one rate, or one image a class, nothing is tried, and the middle
     rate of the list is taken."""
@@ -138,7 +138,7 @@ def _choose(job: Job, labelled: np.ndarray, folder: Path) -> tuple[float, dict[f
     return min(scores, key=lambda rate: (-scores[rate], losses[rate])), scores
 
 
-def _train(job: Job, images: np.ndarray, rate: float, workdir: Path) -> tuple[Network, Path]:
+def _train(job: Job, images: np.ndarray, rate: float, workdir: AnyPath) -> tuple[Network, AnyPath]:
     """The network after training on the images at one learning rate, and the workdir; finished ones are only read."""
     config = job.config.copy_and_resolve_references()
     config.optim.lr = rate
@@ -194,7 +194,7 @@ def _head(network: Network) -> np.ndarray:
     return np.concatenate([np.asarray(head["kernel"]), np.asarray(head["bias"])[None]])
 
 
-def _write_page(workdir: Path, source: Source, test, figures, rows, places, masks, final: Path) -> None:
+def _write_page(workdir: AnyPath, source: Source, test, figures, rows, places, masks, final: AnyPath) -> None:
     folder = workdir / "report"
     report.write_json(folder / "results.json", figures)
     guess = chance(source, test, masks)

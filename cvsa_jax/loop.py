@@ -1,7 +1,6 @@
 """The training loop: steps, logs, checkpoints, and the stops at NaN and at an interruption."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,13 +13,14 @@ from cvsa_jax import interruption
 from cvsa_jax.checkpoint import Checkpointer
 from cvsa_jax.distributed import to_mesh
 from cvsa_jax.errors import Interrupted
+from cvsa_jax.files import AnyPath
 from cvsa_jax.monitor import FiniteCheck, Progress, Writer, named
 from cvsa_jax.perf import Profile, Speed, compiled_step
 
 
 def run_steps(
     config: ConfigDict,
-    workdir: Path,
+    workdir: AnyPath,
     train_step: Callable,
     state: Any,
     stream: Iterator[dict[str, np.ndarray]],

@@ -2,12 +2,12 @@
 
 import os
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from cvsa_jax import classify, cli, distributed, finetune, pretrain
 from cvsa_jax.errors import UserError
+from cvsa_jax.files import as_path
 from cvsa_jax.saliency.network import UNET_MODE
 from cvsa_jax.saliency.train_unet import train_unet
 
@@ -28,10 +28,10 @@ def main() -> None:
     if config.mode in _TRAINING:
         if not _WORKDIR.value:
             raise UserError("--workdir is missing, e.g. --workdir=runs/mine")
-        _TRAINING[config.mode](config, Path(_WORKDIR.value))
+        _TRAINING[config.mode](config, as_path(_WORKDIR.value))
     elif config.mode == "linear":
         # The probe's figures belong to the run it probes.
-        classify.linear_probe(config, Path(_WORKDIR.value or f"{config.init_from}/linear"))
+        classify.linear_probe(config, as_path(_WORKDIR.value or f"{config.init_from}/linear"))
     else:
         raise UserError(f"config.mode={config.mode!r} is unknown; take {', '.join(_TRAINING)} or linear")
 

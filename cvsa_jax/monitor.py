@@ -1,17 +1,17 @@
 """What a run says while it runs: progress with ETA, TensorBoard and metrics.jsonl, and the stop at NaN."""
 
+import contextlib
 import hashlib
 import json
 import math
 import sys
 import time
-from pathlib import Path
 
 import jax
 import tensorboard.summary
 
 from cvsa_jax.errors import Diverged, UserError
-from cvsa_jax.files import write_text_atomically
+from cvsa_jax.files import AnyPath, is_local, write_text_atomically
 
 PLAIN_INTERVAL = 15  # seconds between progress lines where the output is not a terminal
 QUICK = 3  # seconds
@@ -62,7 +62,7 @@ class Writer:
     After a resume at a step, lines of later steps that an interrupted run had already written are dropped.
     """
 
-    def __init__(self, workdir: Path, start_step: int, wandb_project: str = ""):
+    def __init__(self, workdir: AnyPath, start_step: int, wandb_project: str = ""):
         self.active = jax.process_index() == 0
         if not self.active:
             return
@@ -70,7 +70,8 @@ class Writer:
         path = workdir / "metrics.jsonl"
         kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
         write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self.file = path.open("a")
+        self._open = contextlib.ExitStack()  # a bucket's file is open within a `with` only
+        self.file = self._open.enter_context(path.open("a"))
         self.board = tensorboard.summary.Writer(str(workdir / "tensorboard"))
         self.wandb = _wandb_run(workdir, wandb_project) if wandb_project else None
 
@@ -86,23 +87,24 @@ class Writer:
 
     def close(self) -> None:
         if self.active:
-            self.file.close()
+            self._open.close()
             self.board.close()
             if self.wandb:
                 self.wandb.finish()
 
 
-def _wandb_run(workdir: Path, project: str):
+def _wandb_run(workdir: AnyPath, project: str):
     try:
         import wandb
     except ImportError:
         raise UserError("config.wandb_project needs Weights & Biases: pip install wandb") from None
     # The same workdir is the same run, also after an interruption.
-    identity = hashlib.sha1(str(workdir.absolute()).encode()).hexdigest()[:16]
-    return wandb.init(project=project, name=workdir.name, id=identity, resume="allow", dir=str(workdir))
+    folder = str(workdir.absolute()) if is_local(workdir) else None
+    identity = hashlib.sha1((folder or str(workdir)).encode()).hexdigest()[:16]
+    return wandb.init(project=project, name=workdir.name, id=identity, resume="allow", dir=folder)
 
 
-def read_metrics(workdir: Path) -> list[dict]:
+def read_metrics(workdir: AnyPath) -> list[dict]:
     """The rows of a run's metrics.jsonl, [] where there is none. A last line cut off by a kill is left out."""
     path = workdir / "metrics.jsonl"
     rows = []

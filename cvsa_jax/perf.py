@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
+
+from cvsa_jax.files import AnyPath, is_local
 
 GIB = 2**30
 # Dense bfloat16 operations per second of a device, by the start of the name that JAX gives it; the first that fits
@@ -104,12 +107,13 @@ class Speed:
 
 
 class Profile:
-    """A trace of `steps` steps in `workdir/profile`, for TensorBoard's profile plug-in or Perfetto; none of 0 steps."""
+    """A trace of `steps` steps in `workdir/profile`, for TensorBoard's profile plug-in or Perfetto; none of 0 steps.
+    The profiler writes to disks only: of a workdir in a bucket the trace stays on the machine."""
 
-    def __init__(self, workdir: Path, start: int, total: int, steps: int):
+    def __init__(self, workdir: AnyPath, start: int, total: int, steps: int):
         """Of a run from step `start` to `total`."""
         steps = min(steps, total - start)
-        self.folder = workdir / "profile"
+        self.folder = workdir / "profile" if is_local(workdir) else Path(tempfile.gettempdir()) / "profile"
         self.first = min(start + _SKIPPED, total - steps) + 1 if steps > 0 else 0
         self.last = self.first + steps - 1
 

@@ -1,11 +1,12 @@
 """The pictures of the pages: each function draws one, writes it as PNG and gives it its caption."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+
+from cvsa_jax.files import AnyPath
 
 _DPI = 110
 PER_CLASS = 3  # images of a class, beside a confusion
@@ -15,7 +16,7 @@ PER_CLASS = 3  # images of a class, beside a confusion
 class Picture:
     """A PNG file and its caption."""
 
-    path: Path
+    path: AnyPath
     caption: str
 
 
@@ -31,7 +32,7 @@ class MapSheet:
     masks: np.ndarray | None
 
 
-def views_picture(path: Path, views: list[tuple[np.ndarray, np.ndarray | None]], seen: list[np.ndarray]) -> Picture:
+def views_picture(path: AnyPath, views: list[tuple[np.ndarray, np.ndarray | None]], seen: list[np.ndarray]) -> Picture:
     """Both views of a few images, as made by the host with the mask's outline, and as the network sees them.
 
     Args:
@@ -53,7 +54,7 @@ def views_picture(path: Path, views: list[tuple[np.ndarray, np.ndarray | None]],
 
 
 def attention_picture(
-    path: Path, images: np.ndarray, rows: dict[str, np.ndarray], masks: np.ndarray | None, caption: str
+    path: AnyPath, images: np.ndarray, rows: dict[str, np.ndarray], masks: np.ndarray | None, caption: str
 ) -> Picture:
     """Held-out images over their attention maps, one row for each entry of `rows`.
 
@@ -76,7 +77,7 @@ def attention_picture(
     return _save(figure, path, caption)
 
 
-def saliency_picture(path: Path, groups: dict[str, MapSheet], caption: str) -> Picture:
+def saliency_picture(path: AnyPath, groups: dict[str, MapSheet], caption: str) -> Picture:
     """Images with their boxes over their saliency maps, two rows for each group of images."""
     columns = max(len(sheet.images) for sheet in groups.values())
     figure, axes = _grid(2 * len(groups), columns)
@@ -100,7 +101,7 @@ def saliency_picture(path: Path, groups: dict[str, MapSheet], caption: str) -> P
     return _save(figure, path, caption)
 
 
-def histograms_picture(path: Path, values: dict[str, np.ndarray], caption: str) -> Picture:
+def histograms_picture(path: AnyPath, values: dict[str, np.ndarray], caption: str) -> Picture:
     """One histogram over [0, 1] for each entry title -> values."""
     figure = Figure(figsize=(3.4 * len(values), 2.4), layout="constrained")
     for axis, (title, sample) in zip(np.atleast_1d(figure.subplots(1, len(values))), values.items(), strict=True):
@@ -110,7 +111,7 @@ def histograms_picture(path: Path, values: dict[str, np.ndarray], caption: str) 
     return _save(figure, path, caption)
 
 
-def curves_picture(path: Path, rows: list[dict], panels: dict[str, tuple[str, ...]], caption: str) -> Picture:
+def curves_picture(path: AnyPath, rows: list[dict], panels: dict[str, tuple[str, ...]], caption: str) -> Picture:
     """Metrics over steps, one panel for each entry title -> metric names; what no row has is left out."""
     logged = {name for row in rows for name in row}
     panels = {title: names for title, names in panels.items() if logged & set(names)} or panels
@@ -129,7 +130,7 @@ def curves_picture(path: Path, rows: list[dict], panels: dict[str, tuple[str, ..
     return _save(figure, path, caption)
 
 
-def confusion_picture(path: Path, rows: list[tuple[str, np.ndarray, np.ndarray]], caption: str) -> Picture:
+def confusion_picture(path: AnyPath, rows: list[tuple[str, np.ndarray, np.ndarray]], caption: str) -> Picture:
     """The most confused classes, a row for each pair: images that were taken for another class, and that class.
 
     Args:
@@ -150,7 +151,7 @@ def confusion_picture(path: Path, rows: list[tuple[str, np.ndarray, np.ndarray]]
 
 
 def scatter_picture(
-    path: Path, panels: dict[str, np.ndarray], labels: np.ndarray, classes: tuple[str, ...], caption: str
+    path: AnyPath, panels: dict[str, np.ndarray], labels: np.ndarray, classes: tuple[str, ...], caption: str
 ) -> Picture:
     """One panel for each entry title -> (m, 2) points, coloured by their class; a legend up to 12 classes."""
     figure = Figure(figsize=(3.4 * len(panels), 3.4), layout="constrained")
@@ -169,7 +170,7 @@ def scatter_picture(
 
 
 def background_picture(
-    path: Path, examples: dict[str, np.ndarray], bars: dict[str, dict[str, float]], caption: str
+    path: AnyPath, examples: dict[str, np.ndarray], bars: dict[str, dict[str, float]], caption: str
 ) -> Picture:
     """Example images under each change of their background, and each run's accuracy under it.
 
@@ -219,7 +220,8 @@ def _row_title(axis, title: str) -> None:
     axis.set_ylabel(title, fontsize=8)
 
 
-def _save(figure: Figure, path: Path, caption: str) -> Picture:
+def _save(figure: Figure, path: AnyPath, caption: str) -> Picture:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI)
+    with path.open("wb") as file:
+        figure.savefig(file, dpi=_DPI, format="png")
     return Picture(path, caption)

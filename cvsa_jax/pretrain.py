@@ -1,7 +1,6 @@
 """Pre-training, stage 1 (BYOL) and stage 2 (CVSA): build, restore, loop, finish."""
 
 import functools
-from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
@@ -10,6 +9,7 @@ from cvsa_jax import backbones, checkpoint, settings
 from cvsa_jax.data import pipeline
 from cvsa_jax.distributed import check_batch_size, check_shared, make_mesh, replicated
 from cvsa_jax.errors import UserError
+from cvsa_jax.files import AnyPath, as_path
 from cvsa_jax.loop import run_steps
 from cvsa_jax.models.resnet import parameter_count
 from cvsa_jax.optim import target_decay
@@ -19,7 +19,7 @@ from cvsa_jax.state import TrainState, init_state
 from cvsa_jax.steps import make_train_step
 
 
-def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
+def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     """Trains as `config` says and returns the figures of `report/results.json`; the same call continues a run.
 
     Raises:
@@ -92,11 +92,11 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
                 f"{source.name} now has {len(pool)}, {source.fingerprint}): restore the data or take another --workdir"
             )
         origin = f"{workdir} at step {int(state.step)}"
-    elif Path(config.init_from).is_file():
-        state = checkpoint.with_backbone(state, backbones.load_file(Path(config.init_from), model, mesh), mesh)
+    elif as_path(config.init_from).is_file():
+        state = checkpoint.with_backbone(state, backbones.load_file(as_path(config.init_from), model, mesh), mesh)
         origin = config.init_from
     elif config.init_from:
-        state, step = checkpoint.init_from(Path(config.init_from), state, mesh)
+        state, step = checkpoint.init_from(as_path(config.init_from), state, mesh)
         origin = f"{config.init_from} at step {step}"
     start = int(state.step)
     settings.write_config(config, workdir)

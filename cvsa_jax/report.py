@@ -4,8 +4,8 @@ import base64
 import dataclasses
 import html
 import json
-from pathlib import Path
 
+from cvsa_jax.files import AnyPath
 from cvsa_jax.pictures import Picture
 
 _STYLE = """
@@ -35,7 +35,7 @@ class Table:
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def write_page(page: Path, title: str, blocks: list[str | Picture | Table]) -> Path:
+def write_page(page: AnyPath, title: str, blocks: list[str | Picture | Table]) -> AnyPath:
     """An HTML page with everything inside it; text blocks are paragraphs, `# text` a heading. Returns its path."""
     parts = [f"<h1>{html.escape(title)}</h1>"]
     for block in blocks:
@@ -60,7 +60,7 @@ def write_page(page: Path, title: str, blocks: list[str | Picture | Table]) -> P
     return page
 
 
-def write_json(path: Path, figures: dict) -> None:
+def write_json(path: AnyPath, figures: dict) -> None:
     """Figures as JSON, for machines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(figures, indent=2) + "\n")

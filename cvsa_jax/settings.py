@@ -1,7 +1,6 @@
 """From a config to the plain arguments of the layers below, and the config file of a workdir."""
 
 import json
-from pathlib import Path
 
 import jax.numpy as jnp
 import optax
@@ -17,7 +16,7 @@ from cvsa_jax.errors import UserError
 from cvsa_jax.evaluation.embedding import EMBEDDINGS
 from cvsa_jax.evaluation.protocol import Knn, Probe
 from cvsa_jax.evaluation.summary import ATTENTIONS, Evaluator
-from cvsa_jax.files import write_json_atomically
+from cvsa_jax.files import AnyPath, as_path, write_json_atomically
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.resnet import STAGE_SIZES, STEMS
 from cvsa_jax.models.siamese import Siamese
@@ -251,7 +250,7 @@ def evaluator(
     )
 
 
-def compare_config(config: ConfigDict, workdir: Path) -> list[str]:
+def compare_config(config: ConfigDict, workdir: AnyPath) -> list[str]:
     """The harmless differences between a config and that of the run to be continued in `workdir`.
 
     Raises:
@@ -271,7 +270,7 @@ def compare_config(config: ConfigDict, workdir: Path) -> list[str]:
     return changes
 
 
-def write_config(config: ConfigDict, workdir: Path) -> None:
+def write_config(config: ConfigDict, workdir: AnyPath) -> None:
     """Writes `workdir/config.json`, in the first process."""
     if is_first():
         workdir.mkdir(parents=True, exist_ok=True)
@@ -280,7 +279,7 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
 
 def read_config(workdir: str) -> ConfigDict:
     """The config of a run; UserError where the folder holds none."""
-    path = Path(workdir) / "config.json"
+    path = as_path(workdir) / "config.json"
     if not workdir or not path.is_file():
         raise UserError(f"{workdir!r} is not the workdir of a run: there is no {path}")
     return ConfigDict(json.loads(path.read_text()))

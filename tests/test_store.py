@@ -1,14 +1,19 @@
 import dataclasses
 import io
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cvsa_jax.data import pipeline
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.sources.source import fingerprint
+from cvsa_jax.data.views import ViewSpec
 from cvsa_jax.errors import UserError
 from cvsa_jax.saliency import compute as compute_module
 from cvsa_jax.saliency import store as store_module
@@ -17,6 +22,18 @@ from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.store import GRID, SaliencyStore, make_record, store_path
 
 N, SHARD = 10, 4
+SPEC = ViewSpec(
+    kind="saliency_swap",
+    size=16,
+    group=3,
+    swap_prob=1.0,
+    swapped_views=2,
+    source_area=(0.1, 0.6),
+    paste_area=(0.2, 0.8),
+    paste="stretch",
+    canvas_min=1.0,
+    crop_area=(0.2, 1.0),
+)
 
 
 def png(level: int) -> bytes:
@@ -327,3 +344,41 @@ def test_the_centre_prior_peaks_in_the_middle():
 def test_store_path():
     assert store_path("", "birds", "masks") == Path("saliency/birds/masks")
     assert store_path("there", "birds", "masks") == Path("there")
+
+
+def test_a_file_that_is_not_there_is_named_at_the_start(tmp_path):
+    make(source_of(), tmp_path)
+    (tmp_path / "shard-00001.npy").unlink()
+    with pytest.raises(UserError, match=r"lacks 1 files: shard-00001\.npy\. Make it again"):
+        SaliencyStore(tmp_path, source_of())
+
+
+def test_a_store_deleted_in_use_stops_the_batches_with_its_name(tmp_path):
+    source = source_of()
+    make(source, tmp_path)
+    store = SaliencyStore(tmp_path, source)
+    first = store[np.arange(SHARD)]
+    shutil.rmtree(tmp_path)
+    np.testing.assert_array_equal(store[np.arange(SHARD)], first)  # a file in use stays readable
+    with pytest.raises(UserError, match=r"was changed while it was in use .*shard-00002\.npy"):
+        store.record(2 * SHARD)
+    batches = pipeline.train_batches(source, np.arange(N), store, SPEC, batch_size=3, steps=range(8), seed=0)
+    with pytest.raises(UserError, match=r"was changed while it was in use"):
+        list(batches)
+
+
+def test_more_files_than_may_be_open(tmp_path, monkeypatch):
+    source = source_of()
+    make(source, tmp_path)
+    expected = SaliencyStore(tmp_path, source)[np.arange(N)]
+    monkeypatch.setattr(store_module, "_MAPPED", 1)
+    opened = []
+    monkeypatch.setattr(np, "load", lambda path, *, load=np.load, **how: opened.append(path.name) or load(path, **how))
+    store = SaliencyStore(tmp_path, source)
+    assert store.usable.all() and not opened  # the manifest knows it
+    before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+    np.testing.assert_array_equal(store[np.arange(N)], expected)
+    assert store.boxes.shape == (N, 4)
+    assert len(set(opened)) == len(shards(tmp_path)) > 2
+    if sys.platform == "linux":
+        assert len(os.listdir("/proc/self/fd")) <= before + 1

@@ -13,7 +13,7 @@ from cvsa_jax.data.decode import Unreadable
 from cvsa_jax.data.pipeline import load_image, unreadable_error
 from cvsa_jax.data.sources import Source
 from cvsa_jax.errors import UserError
-from cvsa_jax.files import write_atomically, write_json_atomically, write_text_atomically
+from cvsa_jax.files import AnyPath, is_local, write_atomically, write_json_atomically, write_text_atomically
 from cvsa_jax.monitor import Progress
 from cvsa_jax.saliency.detector import Detection, Detector
 from cvsa_jax.saliency.store import (
@@ -21,6 +21,7 @@ from cvsa_jax.saliency.store import (
     SHARD_SIZE,
     VERSION,
     make_record,
+    read_field,
     shard_paths,
 )
 
@@ -31,7 +32,7 @@ TIMING = "timing.json"
 def compute(
     source: Source,
     detector: Detector,
-    folder: Path,
+    folder: AnyPath,
     *,
     threshold: float,
     on_bad_image: str,
@@ -41,9 +42,9 @@ def compute(
     while files of other shards are missing. What is finished is not made again.
 
     Raises:
-        UserError: an image cannot be decoded and `on_bad_image` is `stop` (after the whole pass, so that all are
-            named; the files without bad images are kept), the detector cannot go on, the disk is full, or the folder
-            holds another store.
+        UserError: the folder is in a bucket, an image cannot be decoded and `on_bad_image` is `stop` (after the whole
+            pass, so that all are named; the files without bad images are kept), the detector cannot go on, the disk is
+            full, or the folder holds another store.
     """
     identity = {
         "version": VERSION,
@@ -54,6 +55,8 @@ def compute(
         "fingerprint": source.fingerprint,
         "images": len(source),
     }
+    if not is_local(folder):
+        raise UserError(f"the store {folder} must be made on a disk: then copy it there (gcloud storage cp -r)")
     _claim(folder, identity, source)
     if (folder / "manifest.json").is_file():
         return json.loads((folder / "manifest.json").read_text())
@@ -118,8 +121,7 @@ def _detections(
 
 def _counts(source: Source, paths: list[Path]) -> dict:
     """What the manifest says of the maps."""
-    shards = [np.load(path, mmap_mode="r") for path in paths]
-    usable, areas = (np.concatenate([s[field] for s in shards]) for field in ("usable", "area"))
+    usable, areas = (np.concatenate(read_field(paths, name)) for name in ("usable", "area"))
     return {
         "unreadable": [source.names[i] for i in np.flatnonzero(~usable)],
         "blank": int((areas[usable] < BLANK).sum()),

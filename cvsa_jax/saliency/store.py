@@ -4,6 +4,7 @@ A store is a folder of `shard-00000.npy`, … (structured arrays of RECORD, in t
 `manifest.json`, which is written last: a folder without it is an unfinished store.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from PIL import Image
 from cvsa_jax.data.sources import Source
 from cvsa_jax.errors import UserError, some
 from cvsa_jax.evaluation.boxes import bounding_box
+from cvsa_jax.files import AnyPath, LocalCopy, as_path
 
 VERSION = 2
 GRID = 64  # cells along each side of a stored map
+_MAPPED = 64  # files
 SHARD_SIZE = 256  # images per file: what a killed pass loses at most, and the smallest share of a machine
 # `box` is (y0, x0, y1, x1) in fractions of the image around the map's cells at or above the manifest's threshold;
 # `area` the share of these cells; `confidence` the detector's raw maximum in [0, 1]; `usable` is False for an image
@@ -29,13 +32,13 @@ CENTER_BOX = (0.25, 0.25, 0.75, 0.75)
 
 
 class SaliencyStore:
-    """A finished store, memory-mapped.
+    """A finished store, of which a few files at a time are mapped into memory.
 
     Raises:
         UserError: there is no store, it is unfinished, of another version, or of another data set.
     """
 
-    def __init__(self, folder: Path, source: Source):
+    def __init__(self, folder: AnyPath, source: Source):
         self.folder = folder
         path = folder / "manifest.json"
         if not path.is_file():
@@ -49,13 +52,36 @@ class SaliencyStore:
             raise UserError(f"{folder} has store version {self.manifest['version']}, not {VERSION}: make it again")
         if self.manifest["fingerprint"] != source.fingerprint:
             raise UserError(self._difference(source))
-        self._shards = [np.load(p, mmap_mode="r") for p in shard_paths(folder, len(source))]
-        self.boxes, self.areas, self.confidences, self.usable = (
-            np.concatenate([s[field] for s in self._shards]) for field in ("box", "area", "confidence", "usable")
-        )
+        self._local = LocalCopy(folder)
+        self._paths = shard_paths(self._local.path, len(source))
+        if missing := [path.name for path in self._paths if not path.is_file()]:
+            raise UserError(f"the saliency store {folder} lacks {len(missing)} files: {some(missing)}. Make it again")
+        self._length = len(source)
+        # An open map holds a file descriptor, of which a process has about a thousand.
+        self._shard = functools.lru_cache(_MAPPED)(lambda k: np.load(self._paths[k], mmap_mode="r"))
 
     def __len__(self) -> int:
-        return len(self.usable)
+        return self._length
+
+    @functools.cached_property
+    def usable(self) -> np.ndarray:
+        """(N,) False of images that could not be decoded."""
+        return self._field("usable") if self.manifest["unreadable"] else np.ones(len(self), bool)
+
+    @functools.cached_property
+    def boxes(self) -> np.ndarray:
+        """(N, 4) float32, as in RECORD."""
+        return self._field("box")
+
+    @functools.cached_property
+    def areas(self) -> np.ndarray:
+        """(N,) float32, as in RECORD."""
+        return self._field("area")
+
+    @functools.cached_property
+    def confidences(self) -> np.ndarray:
+        """(N,) float32, as in RECORD."""
+        return self._field("confidence")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -66,13 +92,22 @@ class SaliencyStore:
         return np.stack([self.record(int(i))["map"] for i in np.asarray(indices)])
 
     def record(self, i: int) -> np.void:
-        """Everything that is stored of image i, a RECORD."""
-        return self._shards[i // SHARD_SIZE][i % SHARD_SIZE]
+        """Everything that is stored of image i, a RECORD; UserError where its file is no longer there."""
+        try:
+            return self._shard(i // SHARD_SIZE)[i % SHARD_SIZE]
+        except OSError as error:
+            raise UserError(
+                f"the saliency store {self.folder} was changed while it was in use ({error}). Make it again, and the "
+                "same command goes on"
+            ) from None
 
     @property
     def fallback_share(self) -> float:
         """Share of the images with a map whose map has no cell at the threshold, so that its box is the centre's."""
         return self.manifest["fallback"] / max(int(self.usable.sum()), 1)
+
+    def _field(self, name: str) -> np.ndarray:
+        return np.concatenate(read_field(self._paths, name))
 
     def _difference(self, source: Source) -> str:
         stored = (self.folder / "names.txt").read_text().splitlines()
@@ -91,14 +126,19 @@ class SaliencyStore:
         )
 
 
-def store_path(configured: str, source_name: str, detector: str) -> Path:
+def store_path(configured: str, source_name: str, detector: str) -> AnyPath:
     """Where a store lies: as configured, else `saliency/<data set>/<detector>` below the current folder."""
-    return Path(configured) if configured else Path("saliency") / source_name / detector
+    return as_path(configured) if configured else Path("saliency") / source_name / detector
 
 
 def shard_paths(folder: Path, n: int) -> list[Path]:
     """The files of a store of n images."""
     return [folder / f"shard-{k:05d}.npy" for k in range(-(-n // SHARD_SIZE))]
+
+
+def read_field(paths: list[Path], name: str) -> list[np.ndarray]:
+    """One field of RECORD from each file, which is open no longer than that."""
+    return [np.load(path, mmap_mode="r")[name].copy() for path in paths]
 
 
 def make_record(saliency: np.ndarray, confidence: float, threshold: float) -> np.ndarray:
