@@ -30,6 +30,9 @@ COLLAPSING = losses.OBJECTIVES["byol"]._replace(predictor=False)
 HEALTHY_STD, COLLAPSED_STD, HEALTHY_RANK, HEALTHY_NEARNESS = 0.5, 0.1, 2.0, 0.1
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def config():
     config = demo.get_config("byol")

@@ -45,7 +45,7 @@ def test_accelerators_get_the_pinned_jax(extra):
     assert [line for line in lines if not line.startswith("#")] == [
         "-r ../requirements.txt",
         {"gpu": "jax[cuda13]", "tpu": "jax[tpu]"}[extra],
-        "google-cloud-storage==3.17.1",  # what tests/test_buckets.py stands in for was tried with this one
+        "google-cloud-storage==3.17.1",
     ]
     assert re.search(r"^jax==\S+$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
 

@@ -84,6 +84,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and p.name != "timing.json"}
 
 
+@pytest.mark.slow
 def test_the_command_killed_and_given_again_and_in_shards(tmp_path):
     whole = start(tmp_path / "whole", "--detector=rbd")
     shards = [start(tmp_path / "shards", "--detector=rbd", f"--shard={k}/2") for k in (0, 1)]

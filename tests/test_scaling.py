@@ -145,7 +145,7 @@ def test_multiply_adds_are_those_of_the_traced_network(work, method):
     assert macs == sum(layer.macs for layer in (online if method == "__call__" else target))
 
 
-@pytest.mark.parametrize(("work", "tolerance"), [(SMALL, 0.03), (FULL, 0.02)])
+@pytest.mark.parametrize(("work", "tolerance"), [(SMALL, 0.03), pytest.param(FULL, 0.02, marks=pytest.mark.slow)])
 def test_operations_of_the_step_are_those_that_xla_counts(work, tolerance):
     """XLA leaves out the padding and counts the elementwise operations; the formula does neither."""
     counted = traced(work).lower().cost_analysis()["flops"] / BATCH
@@ -228,6 +228,7 @@ def test_imagenet_stem_also_keeps_the_input_of_the_max_pool():
     assert elements("imagenet", 64) - elements("small", 32) == views + 2 * stem - pooled
 
 
+@pytest.mark.slow
 def test_activations_are_a_lower_bound_of_what_the_cpu_keeps():
     """XLA's plan for one network on the CPU, which recomputes little, keeps about twice as much per view."""
     model = Siamese(SMALL.depth, stem=SMALL.stem)

@@ -172,6 +172,7 @@ def test_steps_are_the_same_on_four_devices_as_on_one(eight, mesh_of):
         np.testing.assert_allclose(one, four_devices, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_overfits_eight_images(eight, mesh_of):
     mesh = mesh_of(1)
     steps = 400
