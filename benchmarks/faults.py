@@ -1,12 +1,14 @@
 """A campaign of faults: small runs are killed at random moments and started again, and must end as if nothing had been.
 
-    python -m benchmarks.faults --kills=56 --seed=0
+    python -m benchmarks.faults --kills=60 --seed=0
 
-One run (one process, two simulated devices) and its saliency pass are killed with SIGKILL, in turn
+One run (one process, two simulated devices), its saliency pass, and the same run in two processes are killed with
+SIGKILL, in turn
   - in a step: after a random step of the log and a random part of the next,
   - in a save: when an unfinished checkpoint is seen on the disk, and up to a random while later,
   - in a start: anywhere between the start of the command and its first step, so during imports, restore or compilation,
-  - in the saliency pass, at a random share of the time that it takes.
+  - in the saliency pass, at a random share of the time that it takes,
+  - one of two processes, in a step; what starts them ends the other at once.
 After each kill the same command goes on, until it is killed again; a run that comes to its end is compared bit for bit
 with one that nothing interrupted, and the next begins. Then come faults of the storage. Prints the table of
 docs/reliability.md and writes benchmarks/results/faults.json. Stops at the first run that differs or does not go on.
@@ -28,11 +30,11 @@ from absl import app, flags, logging
 from benchmarks import tiny_run
 from benchmarks.common import commit
 
-_KILLS = flags.DEFINE_integer("kills", 56, "In all, divided over the moments.")
+_KILLS = flags.DEFINE_integer("kills", 60, "In all, divided over the moments.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
 _STEPS = flags.DEFINE_integer("steps", 200, "Of each run.")
 DEVICES = 2
-MOMENTS = ("in a step", "in a save", "in a start", "in the saliency pass")
+MOMENTS = ("in a step", "in a save", "in a start", "in the saliency pass", "one of two processes, in a step")
 _UNFINISHED = "*orbax-checkpoint-tmp*"
 
 
@@ -51,7 +53,7 @@ class Campaign:
         tiny_run.wait_for_step(folder / "uninterrupted", 1, processes)
         self.start_seconds = time.monotonic() - began
         tiny_run.ended(processes)
-        self._compare(folder / "uninterrupted")
+        self._compare(folder / "uninterrupted", self.expected)
         self.lost: dict[str, list[int]] = collections.defaultdict(list)
         self.unfinished_left = 0
 
@@ -61,7 +63,7 @@ class Campaign:
         while moments:
             before = tiny_run.last_step(workdir)
             if not self._killed(moments[0], workdir):
-                self._compare(workdir)
+                self._compare(workdir, self.expected)
                 workdir = self._next_workdir()
                 continue
             at, kept = tiny_run.last_step(workdir), self._newest(workdir)
@@ -71,7 +73,28 @@ class Campaign:
             print(f"killed {moments[0]}: step {at}, newest checkpoint {kept}", flush=True)
             moments.pop(0)
         tiny_run.ended(self._start(workdir))
-        self._compare(workdir)
+        self._compare(workdir, self.expected)
+
+    def kill_one_of_two(self, count: int) -> None:
+        """Kills one of two processes with a device each so often, in a random step; both go on."""
+        expected = self._finished(self.folder / "two", processes=2)
+        workdir, killed = self._next_workdir(), 0
+        while killed < count:
+            processes = self._start(workdir, processes=2)
+            step = self._newest(workdir) + int(self.rng.integers(1, 2 * tiny_run.CHECKPOINT_STEPS))
+            _wait(processes[0], lambda workdir=workdir, step=step: tiny_run.last_step(workdir) >= step)
+            if processes[0].poll() is not None:
+                tiny_run.ended(processes)
+                self._compare(workdir, expected)
+                workdir = self._next_workdir()
+                continue
+            tiny_run.kill(processes if self.rng.integers(2) else processes[::-1])
+            killed += 1
+            at, kept = tiny_run.last_step(workdir), self._newest(workdir)
+            self.lost[MOMENTS[4]].append(max(at - kept, 0))
+            print(f"killed {MOMENTS[4]}: step {at}, newest checkpoint {kept}", flush=True)
+        tiny_run.ended(self._start(workdir, processes=2))
+        self._compare(workdir, expected)
 
     def kill_saliency(self, count: int) -> None:
         """Kills the saliency pass so often, at random moments, and compares the store that it ends with."""
@@ -119,7 +142,7 @@ class Campaign:
         told["a file of the newest checkpoint cut off"] = self._error(workdir)
         shutil.rmtree(newest)
         tiny_run.ended(self._start(workdir))
-        self._compare(workdir)
+        self._compare(workdir, self.expected)
 
         # The disk is full during a save.
         with _tmpfs(self.folder / "small", "size=600k") as small:
@@ -138,12 +161,33 @@ class Campaign:
         tiny_run.wait_for_step(workdir, 5, processes)
         shutil.rmtree(store)
         tiny_run.ended(processes)
-        self._compare(workdir)
+        self._compare(workdir, self.expected)
         told["the saliency store deleted during the run"] = "survived: an open file stays readable; the end is the same"
+
+        # An image is cut off in the middle of an epoch: the error names it, and with the whole file the run goes on.
+        flags = tiny_run.make_folder(self.folder / "images")
+        finished, workdir = self._next_workdir(), self._next_workdir()
+        expected = self._finished(finished, **flags)
+        processes = self._start(workdir, **flags)
+        tiny_run.wait_for_step(workdir, 5, processes)
+        image = self.rng.choice(sorted((self.folder / "images" / "train").rglob("*.jpg")))
+        whole = image.read_bytes()
+        image.write_bytes(whole[: len(whole) // 2])
+        told["a JPEG cut off in the middle of an epoch"] = self._told(processes)
+        image.write_bytes(whole)
+        tiny_run.ended(self._start(workdir, **flags))
+        self._compare(workdir, expected)
         return told
 
     def _error(self, workdir: Path, **flags) -> str:
-        processes = tiny_run.start([workdir], self.store, self.cache, devices=DEVICES, steps=_STEPS.value, **flags)
+        return self._told(self._start(workdir, **flags))
+
+    def _told(self, processes: list[subprocess.Popen]) -> str:
+        """The error with which a process ends.
+
+        Raises:
+            AssertionError: it ends otherwise.
+        """
         # On a full disk TensorBoard's thread prints a traceback of its own besides.
         (said,) = tiny_run.ended(processes, code=2)
         return next(line for line in said.splitlines() if line.startswith("error: ")).replace(str(self.folder), "…")
@@ -171,17 +215,19 @@ class Campaign:
         tiny_run.kill([process])
         return True
 
-    def _start(self, workdir: Path) -> list[subprocess.Popen]:
-        return tiny_run.start([workdir], self.store, self.cache, devices=DEVICES, steps=_STEPS.value)
+    def _start(self, workdir: Path, processes: int = 1, **flags) -> list[subprocess.Popen]:
+        workdirs, devices = [workdir] * processes, DEVICES // processes
+        return tiny_run.start(workdirs, self.store, self.cache, devices=devices, steps=_STEPS.value, **flags)
 
-    def _finished(self, workdir: Path) -> dict[str, np.ndarray]:
-        tiny_run.ended(self._start(workdir))
+    def _finished(self, workdir: Path, processes: int = 1, **flags) -> dict[str, np.ndarray]:
+        tiny_run.ended(self._start(workdir, processes, **flags))
         return tiny_run.final_state(workdir, _STEPS.value)
 
-    def _compare(self, workdir: Path) -> None:
+    def _compare(self, workdir: Path, expected: dict[str, np.ndarray]) -> None:
         found = tiny_run.final_state(workdir, _STEPS.value)
-        differing = [name for name, values in self.expected.items() if not np.array_equal(found[name], values)]
-        assert found.keys() == self.expected.keys() and not differing, f"{workdir} differs in {differing[:3]}"
+        assert found.keys() == expected.keys(), f"{workdir} holds {found.keys() ^ expected.keys()}"
+        differing = [name for name, values in expected.items() if not np.array_equal(found[name], values)]
+        assert not differing, f"{workdir} differs in {differing[:3]}"
 
     def _newest(self, workdir: Path) -> int:
         return max((int(p.name) for p in (workdir / "ckpt").glob("*") if p.name.isdigit()), default=0)
@@ -203,6 +249,7 @@ def main(argv: list[str]) -> None:
         rng.shuffle(training)
         campaign.kill_training(training)
         campaign.kill_saliency(counts[MOMENTS[3]])
+        campaign.kill_one_of_two(counts[MOMENTS[4]])
         storage = campaign.storage_faults()
     rows = [
         f"| {moment} | {len(lost)} | {len(lost)} | {statistics.median(lost):g} | {max(lost)} |"

@@ -1,5 +1,6 @@
 """A training of seconds as real processes, for what is done to them from outside: kills, signals, full disks."""
 
+import io
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from PIL import Image
 
 from configs import demo
 from cvsa_jax import checkpoint, settings
@@ -51,6 +53,19 @@ def make_store(folder: Path) -> None:
     config.data.procedural.update(DATA)
     source = settings.load_source(config.data)
     compute(source, masks(source), folder, threshold=0.5, on_bad_image="stop")
+
+
+def make_folder(folder: Path) -> dict[str, object]:
+    """The run's images as JPEG files; the flags, for `start`, of BYOL on them."""
+    config = demo.get_config()
+    config.data.procedural.update(DATA)
+    source = settings.load_source(config.data)
+    for i, name in enumerate(source.names):
+        split = next(split for split, members in source.splits.items() if i in members)
+        path = folder / split / source.classes[source.labels[i]] / f"{Path(name).stem}_{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(io.BytesIO(source.read(i))).save(path)
+    return {"data__kind": "folder", "data__root": folder, "views__kind": "random_resized_crop", "align__weight": 0.0}
 
 
 def start(
