@@ -19,7 +19,7 @@ from cvsa_jax.distributed import make_mesh
 from cvsa_jax.monitor import read_metrics
 
 # Files of minutes come first: side by side with others, the last to begin would be alone at the end.
-LONGEST = ("test_run.py", "test_finetune.py", "test_demo.py", "test_saliency_command.py", "test_network_detectors.py")
+LONGEST = ("test_run.py", "test_finetune.py", "test_network_detectors.py", "test_processes.py", "test_demo.py")
 
 
 def pytest_collection_modifyitems(items):

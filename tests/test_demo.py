@@ -12,6 +12,7 @@ from test_run import (
 from cvsa_jax.demo import run_demo
 
 
+@pytest.mark.slow
 def test_the_demo_end_to_end(tmp_path, capsys):
     def get_config(arg):
         config = tiny(arg)

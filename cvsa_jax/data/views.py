@@ -58,8 +58,7 @@ def group_views(
     Returns:
         `view1`, `view2` (g, S, S, 3) uint8, and with saliency `mask1`, `mask2` (g, M, M) uint8.
     """
-    # As a function, a view is built once and not for every image: seconds at the start of a run.
-    one_view = tf.function(functools.partial(_one_view, spec=spec, seed=seed), autograph=False)
+    one_view = _view_function(spec)
     lent = tf.TensorArray(
         tf.uint8, len(images), clear_after_read=False, infer_shape=False, element_shape=(None, None, 3)
     )
@@ -75,7 +74,8 @@ def group_views(
             background = None
             if lenders is not None and v < spec.swapped_views:
                 background = (lent.read(lenders[v]), maps_of(lenders[v])[1])
-            view, mask = one_view(image, *maps_of(k), background, positions[k] * 2 + v)
+            draw_seed = tf.stack([tf.constant(seed, tf.int64), positions[k] * 2 + v])
+            view, mask = one_view(image, *maps_of(k), background, draw_seed)
             rows[f"view{v + 1}"].append(_to_uint8(view))
             if saliency is not None:
                 mask = tf.nn.avg_pool2d(mask[None, ..., None], MASK_STRIDE, MASK_STRIDE, "VALID")[0, ..., 0]
@@ -111,10 +111,16 @@ def random_crop_box(u: tf.Tensor, shape: tf.Tensor, area: tuple[float, float]) -
     return tf.where(tf.reduce_any(fits), drawn, centred)
 
 
-def _one_view(image, own, integral, background, number, *, spec: ViewSpec, seed: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """`background`: an image and the integral image of its map, or None, and the view is a crop. `number` () int64
+@functools.lru_cache
+def _view_function(spec: ViewSpec) -> tf.types.experimental.PolymorphicFunction:
+    """`_one_view` of a spec. As a function, a view is built once and not for every image, which takes seconds."""
+    return tf.function(functools.partial(_one_view, spec=spec), autograph=False, reduce_retracing=True)
+
+
+def _one_view(image, own, integral, background, draw_seed, *, spec: ViewSpec) -> tuple[tf.Tensor, tf.Tensor]:
+    """`background`: an image and the integral image of its map, or None, and the view is a crop. `draw_seed` (2,) int64
     decides its random choices."""
-    u = tf.random.stateless_uniform([_DRAWS], tf.stack([tf.constant(seed, tf.int64), number]))
+    u = tf.random.stateless_uniform([_DRAWS], draw_seed)
 
     def cropped() -> tuple[tf.Tensor, tf.Tensor]:
         shape = tf.cast(tf.shape(image)[:2], tf.float32)
