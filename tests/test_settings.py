@@ -17,6 +17,7 @@ PLAIN = ("", "small", "byol", "moco", "simclr", "simsiam", "moco,cvsa", "small,b
 PLAIN = (*PLAIN, "gpu8gb", "gpu24gb", "tpu_v4_32", "byol,gpu8gb")
 TUNED = ("", "448", "scratch", "small", "scratch,small")
 ARGUMENTS = {"demo": ("", "byol", "mask_head", "simclr"), "folder": PLAIN, "cub": PLAIN}
+ARGUMENTS |= dict.fromkeys(("imagenet", "inat", "pets"), PLAIN)
 ARGUMENTS |= {"folder_linear": ("", "full"), "cub_linear": ("", "full")}
 ARGUMENTS |= {"folder_finetune": TUNED, "cub_finetune": TUNED}
 FILES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "common"))
@@ -229,6 +230,21 @@ def test_config_files_build(name, tmp_path):
 def test_unknown_argument_of_a_config_file(name):
     with pytest.raises(ValueError, match=r"unknown option huge; known: "):
         importlib.import_module(f"configs.{name}").get_config("huge")
+
+
+@pytest.mark.parametrize(
+    ("argument", "objective", "views", "weight"),
+    [
+        ("", "byol", "random_resized_crop", 0.0),
+        ("tpu_v4_32", "byol", "random_resized_crop", 0.0),
+        ("moco", "moco", "random_resized_crop", 0.0),
+        ("simclr,cvsa", "simclr", "saliency_swap", 1.0),
+    ],
+)
+def test_imagenet_is_stage_one_unless_told_otherwise(argument, objective, views, weight):
+    config = importlib.import_module("configs.imagenet").get_config(argument)
+    assert (config.objective, config.views.kind, config.align.weight) == (objective, views, weight)
+    assert (config.data.kind, config.data.test_split) == ("tfds:imagenet2012", "validation")
 
 
 @pytest.mark.parametrize("value", [0.0, -0.2])

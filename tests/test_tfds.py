@@ -249,6 +249,12 @@ def test_a_set_without_images_is_refused(tmp_path):
         load("tfds:some_cats", str(root))
 
 
+@pytest.mark.parametrize("kind", ["tfds:oxford_iiit_pet", "folder", "cub"])
+def test_images_in_a_bucket_are_refused(kind):
+    with pytest.raises(UserError, match=r"data\.root=gs://bucket/images: .* Copy them"):
+        load(kind, "gs://bucket/images")
+
+
 def test_without_tfds(pets, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorflow_datasets", None)
     with pytest.raises(UserError, match=r"pip install 'cvsa_jax\[tfds\]'"):
