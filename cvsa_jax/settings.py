@@ -36,7 +36,6 @@ FREE = ("data.root", "data.test_split", "model.remat")
 
 def load_source(data: ConfigDict) -> sources.Source:
     """The data set of `config.data`."""
-    _choice("config.data.kind", data.kind, sources.KINDS)
     _choice("config.data.on_bad_image", data.on_bad_image, ("stop", "skip"))
     return sources.load(data.kind, data.root, procedural.Spec(**data.procedural))
 

@@ -7,6 +7,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from configs.pets import get_config
+from cvsa_jax import settings
 from cvsa_jax.data import pipeline
 from cvsa_jax.data.sources import load, source, tfds
 from cvsa_jax.data.views import ViewSpec
@@ -103,6 +105,13 @@ def test_images_and_labels_are_those_of_the_files(pets):
     assert sorted(found.read(i) for i in found.splits["train"]) == sorted(picture(k) for k in range(17))
     assert found.classes == BREEDS
     assert found.labels.dtype == np.int32
+
+
+def test_config_of_pets_loads_it(pets):
+    config = get_config()
+    config.data.root = pets
+    found = settings.load_source(config.data)
+    assert {split: len(found.split(split)) for split in (config.data.train_split, config.data.test_split)} == SPLITS
 
 
 def test_splits_and_names(pets):
