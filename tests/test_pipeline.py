@@ -1,11 +1,13 @@
 import dataclasses
 import io
+import re
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
+from cvsa_jax.data import decode
 from cvsa_jax.data.index import example_order
 from cvsa_jax.data.pipeline import crop_batches, image_batches, readable, train_batches
 from cvsa_jax.data.sources import Source
@@ -322,3 +324,12 @@ def test_an_undecodable_image_stops_the_crops_with_its_name():
     encoded[7] = encoded[7][:30]
     with pytest.raises(UserError, match=r"1 of 13 images of memory cannot be decoded: image7\.png"):
         crops(encoded, range(2))
+
+
+def test_reason_of_a_cut_off_jpeg_is_the_decoder_s_alone():
+    encoded = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(encoded, "JPEG")
+    with pytest.raises(decode.Unreadable) as reason:
+        decode.to_array(encoded.getvalue()[: len(encoded.getvalue()) // 2])
+    assert "Invalid JPEG data" in str(reason.value)
+    assert not re.search(r"[{}\[]", str(reason.value))

@@ -1,5 +1,7 @@
 """Encoded bytes -> pixels: the project's one decoder, so that training can read what the saliency pass accepts."""
 
+import re
+
 import numpy as np
 import tensorflow as tf
 
@@ -23,4 +25,6 @@ def to_array(encoded: bytes) -> np.ndarray:
     try:
         return decode(tf.constant(encoded)).numpy()
     except tf.errors.OpError as error:
-        raise Unreadable(str(error.message).splitlines()[0][:160] if encoded else "the file is empty") from None
+        # Between the names of TensorFlow's node and operation.
+        said = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", str(error.message).splitlines()[0])
+        raise Unreadable(said[:160] if encoded else "the file is empty") from None
