@@ -197,7 +197,7 @@ def test_another_set_of_the_same_name_has_its_own_fingerprint_and_labels(pets, t
 
 
 def test_a_split_without_labels_is_left_out_and_named(tmp_path, capsys):
-    root = prepare(tmp_path, edit=lambda split, k: {"label": -1} if split == "test" else {})
+    root = prepare(tmp_path, edit=lambda split, k: {"label": -1} if split == "test" and k > 2 else {})
     found = load("tfds:oxford_iiit_pet", str(root))
     assert "left out, since not all of their images have a label: test" in capsys.readouterr().out
     assert {split: rows.tolist() for split, rows in found.splits.items()} == {"train": list(range(17))}
