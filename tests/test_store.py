@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_pipeline import SWAP
 
 from cvsa_jax.data import pipeline
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.sources.source import fingerprint
-from cvsa_jax.data.views import ViewSpec
 from cvsa_jax.errors import UserError
 from cvsa_jax.saliency import compute as compute_module
 from cvsa_jax.saliency import store as store_module
@@ -23,18 +23,6 @@ from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.store import GRID, SaliencyStore, make_record, store_path
 
 N, SHARD = 10, 4
-SPEC = ViewSpec(
-    kind="saliency_swap",
-    size=16,
-    group=3,
-    swap_prob=1.0,
-    swapped_views=2,
-    source_area=(0.1, 0.6),
-    paste_area=(0.2, 0.8),
-    paste="stretch",
-    canvas_min=1.0,
-    crop_area=(0.2, 1.0),
-)
 
 
 def png(level: int) -> bytes:
@@ -363,7 +351,7 @@ def test_a_store_deleted_in_use_stops_the_batches_with_its_name(tmp_path):
     np.testing.assert_array_equal(store[np.arange(SHARD)], first)  # a file in use stays readable
     with pytest.raises(UserError, match=r"was changed while it was in use .*shard-00002\.npy"):
         store.record(2 * SHARD)
-    batches = pipeline.train_batches(source, np.arange(N), store, SPEC, batch_size=3, steps=range(8), seed=0)
+    batches = pipeline.train_batches(source, np.arange(N), store, SWAP, batch_size=3, steps=range(8), seed=0)
     with pytest.raises(UserError, match=r"was changed while it was in use"):
         list(batches)
 

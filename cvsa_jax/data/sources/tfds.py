@@ -51,7 +51,7 @@ def load(name: str, root: str) -> Source:
     of the user; a split with images that have none (a public test set) is left out, which is printed.
 
     Raises:
-        UserError: TFDS is not installed, or the set is not there, not in ArrayRecord files, or has no images.
+        UserError: TFDS is not installed, or the set is not there, not in ArrayRecord files, or has no feature `image`.
     """
     try:
         import tensorflow_datasets as tfds
@@ -66,15 +66,17 @@ def load(name: str, root: str) -> Source:
     features = dict(builder.info.features.items())
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     if "image" not in images:
-        raise UserError(f"{PREFIX}{name} has no feature 'image'; it has {', '.join(features)}")
+        raise UserError(f"{PREFIX}{name} has no feature 'image'; it has {', '.join(sorted(features))}")
     try:
         encoded = {key: tfds.decode.SkipDecoding() for key in images}
         records = builder.as_data_source(decoders=encoded)
-    except NotImplementedError:
+    except NotImplementedError:  # what TFDS raises for a format without random access
         raise UserError(
             f"{PREFIX}{name}: the files in {builder.data_path} are not ArrayRecord, which random access needs. "
             f"Prepare the set again, into another folder: {prepare}"
         ) from None
+    # Whatever the order in which TFDS lists them, an example keeps its index.
+    records = {split: records[split] for split in sorted(records)}
     sizes = {split: len(r) for split, r in records.items()}
     version = fingerprint([builder.info.full_name, *sizes], [builder.info.dataset_size, *sizes.values()])
     labels, classes = None, ()
