@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from cvsa_jax.perf import PEAK_FLOPS
+from cvsa_jax.training.perf import PEAK_FLOPS
 
 
 @dataclasses.dataclass(frozen=True)

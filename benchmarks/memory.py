@@ -25,8 +25,8 @@ from configs import common
 from cvsa_jax import settings
 from cvsa_jax.data import pipeline
 from cvsa_jax.data.sources import load
-from cvsa_jax.saliency.annotation import center
 from cvsa_jax.saliency.compute import compute
+from cvsa_jax.saliency.detectors.annotation import center
 from cvsa_jax.saliency.store import SHARD_SIZE, SaliencyStore, shard_paths
 
 _IMAGES = flags.DEFINE_list("images", ["2000", "20000", "200000"], "Sizes of the data set.")

@@ -14,12 +14,13 @@ import numpy as np
 from PIL import Image
 
 from configs import demo
-from cvsa_jax import checkpoint, settings
-from cvsa_jax.distributed import make_mesh
-from cvsa_jax.monitor import read_metrics
-from cvsa_jax.saliency.annotation import masks
+from cvsa_jax import settings
+from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.saliency.compute import compute
-from cvsa_jax.state import init_state
+from cvsa_jax.saliency.detectors.annotation import masks
+from cvsa_jax.training import checkpoint
+from cvsa_jax.training.monitor import read_metrics
+from cvsa_jax.training.state import init_state
 
 ROOT = Path(__file__).parent.parent
 DATA = {"classes": 3, "train_per_class": 7, "test_per_class": 5, "size": 32}

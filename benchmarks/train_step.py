@@ -23,12 +23,14 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.common import commit
-from cvsa_jax import losses, optim, steps
-from cvsa_jax.distributed import make_mesh, replicated, to_mesh
+from cvsa_jax import losses
 from cvsa_jax.models.siamese import Siamese
-from cvsa_jax.perf import GIB, compiled_step
-from cvsa_jax.photometric import Photometric
-from cvsa_jax.state import init_state
+from cvsa_jax.runtime.distributed import make_mesh, replicated, to_mesh
+from cvsa_jax.training import optim
+from cvsa_jax.training import step as steps
+from cvsa_jax.training.perf import GIB, compiled_step
+from cvsa_jax.training.photometric import Photometric
+from cvsa_jax.training.state import init_state
 
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["64", "128", "256", "512"], "Global batch sizes, in images.")
 _DEPTH = flags.DEFINE_integer("depth", 50, "Of the ResNet.")

@@ -19,12 +19,12 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.common import commit
-from cvsa_jax import optim
-from cvsa_jax.distributed import make_mesh, replicated, to_mesh
 from cvsa_jax.models.unet import UNet
-from cvsa_jax.photometric import Photometric, normalize, to_float
-from cvsa_jax.saliency import unet_step
-from cvsa_jax.saliency.pairs import make_pairs, pair_batches
+from cvsa_jax.runtime.distributed import make_mesh, replicated, to_mesh
+from cvsa_jax.saliency.unet import step as unet_step
+from cvsa_jax.saliency.unet.pairs import make_pairs, pair_batches
+from cvsa_jax.training import optim
+from cvsa_jax.training.photometric import Photometric, normalize, to_float
 
 _ARRAYS = flags.DEFINE_string("arrays", None, "Folder of the arrays.", required=True)
 _DATA = flags.DEFINE_string("data", None, "Folder of images with masks and a test split, from which they are made.")

@@ -9,10 +9,10 @@ import functools
 
 import jax
 
-from cvsa_jax import optim
 from cvsa_jax.models.resnet import BOTTLENECK_DEPTH, STAGE_SIZES, channels, parameter_count, stride
 from cvsa_jax.models.siamese import Siamese
-from cvsa_jax.state import TrainState, init_state
+from cvsa_jax.training import optim
+from cvsa_jax.training.state import TrainState, init_state
 
 VIEWS = 2
 WIDTH, HIDDEN, OUT = 64, 4096, 256  # of configs/common.py

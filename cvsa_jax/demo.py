@@ -11,11 +11,18 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from cvsa_jax import checkpoint, cli, compare, comparison_page, pictures, pretrain, report, settings
-from cvsa_jax.distributed import make_mesh, replicated
-from cvsa_jax.saliency.annotation import masks as mask_detector
+from cvsa_jax import settings
+from cvsa_jax.evaluation import comparison as compare
+from cvsa_jax.report import comparison as comparison_page
+from cvsa_jax.report import html as report
+from cvsa_jax.report import pictures
+from cvsa_jax.runs import pretrain
+from cvsa_jax.runtime import cli
+from cvsa_jax.runtime.distributed import make_mesh, replicated
 from cvsa_jax.saliency.compute import compute
-from cvsa_jax.state import Network, empty_network, init_state
+from cvsa_jax.saliency.detectors.annotation import masks as mask_detector
+from cvsa_jax.training import checkpoint
+from cvsa_jax.training.state import Network, empty_network, init_state
 
 _OUT = flags.DEFINE_string("out", "runs/demo", "Folder of the demo's runs and report.")
 _ROWS = {"random": "random weights", "byol": "BYOL", "cvsa": "CVSA"}

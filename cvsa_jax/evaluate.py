@@ -5,10 +5,10 @@ python -m cvsa_jax.evaluate --config=configs/folder_linear.py --config.data.root
 
 from absl import flags
 
-from cvsa_jax import cli
-from cvsa_jax.comparison_page import compare_runs
-from cvsa_jax.errors import UserError
-from cvsa_jax.files import as_path
+from cvsa_jax.report.comparison import compare_runs
+from cvsa_jax.runtime import cli
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.files import as_path
 
 _RUNS = flags.DEFINE_list("runs", None, "Workdirs of pre-training runs, comma-separated.")
 _OUT = flags.DEFINE_string("out", "runs/evaluation", "Folder of the page.")

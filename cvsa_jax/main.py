@@ -5,11 +5,13 @@ import sys
 
 from absl import flags
 
-from cvsa_jax import classify, cli, distributed, finetune, pretrain
-from cvsa_jax.errors import UserError
-from cvsa_jax.files import as_path
-from cvsa_jax.saliency.network import UNET_MODE
-from cvsa_jax.saliency.train_unet import train_unet
+from cvsa_jax.runs import finetune, pretrain
+from cvsa_jax.runs import linear as classify
+from cvsa_jax.runs.saliency_unet import train_unet
+from cvsa_jax.runtime import cli, distributed
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.files import as_path
+from cvsa_jax.saliency.detectors.network import UNET_MODE
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; the same again continues it.")
 

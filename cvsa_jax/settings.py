@@ -7,22 +7,23 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cvsa_jax import losses, optim
+from cvsa_jax import losses
 from cvsa_jax.data import sources
 from cvsa_jax.data.sources import procedural
 from cvsa_jax.data.views import KINDS, PASTES, ViewSpec
-from cvsa_jax.distributed import AXIS, is_first
-from cvsa_jax.errors import UserError
 from cvsa_jax.evaluation.embedding import EMBEDDINGS
+from cvsa_jax.evaluation.evaluator import ATTENTIONS, Evaluator
 from cvsa_jax.evaluation.protocol import Knn, Probe
-from cvsa_jax.evaluation.summary import ATTENTIONS, Evaluator
-from cvsa_jax.files import AnyPath, as_path, write_json_atomically
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.resnet import STAGE_SIZES, STEMS
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.models.unet import CHANNEL_GROUP, UNet
-from cvsa_jax.photometric import Photometric
-from cvsa_jax.saliency.unet_step import MAX_SIDE, Geometry
+from cvsa_jax.runtime.distributed import AXIS, is_first
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.files import AnyPath, as_path, write_json_atomically
+from cvsa_jax.saliency.unet.step import MAX_SIDE, Geometry
+from cvsa_jax.training import optim
+from cvsa_jax.training.photometric import Photometric
 
 # A change of these in an existing workdir would change its parameter tree or its data order. Paths may change: the
 # data set is recognised by its fingerprint.

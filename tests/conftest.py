@@ -15,8 +15,8 @@ import jax
 import pytest
 from launch_site import Site
 
-from cvsa_jax.distributed import make_mesh
-from cvsa_jax.monitor import read_metrics
+from cvsa_jax.runtime.distributed import make_mesh
+from cvsa_jax.training.monitor import read_metrics
 
 # Files of minutes come first: side by side with others, the last to begin would be alone at the end.
 LONGEST = ("test_run.py", "test_finetune.py", "test_network_detectors.py", "test_processes.py", "test_demo.py")

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from configs import common, folder
-from cvsa_jax import losses, optim, settings
+from cvsa_jax import losses, settings
 from cvsa_jax.data import sources, views
-from cvsa_jax.errors import UserError
 from cvsa_jax.models.resnet import STAGE_SIZES, STEMS
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.training import optim
 
 STRIDE = 32
 CONFIGS = Path(common.__file__).parent

@@ -10,7 +10,7 @@ from cvsa_jax.data import decode
 from cvsa_jax.data.index import example_order, position_words
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.views import ViewSpec, group_views, labelled_crop
-from cvsa_jax.errors import UserError, some
+from cvsa_jax.runtime.errors import UserError, some
 
 Batch = dict[str, np.ndarray]
 

@@ -8,14 +8,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from cvsa_jax.classifier_step import ProbeState, make_probe_step
 from cvsa_jax.data.pipeline import crop_batches
 from cvsa_jax.data.sources import Source
-from cvsa_jax.distributed import replicated, to_mesh
-from cvsa_jax.evaluation.linear import MOMENTUM, Fit, Standardization
+from cvsa_jax.evaluation.probe import MOMENTUM, Fit, Standardization
 from cvsa_jax.evaluation.protocol import Probe
-from cvsa_jax.monitor import Progress
-from cvsa_jax.state import Network
+from cvsa_jax.runtime.distributed import replicated, to_mesh
+from cvsa_jax.training.finetune_step import ProbeState, make_probe_step
+from cvsa_jax.training.monitor import Progress
+from cvsa_jax.training.state import Network
 
 
 def fit_crops(

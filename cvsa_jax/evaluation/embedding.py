@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from cvsa_jax.errors import UserError
+from cvsa_jax.runtime.errors import UserError
 
 
 def pca(features: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m 2"]:

@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 
 from cvsa_jax.data.pipeline import image_batches
 from cvsa_jax.data.sources import Source
-from cvsa_jax.distributed import to_host, to_mesh
-from cvsa_jax.monitor import Progress
+from cvsa_jax.runtime.distributed import to_host, to_mesh
+from cvsa_jax.training.monitor import Progress
 
 
 def extract(

@@ -11,15 +11,16 @@ import jax
 import numpy as np
 from absl import flags
 
-from cvsa_jax import cli, settings
+from cvsa_jax import settings
 from cvsa_jax.data.sources import Source
-from cvsa_jax.errors import UserError
 from cvsa_jax.models.activation import READOUTS
-from cvsa_jax.saliency import page
+from cvsa_jax.report import saliency as page
+from cvsa_jax.runtime import cli
+from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.detector import SUPERVISIONS
-from cvsa_jax.saliency.detectors import DETECTORS, Options, build
-from cvsa_jax.saliency.onnx_model import PRESETS
+from cvsa_jax.saliency.detectors.onnx import PRESETS
+from cvsa_jax.saliency.registry import DETECTORS, Options, build
 from cvsa_jax.saliency.store import REPORT_PAGE, SaliencyStore, store_path
 
 _DETECTOR = flags.DEFINE_enum("detector", None, list(DETECTORS), "Default: config.saliency.detector.")

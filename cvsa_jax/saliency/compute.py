@@ -12,18 +12,11 @@ import numpy as np
 from cvsa_jax.data.decode import Unreadable
 from cvsa_jax.data.pipeline import load_image, unreadable_error
 from cvsa_jax.data.sources import Source
-from cvsa_jax.errors import UserError
-from cvsa_jax.files import AnyPath, is_local, write_atomically, write_json_atomically, write_text_atomically
-from cvsa_jax.monitor import Progress
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.files import AnyPath, is_local, write_atomically, write_json_atomically, write_text_atomically
 from cvsa_jax.saliency.detector import Detection, Detector
-from cvsa_jax.saliency.store import (
-    RECORD,
-    SHARD_SIZE,
-    VERSION,
-    make_record,
-    read_field,
-    shard_paths,
-)
+from cvsa_jax.saliency.store import RECORD, SHARD_SIZE, VERSION, make_record, read_field, shard_paths
+from cvsa_jax.training.monitor import Progress
 
 BLANK, FULL = 0.01, 0.95  # shares of the image at the threshold below and above which a map says nothing
 TIMING = "timing.json"

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from cvsa_jax.data.sources import Source
-from cvsa_jax.errors import UserError, some
 from cvsa_jax.evaluation.boxes import bounding_box
-from cvsa_jax.files import AnyPath, LocalCopy, as_path
+from cvsa_jax.runtime.errors import UserError, some
+from cvsa_jax.runtime.files import AnyPath, LocalCopy, as_path
 
 VERSION = 2
 GRID = 64  # cells along each side of a stored map

@@ -2,7 +2,7 @@
 
 from cvsa_jax.data.sources import cub, folder, procedural, tfds
 from cvsa_jax.data.sources.source import Source
-from cvsa_jax.errors import UserError
+from cvsa_jax.runtime.errors import UserError
 
 KINDS = ("cub", "folder", "procedural", f"{tfds.PREFIX}<name>")
 

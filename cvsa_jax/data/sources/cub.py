@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from cvsa_jax.data.sources.source import Source, from_files, require_folder
-from cvsa_jax.errors import UserError, some
+from cvsa_jax.runtime.errors import UserError, some
 
 _HINT = (
     "Get CUB_200_2011.tgz from https://www.vision.caltech.edu/datasets/cub_200_2011/ (the masks are the separate "

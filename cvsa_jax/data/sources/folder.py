@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cvsa_jax.data.sources.source import Source, from_files, require_folder
-from cvsa_jax.errors import UserError, some
+from cvsa_jax.runtime.errors import UserError, some
 
 READABLE = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
 OTHER_IMAGES = {".webp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cvsa_jax.errors import UserError, some
+from cvsa_jax.runtime.errors import UserError, some
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from cvsa_jax.data.sources.source import Source, binary_mask, fingerprint
-from cvsa_jax.errors import UserError
-from cvsa_jax.files import write_atomically
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.files import write_atomically
 
 PREFIX = "tfds:"
 _CHUNK = 256  # records read at once for their labels

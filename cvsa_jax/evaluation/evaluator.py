@@ -1,0 +1,214 @@
+"""The figures of one network on one data set, as every command reports them."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from cvsa_jax.data import background
+from cvsa_jax.data.sources import Source
+from cvsa_jax.evaluation import localization
+from cvsa_jax.evaluation.augmented import fit_crops
+from cvsa_jax.evaluation.boxes import box_score, true_box
+from cvsa_jax.evaluation.features import extract
+from cvsa_jax.evaluation.knn import knn_predict, leave_one_out
+from cvsa_jax.evaluation.labelled import fraction_rows, fraction_suffix
+from cvsa_jax.evaluation.probe import ProbeResult, Standardization, linear_probe, logits
+from cvsa_jax.evaluation.protocol import Knn, Probe
+from cvsa_jax.evaluation.retrieval import retrieval
+from cvsa_jax.models.classifier import Classifier
+from cvsa_jax.models.siamese import Siamese
+from cvsa_jax.runtime.distributed import replicated
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.training.state import Network
+from cvsa_jax.training.step import make_class_activation, make_encoder
+
+ATTENTIONS = ("others", "mirror")  # what an image's cells are compared with: see `localization`
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognition:
+    """`figures`; the pooled features (m, C) of the test images; and of the probe with the most labels and the first
+    seed the `weights` (C + 1, classes), or None where there was no probe."""
+
+    figures: dict[str, float]
+    features: np.ndarray
+    weights: np.ndarray | None
+
+
+class Evaluator:
+    """Evaluates networks of one model on one source; `size`, `resize` in px and `batch_size` as in `extract`,
+    `attention` one of ATTENTIONS."""
+
+    def __init__(
+        self,
+        model: Siamese | Classifier,
+        mesh: Mesh,
+        source: Source,
+        *,
+        size: int,
+        resize: int,
+        batch_size: int,
+        attention: str,
+    ):
+        self.encode = {maps: make_encoder(model, mesh, maps=maps) for maps in (False, True)}
+        self.activate = make_class_activation(model, mesh)
+        self.mesh, self.source = mesh, source
+        self.size, self.resize, self.batch_size, self.attention = size, resize, batch_size, attention
+
+    def features(self, network: Network, indices: np.ndarray, source: Source | None = None) -> np.ndarray:
+        """Pooled features (k, C) of the centre crops; `source` stands in for the evaluator's own."""
+        return self._extract(self.encode[False], network, indices, self.resize, source).pooled
+
+    def maps(self, network: Network, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Name -> (k, h, w) maps of whole images, each squeezed to a square: `attention`, and of the backbone alone
+        `mean` and `component`."""
+        encoded = self._extract(self.encode[True], network, indices, 0)
+        attention = encoded.mirrored
+        if self.attention == "others":
+            attention = localization.attention_maps(encoded.queries, encoded.keys)
+        return {"attention": attention, "mean": encoded.mean, "component": encoded.component}
+
+    def class_maps(self, network: Network, weights: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Name -> (k, h, w) maps of the same squares for the class that a linear classifier on the pooled features,
+        (C + 1, classes) with biases in the last row, predicts: `cam` and `grad_cam`."""
+        placed = jax.device_put(weights.astype(np.float32), replicated(self.mesh))
+        activation = self._extract(self.activate, (network, placed), indices, 0)
+        return {"cam": activation.cam, "grad_cam": activation.grad_cam}
+
+    def masks(self, indices: np.ndarray) -> np.ndarray:
+        """(k, size, size) bool ground-truth masks of the same squares."""
+        return np.stack([localization.square_mask(self.source.mask(int(i)), self.size) for i in indices])
+
+    def localization(self, maps: np.ndarray, indices: np.ndarray, masks: np.ndarray | None) -> dict[str, float]:
+        """Figures of maps (k, h, w) against the images' masks, as `masks` gives them, and boxes (those around the
+        masks where the source has none); {} where there is neither."""
+        figures = {} if masks is None else localization.score(maps, masks)
+        truths = [None] * len(indices) if masks is None else masks
+        boxes = [true_box(self.source, int(i), mask) for i, mask in zip(indices, truths, strict=True)]
+        known = [k for k, box in enumerate(boxes) if box is not None]
+        if not known:
+            return figures
+        scaled = np.stack([localization.upsample(maps[k], self.size) for k in known])
+        return figures | box_score(scaled, np.stack([boxes[k] for k in known]))
+
+    def recognition(
+        self, network: Network, train: np.ndarray, test: np.ndarray, *, knn: Knn, probe: Probe | None = None
+    ) -> Recognition:
+        """kNN and retrieval, and with `probe` the linear probe, on the test images.
+
+        Figures: `knn_top1` with the k that leave-one-out on the train images chose (`knn_k`), `knn_top1_of_<k>` with
+        each; `recall_at_<k>` and `map_at_r`; `linear_top1`, `linear_top5`, `linear_mean_class` and `learning_rate`, of
+        several seeds their mean with `…_std` and the rates as `learning_rate_<seed>`, and at fractions of the labels
+        with the suffix of `labelled.fraction_suffix`.
+        """
+        labels = _labels(self.source)
+        features = self.features(network, np.concatenate([train, test]))
+        x, x_test, y, y_test = features[: len(train)], features[len(train) :], labels[train], labels[test]
+        figures, weights = {}, None
+        if knn.ks:
+            chosen = knn.ks[int(leave_one_out(x, y, knn.ks, knn.temperature).argmax())]
+            tops = (knn_predict(x, y, x_test, knn.ks, knn.temperature) == y_test).mean(1)
+            each = {k: float(top) for k, top in zip(knn.ks, tops, strict=True)}
+            figures |= {"knn_top1": each[chosen], "knn_k": chosen}
+            figures |= {f"knn_top1_of_{k}": top for k, top in each.items()}
+        figures |= retrieval(x_test, y_test)
+        for fraction in sorted(probe.fractions) if probe else ():
+            rows = fraction_rows(y, fraction, probe.list_seed)
+            results = [self._probe(network, train, x, rows, x_test, y_test, probe, seed) for seed in probe.seeds]
+            figures |= _summary(results, probe.seeds, fraction_suffix(fraction))
+            weights = results[0].weights
+        return Recognition(figures, x_test, weights)
+
+    def neighbors(self, network: Network, indices: np.ndarray, knn: Knn) -> dict[str, float]:
+        """`knn_top1` of the images among themselves, leave-one-out, with the best k: to watch a training."""
+        scores = leave_one_out(self.features(network, indices), _labels(self.source)[indices], *knn)
+        return {"knn_top1": float(scores.max())}
+
+    def background(self, network: Network, weights: np.ndarray, test: np.ndarray, seed: int) -> dict[str, float]:
+        """Top-1 of a probe, (C + 1, classes), on the test images with other backgrounds (see `data.background`):
+        `same_background_top1` and `other_background_top1` with one of the image's own and of another class, and
+        `background_gap`, their difference; `background_only_top1` without the object. {} without masks."""
+        if self.source.mask is None:
+            return {}
+        changed = {
+            "same_background": background.replaced(self.source, test, seed, same_class=True),
+            "other_background": background.replaced(self.source, test, seed, same_class=False),
+            "background_only": background.removed(self.source),
+        }
+        figures = {}
+        for name, source in changed.items():
+            predicted = logits(weights, self.features(network, test, source)).argmax(1)
+            figures[f"{name}_top1"] = float((predicted == _labels(self.source)[test]).mean())
+        gap = figures["same_background_top1"] - figures["other_background_top1"]
+        return figures | {"background_gap": gap}
+
+    def _extract(self, encode, network, indices: np.ndarray, resize: int, source: Source | None = None):
+        return extract(
+            encode,
+            network,
+            self.mesh,
+            source or self.source,
+            indices,
+            size=self.size,
+            resize=resize,
+            batch_size=self.batch_size,
+        )
+
+    def _probe(self, network, train, x, rows, x_test, y_test, probe: Probe, seed: int) -> ProbeResult:
+        fit = None
+        if probe.crop_area is not None:
+            scale = Standardization.of(x[rows])
+            given = (self.encode[False], network, self.mesh, self.source, train[rows], scale)
+            fit = fit_crops(*given, probe=probe, size=self.size, seed=seed)
+        return linear_probe(
+            x[rows],
+            self.source.labels[train[rows]],
+            x_test,
+            y_test,
+            classes=len(self.source.classes),
+            learning_rates=probe.learning_rates,
+            epochs=probe.epochs,
+            batch_size=probe.batch_size,
+            validation_share=probe.validation_share,
+            folds=probe.folds,
+            seed=seed,
+            fit=fit,
+        )
+
+
+def chance(source: Source, test: np.ndarray, masks: np.ndarray | None) -> dict[str, float]:
+    """What guessing gives: the most frequent class, and a random point and the whole image as localisation."""
+    figures = {}
+    if source.labels is not None:
+        majority = float(np.bincount(source.labels[test]).max() / len(test))
+        figures |= {"linear_top1": majority, "knn_top1": majority}
+    if masks is not None:
+        share = float(masks.mean())
+        figures |= dict.fromkeys(("pointing_game", "mask_iou", "mask_iou_best", "pixel_ap"), share)
+    return figures
+
+
+def center_prior(masks: np.ndarray) -> dict[str, float]:
+    """Localisation figures of a Gaussian in the middle of every image, the row that any map has to beat."""
+    return localization.score(localization.center_prior_maps(len(masks), masks.shape[-1]), masks)
+
+
+def _summary(results: list[ProbeResult], seeds: tuple[int, ...], suffix: str) -> dict[str, float]:
+    figures = {}
+    for name in results[0].figures:
+        values = [result.figures[name] for result in results]
+        figures[f"linear_{name}{suffix}"] = float(np.mean(values))
+        if len(seeds) > 1:
+            figures[f"linear_{name}{suffix}_std"] = float(np.std(values, ddof=1))
+    if len(seeds) == 1:
+        return figures | {f"learning_rate{suffix}": results[0].learning_rate}
+    rates = {f"learning_rate{suffix}_{seed}": result.learning_rate for seed, result in zip(seeds, results, strict=True)}
+    return figures | rates
+
+
+def _labels(source: Source) -> np.ndarray:
+    if source.labels is None:
+        raise UserError(f"{source.name} has no labels, which the probe and kNN need")
+    return source.labels

@@ -1,0 +1,227 @@
+"""The pictures of the pages: each function draws one, writes it as PNG and gives it its caption."""
+
+import dataclasses
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from cvsa_jax.runtime.files import AnyPath
+
+_DPI = 110
+PER_CLASS = 3  # images of a class, beside a confusion
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A PNG file and its caption."""
+
+    path: AnyPath
+    caption: str
+
+
+@dataclasses.dataclass(frozen=True)
+class MapSheet:
+    """k images (S, S, 3) uint8, their maps (G, G) uint8, boxes (y0, x0, y1, x1) in fractions, confidences, and true
+    masks (S, S) bool or None."""
+
+    images: np.ndarray
+    maps: np.ndarray
+    boxes: np.ndarray
+    confidences: np.ndarray
+    masks: np.ndarray | None
+
+
+def views_picture(path: AnyPath, views: list[tuple[np.ndarray, np.ndarray | None]], seen: list[np.ndarray]) -> Picture:
+    """Both views of a few images, as made by the host with the mask's outline, and as the network sees them.
+
+    Args:
+        views: for each of the two views (k, S, S, 3) uint8 and its masks (k, M, M) uint8 or None.
+        seen: for each of the two, (k, S, S, 3) float in [0, 1] after the photometric part.
+    """
+    columns = len(views[0][0])
+    figure, axes = _grid(4, columns)
+    for v, (images, masks) in enumerate(views):
+        for k in range(columns):
+            axes[2 * v, k].imshow(images[k])
+            if masks is not None:
+                _outline(axes[2 * v, k], masks[k] > 127, images.shape[1])
+            axes[2 * v + 1, k].imshow(seen[v][k])
+        _row_title(axes[2 * v, 0], f"view {v + 1}")
+        _row_title(axes[2 * v + 1, 0], "as trained on")
+    outlined = " The line is the border of the view's saliency mask." if views[0][1] is not None else ""
+    return _save(figure, path, f"Two views of each image, before and after colour, blur and solarize.{outlined}")
+
+
+def attention_picture(
+    path: AnyPath, images: np.ndarray, rows: dict[str, np.ndarray], masks: np.ndarray | None, caption: str
+) -> Picture:
+    """Held-out images over their attention maps, one row for each entry of `rows`.
+
+    Args:
+        images: (k, S, S, 3) uint8.
+        rows: title -> (k, S, S) maps in [0, 1].
+        masks: (k, S, S) bool, drawn as outlines over everything, or None.
+    """
+    figure, axes = _grid(1 + len(rows), len(images))
+    for k, image in enumerate(images):
+        axes[0, k].imshow(image)
+        for r, maps in enumerate(rows.values(), start=1):
+            axes[r, k].imshow(image.mean(-1), cmap="gray", vmin=0, vmax=255)
+            axes[r, k].imshow(maps[k], cmap="inferno", alpha=0.65, vmin=0, vmax=1)
+        if masks is not None:
+            for r in range(axes.shape[0]):
+                _outline(axes[r, k], masks[k], image.shape[0])
+    for r, title in enumerate(("image", *rows)):
+        _row_title(axes[r, 0], title)
+    return _save(figure, path, caption)
+
+
+def saliency_picture(path: AnyPath, groups: dict[str, MapSheet], caption: str) -> Picture:
+    """Images with their boxes over their saliency maps, two rows for each group of images."""
+    columns = max(len(sheet.images) for sheet in groups.values())
+    figure, axes = _grid(2 * len(groups), columns)
+    for g, (title, sheet) in enumerate(groups.items()):
+        upper, lower = axes[2 * g], axes[2 * g + 1]
+        for axis in (*upper[len(sheet.images) :], *lower[len(sheet.images) :]):
+            axis.set_axis_off()
+        for k, image in enumerate(sheet.images):
+            size = image.shape[0]
+            upper[k].imshow(image)
+            y0, x0, y1, x1 = sheet.boxes[k] * size - 0.5
+            upper[k].plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="orange", linewidth=1.2)
+            upper[k].set_xlim(-0.5, size - 0.5)
+            upper[k].set_ylim(size - 0.5, -0.5)
+            lower[k].imshow(sheet.maps[k], cmap="gray", vmin=0, vmax=255, extent=(-0.5, size - 0.5, size - 0.5, -0.5))
+            lower[k].set_xlabel(f"{sheet.confidences[k]:.2f}", fontsize=7, labelpad=1)
+            if sheet.masks is not None:
+                _outline(lower[k], sheet.masks[k], size)
+        _row_title(upper[0], title)
+        _row_title(lower[0], "map")
+    return _save(figure, path, caption)
+
+
+def histograms_picture(path: AnyPath, values: dict[str, np.ndarray], caption: str) -> Picture:
+    """One histogram over [0, 1] for each entry title -> values."""
+    figure = Figure(figsize=(3.4 * len(values), 2.4), layout="constrained")
+    for axis, (title, sample) in zip(np.atleast_1d(figure.subplots(1, len(values))), values.items(), strict=True):
+        axis.hist(sample, bins=np.linspace(0, 1, 41))
+        axis.set_title(title, fontsize=10)
+        axis.tick_params(labelsize=7)
+    return _save(figure, path, caption)
+
+
+def curves_picture(path: AnyPath, rows: list[dict], panels: dict[str, tuple[str, ...]], caption: str) -> Picture:
+    """Metrics over steps, one panel for each entry title -> metric names; what no row has is left out."""
+    logged = {name for row in rows for name in row}
+    panels = {title: names for title, names in panels.items() if logged & set(names)} or panels
+    figure = Figure(figsize=(3.4 * len(panels), 2.8), layout="constrained")
+    for axis, (title, names) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        for name in names:
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=7)
+    return _save(figure, path, caption)
+
+
+def confusion_picture(path: AnyPath, rows: list[tuple[str, np.ndarray, np.ndarray]], caption: str) -> Picture:
+    """The most confused classes, a row for each pair: images that were taken for another class, and that class.
+
+    Args:
+        rows: title, (a, S, S, 3) uint8 images that were confused, (b, S, S, 3) of the class they were taken for.
+    """
+    figure, axes = _grid(len(rows), 2 * PER_CLASS + 1)
+    for line, (title, confused, taken_for) in zip(axes, rows, strict=True):
+        for axis in line:
+            axis.set_axis_off()
+        for shift, images in ((0, confused), (PER_CLASS + 1, taken_for)):
+            for k, image in enumerate(images[:PER_CLASS]):
+                line[shift + k].imshow(image)
+        line[PER_CLASS].text(0.5, 0.5, "→", fontsize=16, ha="center", va="center")
+        # A long title must not widen its column.
+        line[0].text(0, 1.06, title, fontsize=8, transform=line[0].transAxes).set_in_layout(False)
+    figure.get_layout_engine().set(h_pad=0.12)
+    return _save(figure, path, caption)
+
+
+def scatter_picture(
+    path: AnyPath, panels: dict[str, np.ndarray], labels: np.ndarray, classes: tuple[str, ...], caption: str
+) -> Picture:
+    """One panel for each entry title -> (m, 2) points, coloured by their class; a legend up to 12 classes."""
+    figure = Figure(figsize=(3.4 * len(panels), 3.4), layout="constrained")
+    colours = colormaps["turbo"](np.linspace(0.02, 0.98, len(classes)))
+    few = len(classes) <= 12
+    for axis, (title, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for label, name in enumerate(classes):
+            axis.scatter(*points[labels == label].T, s=7, color=colours[label], label=name if few else None)
+        axis.set_title(title, fontsize=10)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    if few:
+        handles, names = axis.get_legend_handles_labels()
+        figure.legend(handles, names, fontsize=7, loc="outside lower center", ncols=4, markerscale=2)
+    return _save(figure, path, caption)
+
+
+def background_picture(
+    path: AnyPath, examples: dict[str, np.ndarray], bars: dict[str, dict[str, float]], caption: str
+) -> Picture:
+    """Example images under each change of their background, and each run's accuracy under it.
+
+    Args:
+        examples: title of a change -> (k, S, S, 3) uint8.
+        bars: title of a run, or of what it is compared with -> title of a change -> share in [0, 1].
+    """
+    columns = len(next(iter(examples.values())))
+    figure = Figure(figsize=(1.15 * columns + 4.2, 1.15 * len(examples) + 0.4), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.15 * columns, 4.2))
+    axes = left.subplots(len(examples), columns, squeeze=False)
+    for line, (title, images) in zip(axes, examples.items(), strict=True):
+        for axis, image in zip(line, images, strict=True):
+            axis.imshow(image)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        _row_title(line[0], title.replace("background ", "background\n"))
+    axis = right.subplots()
+    height = 0.8 / len(bars)
+    for r, (run, shares) in enumerate(bars.items()):
+        places = np.arange(len(examples)) + (r - (len(bars) - 1) / 2) * height
+        axis.barh(places, [100 * shares.get(title, 0) for title in examples], height, label=run)
+    axis.set_yticks(range(len(examples)), examples, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("linear top-1, %", fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.legend(fontsize=7)
+    return _save(figure, path, caption)
+
+
+def _grid(rows: int, columns: int):
+    figure = Figure(figsize=(1.15 * columns + 0.3, 1.15 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return figure, axes
+
+
+def _outline(axis, mask: np.ndarray, size: int) -> None:
+    if mask.any() and not mask.all():
+        centres = (np.arange(len(mask)) + 0.5) * size / len(mask) - 0.5
+        axis.contour(centres, centres, mask.astype(float), [0.5], colors="cyan", linewidths=1.0)
+
+
+def _row_title(axis, title: str) -> None:
+    axis.set_ylabel(title, fontsize=8)
+
+
+def _save(figure: Figure, path: AnyPath, caption: str) -> Picture:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        figure.savefig(file, dpi=_DPI, format="png")
+    return Picture(path, caption)

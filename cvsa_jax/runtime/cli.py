@@ -1,0 +1,63 @@
+"""What the commands share: the `--config` flag, and an end without a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from cvsa_jax.runtime import interruption
+from cvsa_jax.runtime.errors import INTERRUPTED, USER_ERROR, Interrupted, UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/cub.py.", lock_config=True)
+
+
+def config() -> ConfigDict:
+    """The config of `--config`; UserError where it is not given."""
+    if _CONFIG.value is None:
+        raise UserError("--config is missing, e.g. --config=configs/folder.py")
+    return _CONFIG.value
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and calls `main`; what the user can put right is printed as one error with exit code 2, and an
+    interruption leads to exit code 42."""
+    logging.set_verbosity(logging.FATAL)  # what libraries log as errors, they also raise
+    interruption.listen()
+    sys.path.insert(0, os.getcwd())  # `configs` is a package of the working folder, however the command was started
+
+    def start(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise UserError(f"unexpected arguments {' '.join(argv[1:])}: flags are written --name=value")
+        main()
+
+    try:
+        app.run(start, flags_parser=_parse)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except Interrupted as notice:
+        print(f"interrupted: {notice} The same command goes on from there.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is not None:
+            _CONFIG.value.lock()  # the error of a file that does not load comes with the first use of its config
+        return rest
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        # A wrong key or type surfaces here as whatever the config's own assignment raises.
+        raise UserError(_one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    """What an error of the command line says. What a config file raises arrives at the end of a traceback or of a list
+    of attempts; an unknown key, inside another exception."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    lines = str(error.args[0] if isinstance(error, KeyError) else error).strip().splitlines()
+    text = " ".join(lines) if len(lines) <= 2 else lines[-1].strip()
+    return text if isinstance(error, flags.Error) else f"--config: {text}"

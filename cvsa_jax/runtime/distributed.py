@@ -1,0 +1,144 @@
+"""Processes and devices: who belongs to the run, the mesh, and how host batches become global arrays on it and back."""
+
+import glob
+import os
+import socket
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.files import AnyPath
+
+AXIS = "data"
+# The number of processes, as `srun` and `mpirun` tell it to each of them.
+_LAUNCHED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+_TPU_DEVICES = ("/dev/accel*", "/dev/vfio/*")
+
+
+def initialize(coordinator: str | None = None, processes: int | None = None, index: int | None = None) -> None:
+    """Joins the other processes of the run, before the first use of a device. Without arguments: those that Slurm's
+    `srun`, Open MPI's `mpirun` or a Cloud TPU started, and none elsewhere.
+
+    Args:
+        coordinator: `host:port` of process 0.
+        processes: how many there are.
+        index: which one this is.
+
+    Raises:
+        UserError: some of the three are missing, or the others could not be reached.
+    """
+    given = (coordinator, processes, index)
+    if any(value is None for value in given) and any(value is not None for value in given):
+        raise UserError("--coordinator, --num_processes and --process_id belong together: give all three, or none")
+    if coordinator is not None and not 0 <= index < processes:
+        raise UserError(f"--process_id={index} does not lie in 0 … {processes - 1} (--num_processes={processes})")
+    if coordinator is None and not _launched():
+        return
+    try:
+        jax.distributed.initialize(coordinator, processes, index)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the other processes of the run could not be reached ({error}). Where the launcher cannot be asked, give "
+            "--coordinator=host:port, --num_processes and --process_id to each process"
+        ) from error
+    here, everywhere = jax.local_device_count(), jax.device_count()
+    print(
+        f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: {here} of {everywhere} "
+        f"{jax.devices()[0].platform} device(s)",
+        flush=True,
+    )
+
+
+def is_first() -> bool:
+    """True in the one process that speaks and writes for all."""
+    return jax.process_index() == 0
+
+
+def check_shared(folder: AnyPath) -> None:
+    """Makes the folder.
+
+    Raises:
+        UserError: it cannot be made, or not every process sees what the first one writes there.
+    """
+    if jax.process_count() == 1:
+        _make(folder)
+        return
+    token = int(multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(4), np.uint32)[0]))
+    mark = folder / f".seen-{token:08x}"
+    if is_first():
+        _make(folder)
+        mark.touch()
+    multihost_utils.sync_global_devices(f"marked {token}")
+    seen = multihost_utils.process_allgather(np.array(mark.exists()))
+    if is_first():
+        mark.unlink()
+    if not seen.all():
+        blind = ", ".join(str(k) for k in np.flatnonzero(~seen))
+        raise UserError(
+            f"{folder} of process 0 is not seen by process {blind} of {len(seen)}: all processes need the same folder, "
+            "on a network file system or a mounted bucket"
+        )
+
+
+def _make(folder: AnyPath) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except Exception as error:  # a bucket's are none of Python's
+        raise UserError(
+            f"the folder {folder} cannot be made ({error}): correct its permissions, or take another"
+        ) from None
+
+
+def make_mesh(devices: list | None = None) -> Mesh:
+    """A mesh with the one axis `data` over `devices`, by default over all of them."""
+    devices = devices or jax.devices()
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def check_batch_size(batch_size: int, group: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raises UserError unless the batch divides over the devices and their micro-batches, and its swap groups over the
+    processes."""
+    parts = mesh.size * accumulate
+    if batch_size % parts:
+        micro = f" and config.accumulate_steps={accumulate}" if accumulate > 1 else ""
+        raise UserError(
+            f"config.batch_size={batch_size} does not divide by the {mesh.size} devices{micro}: "
+            f"take {max(1, batch_size // parts) * parts} or {(batch_size // parts + 1) * parts}"
+        )
+    share = batch_size // jax.process_count()
+    if share % group:
+        raise UserError(
+            f"config.batch_size={batch_size} gives {share} images to each of {jax.process_count()} processes, "
+            f"which does not divide by config.views.group={group}"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def to_mesh(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch -> global arrays, split over the mesh along their first axis."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def to_host(rows: Any) -> Any:
+    """Global arrays -> NumPy arrays of all their rows, in every process."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, rows)
+    return multihost_utils.process_allgather(rows, tiled=True)
+
+
+def _launched() -> bool:
+    if any(int(os.environ.get(count, 1)) > 1 for count in _LAUNCHED):
+        return True
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        return False
+    return any(glob.glob(pattern) for pattern in _TPU_DEVICES)

@@ -1,0 +1,83 @@
+"""Where files lie, on a disk or in a bucket, and how they are never half-written: a command killed at any moment leaves
+the old file or the new one."""
+
+import errno
+import io
+import json
+import os
+import shutil
+import tempfile
+import uuid
+import weakref
+from pathlib import Path
+from typing import TypeAlias
+
+from etils import epath
+
+from cvsa_jax.runtime.errors import UserError
+
+# On a disk, or in a bucket, which is reached through TensorFlow's file systems.
+AnyPath: TypeAlias = Path | epath.Path
+
+
+def as_path(location: str | AnyPath) -> AnyPath:
+    """A path on a disk, or of `gs://bucket/…` one in a bucket."""
+    return epath.Path(location) if "://" in str(location) else Path(location)
+
+
+def is_local(path: AnyPath) -> bool:
+    """True of a path on a disk."""
+    return isinstance(path, Path)
+
+
+class LocalCopy:
+    """A folder without sub-folders in reach of programs that need a disk: itself, or of one in a bucket a copy, which
+    goes with this object."""
+
+    def __init__(self, folder: AnyPath):
+        if is_local(folder):
+            self.path = folder
+            return
+        self.path = Path(tempfile.mkdtemp(prefix="cvsa_jax-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        for file in folder.iterdir():
+            if not file.is_dir():
+                (self.path / file.name).write_bytes(file.read_bytes())
+
+
+def write_atomically(path: AnyPath, write) -> None:
+    """Calls `write(file)` on a temporary file beside `path` and renames it; of two that write the same file the later
+    one wins. An object in a bucket appears when it is whole.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    if not is_local(path):
+        written = io.BytesIO()
+        write(written)
+        path.write_bytes(written.getvalue())
+        return
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"no space left to write {path}. What is finished is kept: make room and give the same command again"
+        ) from None
+
+
+def write_text_atomically(path: AnyPath, text: str) -> None:
+    """`text` as UTF-8."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json_atomically(path: AnyPath, content: dict) -> None:
+    """`content` as JSON."""
+    write_text_atomically(path, json.dumps(content, indent=2) + "\n")

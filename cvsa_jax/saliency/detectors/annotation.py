@@ -1,0 +1,129 @@
+"""Detectors that look nothing up in the pixels: the data set's own masks and boxes, the user's maps, the centre."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cvsa_jax.data.sources import Source
+from cvsa_jax.runtime.errors import UserError, some
+from cvsa_jax.saliency.detector import Detection, Detector
+from cvsa_jax.saliency.store import GRID
+
+CENTER_SIGMA = 0.25  # of the centre prior, in image sides
+EDGE = 0.05  # of a soft rectangle: logistic scale of its edges, in sides of the box
+MAP_ENDINGS = (".npy", ".png")
+_FULL = {np.dtype(bool): 1, np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}  # value of a full map, by type
+
+
+def masks(source: Source) -> Detector:
+    """The data set's own ground-truth masks."""
+    if source.mask is None:
+        raise UserError(
+            f"data set {source.name} has no masks (a folder source has them in masks/ beside images/, CUB in "
+            "segmentations/): take another --detector"
+        )
+    settings = _annotation(source)
+    return _detector("masks", "human", settings, lambda i: source.mask(i).astype(np.float32) / 255)
+
+
+def boxes(source: Source) -> Detector:
+    """The data set's own boxes as soft rectangles: 1/2 on the box's edges, about 1 inside, about 0 outside."""
+    if source.box is None:
+        raise UserError(
+            f"data set {source.name} has no boxes (a folder source has them in boxes.csv, CUB in bounding_boxes.txt): "
+            "take another --detector"
+        )
+
+    def rectangle(i: int) -> np.ndarray:
+        y0, x0, y1, x1 = source.box(i)
+        return np.outer(_soft_interval(y0, y1), _soft_interval(x0, x1)).astype(np.float32)
+
+    return _detector("boxes", "human", {"edge": EDGE} | _annotation(source), rectangle)
+
+
+def center(source: Source) -> Detector:
+    """A Gaussian in the middle, whatever the image: the prior that a detector has to beat."""
+    del source
+    profile = np.exp(-((_cells() - 0.5) ** 2) / (2 * CENTER_SIGMA**2))
+    prior = np.outer(profile, profile).astype(np.float32)
+    return _detector("center", "prior", {"sigma": CENTER_SIGMA}, lambda i: prior)
+
+
+def folder(source: Source, root: Path, supervision: str) -> Detector:
+    """The user's own maps below `root`: `<image name without ending>.png` (8 or 16 bits) or `.npy` (float in [0, 1],
+    or uint8), of any size.
+
+    Raises:
+        UserError: no such folder, or images without a map (they are named); while it runs, a map that is unreadable,
+            has several channels, or is not in [0, 1].
+    """
+    if not root.is_dir():
+        raise UserError(f"--maps={root} is not a folder")
+    candidates = [[(root / name).with_suffix(ending) for ending in MAP_ENDINGS] for name in source.names]
+    paths = [next((path for path in pair if path.is_file()), None) for pair in candidates]
+    if absent := [name for name, path in zip(source.names, paths, strict=True) if path is None]:
+        raise UserError(
+            f"{root} has no map (.png or .npy, in folders that mirror the images) of {len(absent)} of {len(source)} "
+            f"images: {some(absent)}"
+        )
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.relative_to(root)}\0{path.stat().st_size}\n".encode())
+    return _detector("folder", supervision, {"maps": digest.hexdigest()[:16]}, lambda i: read_map(paths[i]))
+
+
+def read_map(path: Path) -> np.ndarray:
+    """A saliency map file as (h, w) float32 in [0, 1]; UserError where it is none."""
+    try:
+        if path.suffix == ".npy":
+            values = np.load(path, allow_pickle=False)
+        else:
+            with Image.open(path) as image:
+                # Of 16 bits, in a type that depends on Pillow's version, or of 8.
+                deep = image.mode.startswith("I")
+                values = np.asarray(image).astype(np.uint16) if deep else np.asarray(image.convert("RGB"))
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"cannot read the saliency map {path}: {error}") from None
+    if path.suffix == ".png" and values.ndim == 3 and (values == values[..., :1]).all():
+        values = values[..., 0]
+    if values.ndim != 2 or not values.size:
+        raise UserError(f"the saliency map {path} has shape {values.shape}; it must be (height, width)")
+    if values.dtype in _FULL:
+        values = values / np.float32(_FULL[values.dtype])
+    elif values.dtype.kind != "f":
+        raise UserError(f"the saliency map {path} is of type {values.dtype}; it must be float, uint8, uint16 or bool")
+    if not (values.min() >= 0 and values.max() <= 1):  # NaN neither
+        found = f"{values.min():g} to {values.max():g}"
+        raise UserError(f"the saliency map {path} holds values from {found}; they must lie in [0, 1]")
+    return values.astype(np.float32)
+
+
+def _detector(name: str, supervision: str, settings: dict, map_of: Callable[[int], np.ndarray]) -> Detector:
+    """A detector that needs the index alone; its maps are raw, so their maximum is the confidence."""
+    return Detector(
+        name,
+        supervision,
+        settings,
+        prepare=lambda i, image: map_of(i),
+        detect=lambda maps: [Detection(m, float(m.max())) for m in maps],
+    )
+
+
+def _annotation(source: Source) -> dict[str, str]:
+    """What tells, in a store's settings, whether the annotation that its maps were made from has changed."""
+    return {"annotation": source.annotation} if source.annotation else {}
+
+
+def _cells() -> np.ndarray:
+    """Centres of the cells along one side, in fractions."""
+    return (np.arange(GRID) + 0.5) / GRID
+
+
+def _soft_interval(start: float, end: float) -> np.ndarray:
+    """Logistic edges at both ends; an interval narrower than a cell is widened to one, or it would fall between."""
+    side = max(end - start, 1 / GRID)
+    distance = side / 2 - np.abs(_cells() - (start + end) / 2)
+    return (1 + np.tanh(distance / (2 * EDGE * side))) / 2

@@ -1,0 +1,74 @@
+"""Where a backbone comes from: the run of a pre-training, or a file of weights under torchvision's names."""
+
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cvsa_jax import settings
+from cvsa_jax.models.siamese import TARGET_PARTS, Siamese
+from cvsa_jax.runtime.distributed import replicated
+from cvsa_jax.runtime.errors import UserError, some
+from cvsa_jax.runtime.files import as_path
+from cvsa_jax.training import checkpoint
+from cvsa_jax.training.state import Network, empty_network
+from cvsa_jax.weights import torchvision
+
+_BACKBONE = TARGET_PARTS[0]
+
+
+def load(init_from: str, model: ConfigDict, mesh: Mesh) -> tuple[ConfigDict, Network | None, str]:
+    """The architecture, the backbone alone (None: random weights), and in words where it comes from.
+
+    Args:
+        init_from: a workdir, a file of weights, or nothing.
+        model: `config.model`, the architecture where `init_from` is no workdir.
+    """
+    if not init_from:
+        return model, None, "random weights"
+    if Path(init_from).is_file():
+        return model, load_file(Path(init_from), settings.model(model), mesh), init_from
+    run, _, network, step = load_run(init_from, mesh)
+    kept = (({_BACKBONE: tree[_BACKBONE]}) for tree in (network.params, network.batch_stats))
+    return run.model, Network(*kept), f"{init_from} at step {step}"
+
+
+def load_run(workdir: str, mesh: Mesh) -> tuple[ConfigDict, Siamese, Network, int]:
+    """Config, model, online network and step of a pre-training run. Prints how many of the backbone's tensors were
+    loaded.
+
+    Raises:
+        UserError: there is no such run, or it does not hold the whole backbone.
+    """
+    run = settings.read_config(workdir)
+    if run.mode != "pretrain":
+        raise UserError(f"{workdir} is a run of mode {run.mode!r}: a pre-training run is needed")
+    model = settings.model(run.model)
+    network, step = checkpoint.restore_online(as_path(workdir), empty_network(model), mesh)
+    _check(network, empty_network(model), f"{workdir}, step {step}")
+    return run, model, network, step
+
+
+def load_file(path: Path, model: Siamese, mesh: Mesh) -> Network:
+    """The backbone of a weights file, on the mesh; prints how many tensors were loaded.
+
+    Raises:
+        UserError: it cannot be read, or is of another architecture than the model (the tensors are named).
+    """
+    trees = torchvision.to_backbone(torchvision.read(path), path)
+    network = Network({_BACKBONE: trees["params"]}, {_BACKBONE: trees["batch_stats"]})
+    _check(network, empty_network(model), str(path))
+    return jax.device_put(network, replicated(mesh))
+
+
+def _check(network: Network, like: Network, origin: str) -> None:
+    wanted, found = (checkpoint.backbone_tensors(n) for n in (like, network))
+    matching = [path for path, shape in wanted.items() if found.get(path) == shape]
+    print(f"loaded {len(matching)}/{len(wanted)} backbone tensors of {origin}", flush=True)
+    if len(matching) < len(wanted) or len(found) > len(wanted):
+        differing = sorted(set(wanted) - set(matching) | set(found) - set(wanted))
+        raise UserError(
+            f"{origin} is not of the architecture of config.model: {some(differing, 3)} is missing there, or of "
+            "another shape, or too much. Set config.model.depth, width and stem to those of the weights"
+        )

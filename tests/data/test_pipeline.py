@@ -1,0 +1,335 @@
+import dataclasses
+import io
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from cvsa_jax.data import decode
+from cvsa_jax.data.index import example_order
+from cvsa_jax.data.pipeline import crop_batches, image_batches, readable, train_batches
+from cvsa_jax.data.sources import Source
+from cvsa_jax.data.views import ViewSpec
+from cvsa_jax.runtime.errors import UserError
+
+# A group of three is the smallest, and building the graph of a larger one takes seconds.
+N, BATCH, GROUP, SEED = 13, 6, 3, 5
+POOL = np.arange(2, N)
+CROP = ViewSpec(
+    kind="random_resized_crop",
+    size=16,
+    group=GROUP,
+    swap_prob=1.0,
+    swapped_views=2,
+    source_area=(0.1, 0.6),
+    paste_area=(0.2, 0.6),
+    paste="stretch",
+    canvas_min=1.0,
+    crop_area=(0.2, 1.0),
+)
+SWAP = dataclasses.replace(CROP, kind="saliency_swap")
+COLOURS = np.stack([np.arange(N) * 19, 255 - np.arange(N) * 19, np.arange(N) % 3 * 100], -1).astype(np.uint8)
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def source_of(encoded: list[bytes]) -> Source:
+    return Source(
+        name="memory",
+        names=tuple(f"image{i}.png" for i in range(len(encoded))),
+        labels=None,
+        classes=(),
+        splits={"train": np.arange(len(encoded))},
+        read=lambda i: encoded[i],
+        mask=None,
+        fingerprint="0",
+    )
+
+
+def coloured() -> list[bytes]:
+    return [png(np.broadcast_to(COLOURS[i], (12 + i, 30 - i, 3)).copy()) for i in range(N)]
+
+
+def textured() -> list[bytes]:
+    rng = np.random.default_rng(0)
+    return [png(rng.integers(0, 256, (12 + i, 30 - i, 3)).astype(np.uint8)) for i in range(N)]
+
+
+MAPS = np.random.default_rng(1).integers(0, 256, (N, 64, 64)).astype(np.uint8)
+
+
+def batches(encoded, spec, steps, saliency=None, pool=POOL, **processes) -> list[dict[str, np.ndarray]]:
+    source = source_of(encoded)
+    return list(train_batches(source, pool, saliency, spec, batch_size=BATCH, steps=steps, seed=SEED, **processes))
+
+
+def assert_same(a: list[dict], b: list[dict]):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert x.keys() == y.keys()
+        for name in x:
+            np.testing.assert_array_equal(x[name], y[name])
+
+
+def test_any_number_of_processes_and_any_first_step_give_the_same_batches():
+    whole = batches(textured(), CROP, range(5), MAPS)
+    assert whole[0].keys() == {"view1", "view2", "mask1", "mask2", "position"}
+    assert whole[0]["view1"].shape == (BATCH, 16, 16, 3)
+    assert whole[0]["mask2"].shape == (BATCH, 4, 4)
+    shares = [batches(textured(), CROP, range(3, 5), MAPS, process_index=p, process_count=2) for p in range(2)]
+    assert_same(whole[3:], [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*shares, strict=True)])
+
+
+def test_swapped_batches_do_not_depend_on_processes_and_first_step():
+    spec = dataclasses.replace(SWAP, swapped_views=1)
+    whole = batches(textured(), spec, range(5), MAPS)
+    share = batches(textured(), spec, range(3, 5), MAPS, process_index=1, process_count=2)
+    assert_same([{name: rows[BATCH // 2 :] for name, rows in batch.items()} for batch in whole[3:]], share)
+
+
+def test_each_example_of_the_pool_once_per_epoch_and_positions_count_on():
+    # A crop of an image of one colour has that colour, so the views tell which examples they are.
+    encoded = coloured()
+    encoded[0] = b"no image, but outside the pool"
+    found = batches(encoded, CROP, range(len(POOL)))
+    rows = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+    assert rows.keys() == {"view1", "view2", "position"}
+    assert rows["position"].dtype == np.uint32
+    np.testing.assert_array_equal(rows["position"], [[0, p] for p in range(BATCH * len(POOL))])
+    for name in ("view1", "view2"):
+        pixels = rows[name].reshape(BATCH * len(POOL), -1, 3)
+        assert (pixels == pixels[:, :1]).all()
+        examples = [int(np.flatnonzero((colour == COLOURS).all(1))[0]) for colour in pixels[:, 0]]
+        epochs = np.array(examples).reshape(BATCH, len(POOL))
+        np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(POOL, (BATCH, 1)))
+        assert len({tuple(epoch) for epoch in epochs}) == BATCH
+
+
+def test_maps_belong_to_their_images():
+    # Each image is a grey of its map's one level, so the mask of a crop is the view's colour.
+    levels = (np.arange(N) * 19).astype(np.uint8)
+    encoded = [png(np.full((20, 24, 3), level, np.uint8)) for level in levels]
+    maps = np.broadcast_to(levels[:, None, None], (N, 64, 64))
+    for batch in batches(encoded, CROP, range(3), maps):
+        for v in ("1", "2"):
+            np.testing.assert_array_equal(batch["mask" + v][:, 0, 0], batch["view" + v][:, 0, 0, 0])
+            assert np.ptp(batch["mask" + v]) > 0
+
+
+def test_pool_smaller_than_the_group_is_an_error():
+    with pytest.raises(UserError, match=r"memory: 2 images .*group=3"):
+        batches(coloured(), CROP, range(1), pool=np.arange(2))
+
+
+def test_an_undecodable_image_stops_the_batches_with_its_name():
+    encoded = textured()
+    encoded[7] = encoded[7][: len(encoded[7]) // 2]
+    with pytest.raises(UserError, match=r"1 of 13 images of memory cannot be decoded: image7\.png") as caught:
+        batches(encoded, CROP, range(2))
+    assert "on_bad_image=skip" in str(caught.value)
+    encoded[3] = b""
+    with pytest.raises(UserError, match=r"2 of 13 .*image3\.png .*image7\.png"):
+        list(image_batches(source_of(encoded), np.arange(N), resize=0, size=8, batch_size=4))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 13, 64])
+def test_image_batches_yield_each_image_once_in_order(batch_size):
+    indices = np.array([*range(5, N), *range(5)])
+    found = list(image_batches(source_of(coloured()), indices, resize=10, size=8, batch_size=batch_size))
+    assert all(images.shape == (batch_size, 8, 8, 3) and images.dtype == np.uint8 for images, _ in found)
+    full, rest = divmod(N, batch_size)
+    assert [count for _, count in found] == [batch_size] * full + [rest] * (rest > 0)
+    rows = np.concatenate([images[:count] for images, count in found])
+    np.testing.assert_array_equal(rows, np.broadcast_to(COLOURS[indices][:, None, None], (N, 8, 8, 3)))
+    last, count = found[-1]
+    assert not last[count:].any()
+
+
+def wavy_image(height: int, width: int) -> Image.Image:
+    """Smooth waves, and noise that only an antialiased resize averages away."""
+    y, x = np.mgrid[:height, :width] / [[[height]], [[width]]]
+    waves = np.stack([np.sin(5 * x + 2 * y), np.cos(4 * y - x), np.sin(3 * x * y + 1)], -1)
+    noise = np.random.default_rng(0).uniform(-1, 1, waves.shape)
+    return Image.fromarray((127 + 80 * waves + 40 * noise).astype(np.uint8))
+
+
+@pytest.mark.parametrize("width, height", [(90, 60), (60, 96), (64, 64)])
+def test_centre_crop_against_pil(width, height):
+    image = wavy_image(height, width)
+    ((images, count),) = image_batches(
+        source_of([png(np.asarray(image))]), np.array([0]), resize=40, size=32, batch_size=1
+    )
+    assert count == 1
+    scale = 40 / min(width, height)
+    scaled = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+    x, y = (scaled.width - 32) // 2, (scaled.height - 32) // 2
+    expected = np.asarray(scaled.crop((x, y, x + 32, y + 32)), int)
+    assert np.abs(images[0].astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("width, height", [(90, 60), (30, 45)])
+def test_resize_zero_squeezes_the_whole_image(width, height):
+    image = wavy_image(height, width)
+    ((images, _),) = image_batches(source_of([png(np.asarray(image))]), np.array([0]), resize=0, size=32, batch_size=1)
+    expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR), int)
+    assert np.abs(images[0].astype(int) - expected).max() <= 2
+
+
+def with_two_bad() -> Source:
+    encoded = coloured()
+    encoded[4], encoded[9] = b"", b"no image"
+    return source_of(encoded)
+
+
+def test_readable_skip_leaves_bad_images_out_and_prints_them(capsys):
+    kept = readable(with_two_bad(), np.arange(3, N), "skip")
+    np.testing.assert_array_equal(kept, [i for i in range(3, N) if i not in (4, 9)])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "image4.png" in lines[0]
+    assert "the file is empty" in lines[0]
+    assert "image9.png" in lines[1]
+
+
+def test_readable_takes_the_word_of_an_earlier_pass(capsys):
+    usable = np.ones(N, bool)
+    usable[[1, 5]] = False
+    source = dataclasses.replace(
+        source_of([]), names=tuple(f"image{i}.png" for i in range(N)), read=lambda i: pytest.fail("read")
+    )
+    np.testing.assert_array_equal(readable(source, np.arange(4, N), "skip", usable), [4, *range(6, N)])
+    printed = capsys.readouterr().out
+    assert "image5.png" in printed
+    assert "image1.png" not in printed
+    with pytest.raises(UserError, match=r"image5\.png") as caught:
+        readable(source, np.arange(4, N), "stop", usable)
+    assert "image1.png" not in str(caught.value)
+    np.testing.assert_array_equal(readable(source, np.arange(6, N), "stop", usable), np.arange(6, N))
+
+
+def test_readable_stop_without_an_earlier_pass_reads_nothing():
+    source = dataclasses.replace(with_two_bad(), read=lambda i: pytest.fail("read"))
+    np.testing.assert_array_equal(readable(source, POOL, "stop"), POOL)
+
+
+LABELS = (np.arange(N) * 7 % 5).astype(np.int32)
+
+
+def crops(encoded, steps, *, pool=POOL, area=(0.2, 1.0), size=16, batch_size=BATCH, seed=SEED, **processes):
+    source = dataclasses.replace(source_of(encoded), labels=LABELS, classes=tuple("abcde"))
+    given = {"area": area, "size": size, "batch_size": batch_size, "steps": steps, "seed": seed}
+    return list(crop_batches(source, pool, **given, **processes))
+
+
+def test_crops_come_in_the_data_order_with_their_labels():
+    encoded = coloured()
+    encoded[0] = b"no image, but outside the pool"
+    found = crops(encoded, range(len(POOL)))
+    assert all(batch.keys() == {"image", "label"} for batch in found)
+    assert all((batch["image"].shape, batch["image"].dtype) == ((BATCH, 16, 16, 3), np.uint8) for batch in found)
+    images, labels = (np.concatenate([batch[name] for batch in found]) for name in ("image", "label"))
+    pixels = images.reshape(len(images), -1, 3)
+    assert (pixels == pixels[:, :1]).all()
+    examples = np.array([int(np.flatnonzero((colour == COLOURS).all(1))[0]) for colour in pixels[:, 0]])
+    positions = tf.range(BATCH * len(POOL), dtype=tf.int64)
+    np.testing.assert_array_equal(examples, POOL[example_order(positions, len(POOL), SEED).numpy()])
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, LABELS[examples])
+
+
+def test_any_number_of_processes_and_any_first_step_give_the_same_crops():
+    whole = crops(textured(), range(5))
+    shares = [crops(textured(), range(3, 5), process_index=p, process_count=2) for p in range(2)]
+    assert_same(whole[3:], [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*shares, strict=True)])
+    assert_same(whole[4:], crops(textured(), range(4, 5)))
+
+
+def test_crops_are_drawn_anew_at_every_place_and_for_every_seed():
+    # One square image for all: only the crops differ.
+    one = textured()[9:10] * N
+    first, other = (np.concatenate([batch["image"] for batch in crops(one, range(3), seed=s)]) for s in (1, 2))
+    every = np.concatenate([first, other]).reshape(6 * BATCH, -1)
+    assert len(np.unique(every, axis=0)) == len(every)
+
+
+def gradients(size: int = 128) -> list[bytes]:
+    """Red tells the column, green the row."""
+    level = np.arange(size) * 255 // (size - 1)
+    image = np.zeros((size, size, 3), np.uint8)
+    image[..., 0], image[..., 1] = level[None], level[:, None]
+    return [png(image)] * N
+
+
+def crop_boxes(area) -> np.ndarray:
+    """(k, 4) left and right, above and below in fractions of the image, as the crops' colours show them; the left is on
+    the right where the crop is mirrored."""
+    images = np.concatenate([batch["image"] for batch in crops(gradients(), range(20), area=area)]).astype(float) / 255
+    ends = []
+    for channel, axis in ((0, 1), (1, 2)):
+        line = images[..., channel].mean(axis)
+        # The middles of the pixels, without those at the ends, which are resized with less around them.
+        slope = (line[:, -3] - line[:, 2]) / 11
+        middle = (line[:, -3] + line[:, 2]) / 2
+        ends += [middle - 8 * slope, middle + 8 * slope]
+    return np.stack(ends, 1)
+
+
+@pytest.mark.parametrize("area", [(0.08, 0.2), (0.4, 0.5)])
+def test_crops_have_the_areas_and_the_aspects_asked_for(area):
+    boxes = crop_boxes(area)
+    width, height = np.abs(boxes[:, 1] - boxes[:, 0]), boxes[:, 3] - boxes[:, 2]
+    shares = width * height
+    assert area[0] - 0.01 < shares.min() < area[0] + 0.2 * (area[1] - area[0])
+    assert area[1] - 0.2 * (area[1] - area[0]) < shares.max() < area[1] + 0.01
+    aspects = width / height
+    assert 0.74 < aspects.min() < 0.85
+    assert 1.2 < aspects.max() < 1.36
+    assert boxes.min() > -0.02
+    assert boxes.max() < 1.02
+    # They lie anywhere.
+    slack = boxes[:, 2] / (1 - height)
+    assert slack.min() < 0.1
+    assert slack.max() > 0.9
+
+
+def test_half_of_the_crops_are_mirrored():
+    boxes = crop_boxes((0.2, 0.4))
+    mirrored = boxes[:, 1] < boxes[:, 0]
+    assert len(mirrored) == 120
+    # Three standard deviations.
+    assert abs(mirrored.sum() - 60) < 3 * 120**0.5 / 2
+    # And whatever the crop: its area, aspect and place.
+    width, height = np.abs(boxes[:, 1] - boxes[:, 0]), boxes[:, 3] - boxes[:, 2]
+    for drawn in (width * height, width / height, boxes[:, :2].min(1), boxes[:, 2]):
+        assert abs(np.corrcoef(mirrored, drawn)[0, 1]) < 0.3
+
+
+def test_trivial_crops_of_squares_are_the_images_or_their_mirror_images():
+    rng = np.random.default_rng(2)
+    images = rng.integers(0, 256, (N, 16, 16, 3), np.uint8)
+    found = np.concatenate([b["image"] for b in crops([png(i) for i in images], range(4), area=(1.0, 1.0))])
+    known = {image.tobytes(): False for image in images} | {image[:, ::-1].tobytes(): True for image in images}
+    flips = [known[image.tobytes()] for image in found]
+    assert 4 < sum(flips) < 20
+
+
+def test_an_undecodable_image_stops_the_crops_with_its_name():
+    encoded = coloured()
+    encoded[7] = encoded[7][:30]
+    with pytest.raises(UserError, match=r"1 of 13 images of memory cannot be decoded: image7\.png"):
+        crops(encoded, range(2))
+
+
+def test_reason_of_a_cut_off_jpeg_is_the_decoder_s_alone():
+    encoded = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(encoded, "JPEG")
+    with pytest.raises(decode.Unreadable) as reason:
+        decode.to_array(encoded.getvalue()[: len(encoded.getvalue()) // 2])
+    assert "Invalid JPEG data" in str(reason.value)
+    assert not re.search(r"[{}\[]", str(reason.value))

@@ -1,0 +1,438 @@
+import csv
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cvsa_jax.data.sources import KINDS, load, procedural
+from cvsa_jax.runtime.errors import UserError
+
+DATA = Path(os.environ.get("CVSA_TEST_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()
+
+
+def write_image(path: Path, width: int = 6, height: int = 5, level: int = 100, mode: str = "RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (width, height), level if mode == "L" else (level, 30, 60)).save(path)
+
+
+def write_all(root: Path, *names: str) -> Path:
+    for k, name in enumerate(names):
+        write_image(root / name, level=10 * k)
+    return root
+
+
+def write_splits(root: Path, columns: str, *rows: str):
+    (root / "splits.csv").write_text("\n".join((columns, *rows)) + "\n")
+
+
+def split_names(source) -> dict[str, list[str]]:
+    return {split: [source.names[i] for i in indices] for split, indices in source.splits.items()}
+
+
+# Folders.
+
+
+def test_flat_folder_is_unlabelled(tmp_path):
+    source = load("folder", str(write_all(tmp_path / "mine", "b.png", "a.JPG", "c.gif", "d.bmp")))
+    (tmp_path / "mine" / "notes.txt").write_text("not an image")
+    assert source.name == "mine"
+    assert source.names == ("a.JPG", "b.png", "c.gif", "d.bmp")
+    assert source.labels is None
+    assert source.classes == ()
+    assert source.mask is None
+    assert split_names(source) == {"train": ["a.JPG", "b.png", "c.gif", "d.bmp"]}
+    assert source.read(1) == (tmp_path / "mine" / "b.png").read_bytes()
+    assert load("folder", str(tmp_path / "mine")).fingerprint == source.fingerprint
+
+
+@pytest.mark.parametrize("below", ["", "images/"])
+def test_sub_folders_are_classes(tmp_path, below):
+    write_all(tmp_path, f"{below}wren/1.png", f"{below}owl/2.png", f"{below}owl/deep/1.png")
+    source = load("folder", str(tmp_path))
+    assert source.names == ("owl/2.png", "owl/deep/1.png", "wren/1.png")
+    assert source.classes == ("owl", "wren")
+    assert source.labels.tolist() == [0, 0, 1]
+    assert source.labels.dtype == np.int32
+    assert source.read(2) == (tmp_path / below / "wren/1.png").read_bytes()
+
+
+@pytest.mark.parametrize("val", ["val", "test", "validation"])
+def test_train_and_val_folders_are_splits(tmp_path, val):
+    write_all(tmp_path, "train/owl/1.png", "train/wren/2.png", f"{val}/wren/3.png")
+    source = load("folder", str(tmp_path))
+    assert split_names(source) == {"train": ["train/owl/1.png", "train/wren/2.png"], "test": [f"{val}/wren/3.png"]}
+    assert source.classes == ("owl", "wren")
+    assert dict(zip(source.names, source.labels, strict=True))[f"{val}/wren/3.png"] == 1
+
+
+def test_train_and_val_folders_without_classes_are_unlabelled(tmp_path):
+    source = load("folder", str(write_all(tmp_path, "train/1.png", "val/2.png")))
+    assert source.labels is None
+    assert split_names(source) == {"train": ["train/1.png"], "test": ["val/2.png"]}
+
+
+def test_a_class_called_train_beside_others_is_a_class(tmp_path):
+    source = load("folder", str(write_all(tmp_path, "train/1.png", "bus/2.png")))
+    assert source.classes == ("bus", "train")
+    assert split_names(source) == {"train": ["bus/2.png", "train/1.png"]}
+
+
+def test_splits_with_labels(tmp_path):
+    write_all(tmp_path, "images/x/1.png", "images/x/2.png", "images/y/3.png")
+    write_splits(tmp_path, "image,label,split", "y/3.png,red,test", "x/1.png,red,train", "x/2.png,blue,train")
+    source = load("folder", str(tmp_path))
+    assert split_names(source) == {"test": ["y/3.png"], "train": ["x/1.png", "x/2.png"]}
+    assert source.classes == ("blue", "red")
+    assert {name: source.classes[k] for name, k in zip(source.names, source.labels, strict=True)} == {
+        "y/3.png": "red",
+        "x/1.png": "red",
+        "x/2.png": "blue",
+    }
+
+
+@pytest.mark.parametrize("folders", [True, False])
+def test_splits_without_labels_take_classes_from_sub_folders(tmp_path, folders):
+    names = ["x/1.png", "y/2.png"] if folders else ["1.png", "2.png"]
+    write_all(tmp_path, *names)
+    write_splits(tmp_path, "split,image", f"train,{names[0]}", f"val,{names[1]}")
+    source = load("folder", str(tmp_path))
+    assert split_names(source) == {"train": names[:1], "val": names[1:]}
+    assert source.classes == (("x", "y") if folders else ())
+    assert (source.labels is None) != folders
+
+
+@pytest.mark.parametrize("below", ["", "images/"])
+@pytest.mark.parametrize("mode", ["L", "1", "RGB"])
+def test_masks_mirror_the_images(tmp_path, below, mode):
+    write_all(tmp_path, f"{below}owl/1.jpg", f"{below}owl/2.jpg")
+    pixels = np.zeros((5, 6), np.uint8)
+    pixels[1:4, 2:5] = 255
+    pixels[0, 0] = 60  # below half of the range: background, in every mode
+    for name in ("1", "2"):
+        path = tmp_path / "masks/owl" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels if name == "1" else pixels.T).convert(mode, dither=Image.Dither.NONE).save(path)
+    source = load("folder", str(tmp_path))
+    assert source.names == ("owl/1.jpg", "owl/2.jpg")
+    for i, drawn in enumerate((pixels, pixels.T)):
+        mask = source.mask(i)
+        assert mask.dtype == np.uint8
+        np.testing.assert_array_equal(mask, np.where(drawn == 255, 255, 0))
+
+
+def test_missing_and_broken_masks_are_named(tmp_path):
+    write_all(tmp_path, "images/1.png", "images/2.png", "masks/other.png")
+    (tmp_path / "masks/2.png").write_bytes(b"no image")
+    source = load("folder", str(tmp_path))
+    with pytest.raises(UserError, match=r"no mask .*1\.png"):
+        source.mask(0)
+    with pytest.raises(UserError, match=r"cannot read mask .*2\.png"):
+        source.mask(1)
+
+
+def test_missing_root_and_empty_folder_are_errors(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere' is not a folder.*config\.data\.root"):
+        load("folder", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"config\.data\.root is not set"):
+        load("folder", "")
+    (tmp_path / "notes.txt").write_text("not an image")
+    with pytest.raises(UserError, match=rf"no image \(.*\.png.*\) in {tmp_path}"):
+        load("folder", str(tmp_path))
+
+
+def test_loose_images_beside_class_folders_are_named(tmp_path):
+    write_all(tmp_path, "owl/1.png", "loose.png", "wren/1.png", "astray.png")
+    with pytest.raises(UserError, match=r"2 images lie beside the class folders: astray\.png, loose\.png\."):
+        load("folder", str(tmp_path))
+
+
+def test_foreign_image_formats_are_named(tmp_path):
+    write_all(tmp_path, "1.png")
+    (tmp_path / "2.webp").write_bytes(b"RIFF")
+    (tmp_path / "3.TIFF").write_bytes(b"II")
+    with pytest.raises(UserError, match=r"2 images .* converted to JPEG or PNG first: 2\.webp, 3\.TIFF"):
+        load("folder", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "columns, rows, message",
+    [
+        ("image,split", ["1.png,train", "2.png,train", "gone.png,test"], r"lists 1 images .*: gone\.png"),
+        ("image,split", ["1.png,train", "2.png,train", "1.png,test"], r"lists images twice: 1\.png$"),
+        ("image,split", ["1.png,train"], r"1 images .* are not listed in .*splits\.csv: 2\.png"),
+        ("image,label", ["1.png,a", "2.png,b"], r"must have the columns image,split; it has \['image', 'label'\]"),
+        ("name,split", ["1.png,train", "2.png,train"], r"must have the columns image,split; .*'name'"),
+        ("image,split", [], r"must have the columns image,split"),
+    ],
+)
+def test_wrong_splits_files_are_errors(tmp_path, columns, rows, message):
+    write_all(tmp_path, "1.png", "2.png")
+    write_splits(tmp_path, columns, *rows)
+    with pytest.raises(UserError, match=message):
+        load("folder", str(tmp_path))
+
+
+def test_long_lists_of_names_are_cut(tmp_path):
+    write_all(tmp_path, "owl/1.png", *(f"loose{k}.png" for k in range(8)))
+    with pytest.raises(UserError, match=r"loose4\.png and 3 more\.") as caught:
+        load("folder", str(tmp_path))
+    assert "loose5" not in str(caught.value)
+
+
+def test_fingerprint_follows_the_images(tmp_path):
+    write_all(tmp_path, "1.png", "2.png")
+    prints = [load("folder", str(tmp_path)).fingerprint]
+    write_image(tmp_path / "3.png")
+    prints.append(load("folder", str(tmp_path)).fingerprint)
+    write_image(tmp_path / "3.png", width=60, height=41)
+    prints.append(load("folder", str(tmp_path)).fingerprint)
+    (tmp_path / "3.png").rename(tmp_path / "4.png")
+    prints.append(load("folder", str(tmp_path)).fingerprint)
+    (tmp_path / "1.png").unlink()
+    prints.append(load("folder", str(tmp_path)).fingerprint)
+    assert len(set(prints)) == 5
+
+
+def test_asking_for_a_split_that_is_not_there(tmp_path):
+    source = load("folder", str(write_all(tmp_path / "mine", "train/1.png", "train/2.png")))
+    assert source.split("train").tolist() == [0, 1]
+    assert source.split("all").tolist() == [0, 1]
+    for name in ("test", "tset"):
+        with pytest.raises(UserError, match=rf"mine has no images in split '{name}'; it has {{'train': 2}}"):
+            source.split(name)
+
+
+def test_unknown_kind_names_the_known_ones():
+    with pytest.raises(UserError, match=rf"'cubs' is unknown; take one of {', '.join(KINDS)}"):
+        load("cubs", "")
+
+
+# CUB.
+
+CUB_NAMES = {"1": "001.Owl/a.jpg", "2": "001.Owl/b.jpg", "3": "002.Wren/c.jpg", "4": "002.Wren/d.jpg"}
+CUB_TABLES = {
+    "images.txt": CUB_NAMES,
+    "image_class_labels.txt": {"1": "1", "2": "1", "3": "2", "4": "2"},
+    "train_test_split.txt": {"1": "1", "2": "0", "3": "0", "4": "1"},
+    "classes.txt": {"1": "001.Owl", "2": "002.Wren"},
+}
+
+
+def write_cub(root: Path, *, segmentations: bool = False) -> Path:
+    write_all(root / "images", *CUB_NAMES.values())
+    for table, rows in CUB_TABLES.items():
+        (root / table).write_text("".join(f"{k} {v}\n" for k, v in rows.items()))
+    if segmentations:
+        for name in CUB_NAMES.values():
+            write_image((root / "segmentations" / name).with_suffix(".png"), level=204, mode="L")
+    return root
+
+
+@pytest.mark.parametrize("below", ["", "CUB_200_2011"])
+@pytest.mark.parametrize("segmentations", [True, False])
+def test_cub_in_its_official_layout(tmp_path, below, segmentations):
+    root = write_cub(tmp_path / below, segmentations=segmentations)
+    source = load("cub", str(tmp_path))
+    assert source.name == "cub"
+    assert source.names == tuple(CUB_NAMES.values())
+    assert source.classes == ("001.Owl", "002.Wren")
+    assert source.labels.tolist() == [0, 0, 1, 1]
+    assert source.splits["train"].tolist() == [0, 3]
+    assert source.splits["test"].tolist() == [1, 2]
+    assert source.read(2) == (root / "images/002.Wren/c.jpg").read_bytes()
+    if segmentations:
+        np.testing.assert_array_equal(source.mask(3), np.full((5, 6), 255))
+    else:
+        assert source.mask is None
+
+
+def test_cub_with_a_subset_of_the_classes(tmp_path):
+    # Class ids need not start at 1 nor be dense; labels do.
+    write_cub(tmp_path)
+    (tmp_path / "classes.txt").write_text("7 001.Owl\n30 002.Wren\n")
+    (tmp_path / "image_class_labels.txt").write_text("1 7\n2 7\n3 30\n4 30\n")
+    assert load("cub", str(tmp_path)).labels.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("table", CUB_TABLES)
+def test_cub_without_a_table_says_which_and_where_to_get_it(tmp_path, table):
+    write_cub(tmp_path)
+    (tmp_path / table).unlink()
+    with pytest.raises(UserError, match=rf"{table} does not exist\. Get CUB_200_2011\.tgz from https://"):
+        load("cub", str(tmp_path))
+
+
+@pytest.mark.parametrize("table", ["image_class_labels.txt", "train_test_split.txt"])
+def test_cub_tables_must_list_the_same_ids(tmp_path, table):
+    write_cub(tmp_path)
+    with (tmp_path / table).open("a") as file:
+        file.write("5 1\n")
+    with pytest.raises(UserError, match=rf"{table} does not list the same image ids as images\.txt"):
+        load("cub", str(tmp_path))
+
+
+def test_cub_other_errors(tmp_path):
+    with pytest.raises(UserError, match=r"CUB-200-2011: .*is not a folder.*https://www\.vision\.caltech\.edu"):
+        load("cub", str(tmp_path / "nowhere"))
+    write_cub(tmp_path)
+    (tmp_path / "images" / CUB_NAMES["3"]).unlink()
+    with pytest.raises(UserError, match=r"1 listed images do not exist: .*c\.jpg"):
+        load("cub", str(tmp_path))
+    (tmp_path / "images.txt").write_text("")
+    with pytest.raises(UserError, match=r"images\.txt lists no image"):
+        load("cub", str(tmp_path))
+
+
+# Procedural birds.
+
+SPEC = procedural.Spec(seed=3, classes=4, train_per_class=3, test_per_class=2, size=48)
+
+
+def fresh(spec: procedural.Spec):
+    procedural.load.cache_clear()
+    return load("procedural", "", spec)
+
+
+def test_procedural_counts_labels_and_splits():
+    source = fresh(SPEC)
+    assert len(source) == 4 * (3 + 2)
+    assert len(set(source.names)) == len(source)
+    assert source.classes == ("class_00", "class_01", "class_02", "class_03")
+    for split, count in (("train", 3), ("test", 2)):
+        members = source.splits[split]
+        assert np.bincount(source.labels[members]).tolist() == [count] * 4
+        assert all(source.names[i].startswith(f"{split}/class_{source.labels[i]:02d}/") for i in members)
+    assert sorted(np.concatenate(list(source.splits.values()))) == list(range(len(source)))
+
+
+def test_procedural_images_are_a_function_of_the_spec():
+    first = [fresh(SPEC).read(i) for i in range(20)]
+    source = fresh(SPEC)
+    # Whatever the order of the reads.
+    again = {i: source.read(i) for i in reversed(range(20))}
+    assert first == [again[i] for i in range(20)]
+    assert len(set(first)) == 20
+    other = fresh(procedural.Spec(**(vars(SPEC) | {"seed": 4})))
+    assert not set(first) & {other.read(i) for i in range(20)}
+    assert other.fingerprint != source.fingerprint
+
+
+def test_procedural_images_do_not_depend_on_the_number_of_images():
+    more = fresh(procedural.Spec(**(vars(SPEC) | {"train_per_class": 5})))
+    images = {name: more.read(i) for i, name in enumerate(more.names)}
+    source = fresh(SPEC)
+    assert all(images[name] == source.read(i) for i, name in enumerate(source.names))
+
+
+def test_procedural_masks_are_exact(monkeypatch):
+    # The same birds before two plain backgrounds: what differs is background. A pixel has nine samples and no half, so
+    # the mask must be exact.
+    background = procedural._background
+    code = procedural.class_codes(4, 0)[0]
+
+    def before(level: int, number: int):
+        monkeypatch.setattr(
+            procedural,
+            "_background",
+            lambda rng, big: Image.new("RGB", background(rng, big).size, (level, level, level)),
+        )
+        return procedural.draw(code, np.random.default_rng(number), 64)
+
+    for number in range(8):
+        (dark, mask), (bright, same_mask) = before(30, number), before(120, number)
+        difference = np.asarray(bright, float).sum(2) - np.asarray(dark, float).sum(2)
+        np.testing.assert_array_equal(mask, same_mask)
+        np.testing.assert_array_equal(mask, np.where(difference < 0.5 * np.median(difference), 255, 0))
+
+
+def test_procedural_masks_are_those_of_the_images():
+    source = fresh(SPEC)
+    shares = []
+    for i in range(len(source)):
+        mask = source.mask(i)
+        assert mask.shape == (48, 48)
+        assert set(np.unique(mask)) == {0, 255}
+        shares.append((mask > 0).mean())
+        # The whole bird is in the picture.
+        assert not any(edge.any() for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
+    assert min(shares) > 0.05
+    assert max(shares) < 0.3
+
+
+@pytest.mark.parametrize("classes, seed", [(2, 0), (20, 0), (20, 1), (60, 2)])
+def test_procedural_classes_differ_visibly(classes, seed):
+    codes = procedural.class_codes(classes, seed)
+    assert len(codes) == classes
+    assert codes == procedural.class_codes(classes, seed)
+    assert all(code[name] in values for code in codes for name, values in procedural.ATTRIBUTES.items())
+    for a, b in itertools.combinations(codes, 2):
+        both_barred = a["wing_bars"] and b["wing_bars"]
+        visible = [name for name in a if name != "bar_colour" or both_barred]
+        assert sum(a[name] != b[name] for name in visible) >= procedural.MIN_DIFFERENCES
+
+
+def test_procedural_attributes_are_seen():
+    # Each attribute changes pixels of the bird, and nothing but the bird.
+    code = {
+        "crown": "red",
+        "breast": "blue",
+        "wing_bars": 1,
+        "bar_colour": "yellow",
+        "tail_tip": "white",
+        "beak": "short",
+    }
+    image, mask = procedural.draw(code, np.random.default_rng(0), 64)
+    for name, values in procedural.ATTRIBUTES.items():
+        changed = code | {name: next(v for v in values if v != code[name])}
+        other, other_mask = procedural.draw(changed, np.random.default_rng(0), 64)
+        different = (np.asarray(image) != np.asarray(other)).any(2)
+        assert different.sum() >= 8
+        # A pixel partly covered may be outside both masks.
+        near = (mask | other_mask) > 0
+        near[1:] |= near[:-1].copy()
+        near[:-1] |= near[1:].copy()
+        near[:, 1:] |= near[:, :-1].copy()
+        near[:, :-1] |= near[:, 1:].copy()
+        # A beak's thin tip covers less than half of its pixels, so the mask ends before it.
+        assert name == "beak" or not different[~near].any()
+
+
+# The project's real data.
+
+
+def real(name: str) -> Path:
+    if not (DATA / name).is_dir():
+        pytest.skip(f"no {name} in {DATA} (set CVSA_TEST_DATA)")
+    return DATA / name
+
+
+def test_butterflies():
+    root = real("butterflies")
+    source = load("folder", str(root))
+    assert source.name == "butterflies"
+    assert len(source) == 832
+    assert {split: len(members) for split, members in source.splits.items()} == {"train": 557, "test": 275}
+    assert len(source.classes) == 10
+    with (root / "splits.csv").open(newline="") as file:
+        label_of = {row["image"]: row["label"] for row in csv.DictReader(file)}
+    assert [source.classes[k] for k in source.labels] == [label_of[name] for name in source.names]
+    for i in (0, 400, 831):
+        mask = source.mask(i)
+        with Image.open(root / "images" / source.names[i]) as image:
+            assert mask.shape == image.size[::-1]
+        assert 0.01 < (mask > 0).mean() < 0.95
+
+
+def test_cub100():
+    source = load("cub", str(real("cub100")))
+    assert len(source) == 5902
+    assert {split: len(members) for split, members in source.splits.items()} == {"train": 2999, "test": 2903}
+    assert len(source.classes) == 100
+    assert np.unique(source.labels).tolist() == list(range(100))
+    assert source.mask is None
+    # Folders carry the class's name.
+    assert all(name.startswith(source.classes[k] + "/") for name, k in zip(source.names, source.labels, strict=True))
+    assert source.read(5901)[:2] == b"\xff\xd8"

@@ -1,0 +1,432 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cvsa_jax.data import background, sources
+from cvsa_jax.data.sources import Source, procedural
+from cvsa_jax.evaluation import comparison as compare
+from cvsa_jax.evaluation.evaluator import Evaluator
+from cvsa_jax.report import comparison as comparison_page
+from cvsa_jax.report import pictures
+from cvsa_jax.training.state import Network
+
+FIGURES = {
+    "a": {"linear_top1": 0.5, "knn_top1": 0.25, "pointing_game": 0.75, "mean_pointing_game": 0.125},
+    "b": {"linear_top1": 0.625, "knn_top1": 1.0, "pointing_game": 1.0, "mean_pointing_game": 0.0},
+    "chance": {"linear_top1": 0.1, "pointing_game": 0.2},
+    "center_prior": {"pointing_game": 0.3},
+}
+
+
+CLASSES = ("gull", "tern", "skua")
+
+
+def unseen(count: int, labelled: bool = True) -> Source:
+    """Labels alone: image i is of class i % 3."""
+    return Source(
+        name="unseen",
+        names=tuple(f"{i}.png" for i in range(count)),
+        labels=np.arange(count, dtype=np.int32) % 3 if labelled else None,
+        classes=CLASSES if labelled else (),
+        splits={"test": np.arange(count)},
+        read=lambda i: pytest.fail("read"),
+        mask=None,
+        fingerprint="0",
+    )
+
+
+def runs_of(source: Source, *names: str) -> dict[str, compare.Run]:
+    """Run `a` is titled `Run a`."""
+    evaluator = object.__new__(Evaluator)
+    evaluator.source = source
+    return {name: compare.Run(f"Run {name}", evaluator, Network({}, {})) for name in names}
+
+
+def comparison_of(figures: dict, **predicted) -> compare.Comparison:
+    return compare.Comparison({"chance": {}, "center_prior": {}} | figures, {}, {}, predicted)
+
+
+def test_tables_hold_what_was_measured_and_no_more():
+    comparison = compare.Comparison(FIGURES, {}, {}, {})
+    recognition, places = comparison_page.tables(comparison, {"a": "A", "b": "B"})
+    assert recognition.header == ("%", "linear top-1", "kNN top-1")
+    assert recognition.rows == [("A", "50.0", "25.0"), ("B", "62.5", "100.0"), ("chance", "10.0", "–")]
+    assert places.header == ("%", "pointing game")
+    assert dict(places.rows) == {
+        "A, attention": "75.0",
+        "A, mean activation": "12.5",
+        "B, attention": "100.0",
+        "B, mean activation": "0.0",
+        "chance": "20.0",
+        "centre prior": "30.0",
+    }
+
+
+def test_there_is_no_table_of_what_cannot_be_measured():
+    figures = {"a": {"linear_top1": 0.5}, "chance": {}, "center_prior": {}}
+    (table,) = comparison_page.tables(compare.Comparison(figures, {}, {}, {}), {"a": "A"})
+    assert table.header == ("%", "linear top-1")
+
+
+@pytest.fixture
+def pictured(monkeypatch):
+    """What `compare.picture` hands to the drawing."""
+    calls = []
+    monkeypatch.setattr(
+        pictures, "attention_picture", lambda *given: calls.append(given) or pictures.Picture(given[0], "")
+    )
+    return calls
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_the_picture_shows_the_best_the_middling_and_the_worst(tmp_path, pictured, blind):
+    spec = procedural.Spec(seed=0, classes=2, train_per_class=1, test_per_class=12, size=32)
+    source = sources.load("procedural", "", spec)
+    test = source.split("test")
+    # Image k's map is its mask, shifted by so many cells: the more, the worse; the order is not that of the images.
+    shifts = np.random.default_rng(0).permutation(len(test))
+    maps = np.stack([np.roll(source.mask(int(i)) / np.float32(255), s, 1) for i, s in zip(test, shifts, strict=True)])
+    evaluator = object.__new__(Evaluator)
+    evaluator.source = dataclasses.replace(source, mask=None) if blind else source
+    runs = {
+        "other": compare.Run("Other", evaluator, Network({}, {})),
+        "last": compare.Run("Last", evaluator, Network({}, {})),
+    }
+    comparison = compare.Comparison({}, {"other": maps[::-1], "last": maps}, {}, {})
+    comparison_page.attention_picture(comparison, runs, test, tmp_path / "x.png")
+    ((_, images, rows, masks, caption),) = pictured
+    assert (len(images), list(rows)) == (12, ["Other", "Last"])
+    if blind:
+        assert masks is None and "evenly spaced" in caption
+        return
+    ious = [np.mean((m > 0.5) & t) / np.mean((m > 0.5) | t) for m, t in zip(rows["Last"], masks, strict=True)]
+    assert ious == sorted(ious, reverse=True)
+    # Of the 24 images the unshifted one fits best.
+    assert ious[0] > 0.95 > ious[4] > ious[-1]
+    assert "Last" in caption
+
+
+def test_the_picture_follows_the_run_that_localises_best(tmp_path, pictured):
+    spec = procedural.Spec(seed=0, classes=2, train_per_class=1, test_per_class=12, size=32)
+    source = sources.load("procedural", "", spec)
+    test = source.split("test")
+    maps = np.stack([source.mask(int(i)) / np.float32(255) for i in test])
+    shifted = np.stack([np.roll(m, k, 1) for k, m in enumerate(maps)])
+    runs, figures = runs_of(source, "a", "b", "c"), {"a": 0.3, "b": 0.9, "c": 0.5}
+    comparison = comparison_of({name: {"mask_iou_best": iou} for name, iou in figures.items()})
+    comparison.attention.update(a=maps, b=shifted, c=maps)
+    comparison_page.attention_picture(comparison, runs, test, tmp_path / "x.png")
+    ((_, _, rows, masks, caption),) = pictured
+    assert "that of Run b fits" in caption
+    ious = [np.mean((m > 0.5) & t) / np.mean((m > 0.5) | t) for m, t in zip(rows["Run b"], masks, strict=True)]
+    assert ious == sorted(ious, reverse=True)
+    assert ious[0] > ious[-1] + 0.5
+
+
+def findings(figures: dict, count: int = 64, labelled: bool = True, **predicted) -> list[str]:
+    source = unseen(count, labelled)
+    runs = runs_of(source, *(name for name in figures if name not in compare.GUESSES))
+    return comparison_page.findings(comparison_of(figures, **predicted), runs, source, np.arange(count))
+
+
+LOOKING = "Looking at the object: the attention's maximum lies on it: "
+RECOGNITION = "Recognition: the linear probe is right: "
+GUESSES = {"chance": {"pointing_game": 0.2, "linear_top1": 0.34}, "center_prior": {"pointing_game": 0.55}}
+
+
+def test_findings_name_the_best_run_first_and_the_guesses_in_brackets():
+    figures = {
+        "a": {"pointing_game": 0.1, "linear_top1": 0.95},
+        "b": {"pointing_game": 0.99, "linear_top1": 0.35},
+        "c": {"pointing_game": 0.5, "linear_top1": 0.65},
+    }
+    assert findings(figures | GUESSES) == [
+        f"{LOOKING}Run b 99.0 %, Run c 50.0 %, Run a 10.0 % (chance 20.0 %, centre prior 55.0 %).",
+        f"{RECOGNITION}Run a 95.0 %, Run c 65.0 %, Run b 35.0 % (chance 34.0 %).",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "remark"), [(64, " The first two differ by no more than two standard errors (12.5 points)."), (400, "")]
+)
+def test_findings_say_where_the_first_two_are_too_close(count, remark):
+    # Variances 0.9 · 0.1 + 0.8 · 0.2 = ¼: the error of the difference is ½ / √count.
+    figures = {"a": {"linear_top1": 0.8}, "b": {"linear_top1": 0.9}, "c": {"linear_top1": 0.1}}
+    assert findings(figures, count) == [f"{RECOGNITION}Run b 90.0 %, Run a 80.0 %, Run c 10.0 %.{remark}"]
+
+
+def test_findings_do_not_compare_a_second_with_a_third_or_a_run_with_itself():
+    figures = {"a": {"linear_top1": 0.9}, "b": {"linear_top1": 0.3}, "c": {"linear_top1": 0.31}}
+    assert findings(figures) == [f"{RECOGNITION}Run a 90.0 %, Run c 31.0 %, Run b 30.0 %."]
+    assert findings({"a": {"linear_top1": 0.5}}) == [f"{RECOGNITION}Run a 50.0 %."]
+
+
+def test_findings_say_that_two_runs_at_100_percent_are_close():
+    (said,) = findings({"a": {"linear_top1": 1.0}, "b": {"linear_top1": 1.0}})
+    assert "The first two" in said
+
+
+def test_findings_without_labels_or_masks():
+    (looking,) = findings({"a": {"pointing_game": 0.5}, "b": {"pointing_game": 0.9}}, labelled=False)
+    assert looking == f"{LOOKING}Run b 90.0 %, Run a 50.0 %."
+    assert findings({"a": {"knn_top1": 0.5}}) == []
+
+
+def test_findings_speak_of_boxes_where_there_are_no_masks():
+    saying = "Finding the object's box (MaxBoxAccV2 of the attention): "
+    boxes = {"a": {"max_box_acc_v2": 0.5}, "center_prior": {"max_box_acc_v2": 0.75}}
+    assert findings(boxes) == [f"{saying}Run a 50.0 % (centre prior 75.0 %)."]
+    both = {"a": {"max_box_acc_v2": 0.5, "pointing_game": 0.25}}
+    assert findings(both) == [f"{LOOKING}Run a 25.0 %."]
+
+
+def test_findings_say_what_each_run_confuses_most():
+    # Of 30 images 10 are of each class. Run a takes four terns for skuas and three skuas for gulls.
+    labels = np.arange(30) % 3
+    taken = labels.copy()
+    taken[np.flatnonzero(labels == 1)[:4]] = 2
+    taken[np.flatnonzero(labels == 2)[:3]] = 0
+    figures = {"a": {}, "b": {}, "c": {}}
+    assert findings(figures, 30, a=taken, b=labels, c=np.zeros(30, int)) == [
+        "Run a most often takes tern for skua (4 of 10).",
+        "Run c most often takes tern for gull (10 of 10).",
+    ]
+
+
+def test_findings_are_of_the_test_images():
+    source, test = unseen(30), np.arange(20, 30)
+    predicted = source.labels[test].copy()
+    predicted[source.labels[test] == 1] = 0  # images 22, 25 and 28
+    said = comparison_page.findings(comparison_of({"a": {}}, a=predicted), runs_of(source, "a"), source, test)
+    assert said == ["Run a most often takes tern for gull (3 of 3)."]
+
+
+def test_table_of_fractions_of_the_labels():
+    rows = {"a": {"linear_top1": 0.5, "linear_top1_at_1": 0.125, "linear_top1_at_25": 0.25, "linear_top5": 0.75}}
+    rows["b"] = {name: value / 2 for name, value in rows["a"].items()}
+    recognition, few = comparison_page.tables(comparison_of(rows), {"a": "A", "b": "B"}, (1.0, 0.01, 0.25))
+    assert recognition.header == ("%", "linear top-1", "top-5")
+    assert few.header == ("%", "1 % of the labels", "25 % of the labels", "100 % of the labels")
+    assert few.rows == [("A", "12.5", "25.0", "50.0"), ("B", "6.2", "12.5", "25.0")]
+
+
+def test_table_of_one_fraction_of_the_labels():
+    tables = comparison_page.tables(comparison_of({"a": {"linear_top1_at_25": 0.25}}), {"a": "A"}, (0.25,))
+    assert ("A", "25.0") in [row for table in tables for row in table.rows]
+
+
+def test_tables_show_the_deviation_over_seeds():
+    rows = {"a": {"linear_top1": 0.5, "linear_top1_std": 0.0125, "knn_top1": 0.25}, "b": {"linear_top1": 0.75}}
+    rows["a"] |= {"linear_top1_at_1": 0.1, "linear_top1_at_1_std": 0.03}
+    rows["b"] |= {"linear_top1_at_1": 0.2}
+    recognition, few = comparison_page.tables(comparison_of(rows), {"a": "A", "b": "B"}, (0.01, 1.0))
+    assert recognition.rows == [("A", "50.0 ± 1.2", "25.0"), ("B", "75.0", "–"), ("chance", "–", "–")]
+    assert few.rows == [("A", "10.0 ± 3.0", "50.0 ± 1.2"), ("B", "20.0", "75.0")]
+
+
+CHANGED = {"same_background_top1": 0.375, "other_background_top1": 0.25, "background_only_top1": 0.125}
+
+
+def test_table_of_backgrounds():
+    rows = {"a": {"linear_top1": 0.5, "background_gap": 0.125} | CHANGED}
+    recognition, table = comparison_page.tables(comparison_of(rows), {"a": "A"})
+    assert recognition.header == ("%", "linear top-1")
+    assert table.header == (
+        "%",
+        "as it is",
+        "background of its class",
+        "background of another",
+        "background alone",
+        "gap",
+    )
+    assert table.rows == [("A", "50.0", "37.5", "25.0", "12.5", "12.5")]
+
+
+def test_table_of_places_has_a_row_for_each_reading():
+    rows = {
+        "a": {f"{prefix}corloc": k / 8 for k, prefix in enumerate(("", "mean_", "component_", "cam_", "grad_cam_"))}
+    }
+    rows |= {"chance": {}, "center_prior": {"corloc": 1.0}}
+    (table,) = comparison_page.tables(comparison_of(rows), {"a": "A"})
+    assert table.header == ("%", "CorLoc")
+    assert table.rows == [
+        ("A, attention", "0.0"),
+        ("A, mean activation", "12.5"),
+        ("A, first component", "25.0"),
+        ("A, CAM of the probe", "37.5"),
+        ("A, Grad-CAM of the probe", "50.0"),
+        ("chance", "–"),
+        ("centre prior", "100.0"),
+    ]
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    """The Matplotlib figures that are saved."""
+    saved, save = [], pictures._save
+    monkeypatch.setattr(pictures, "_save", lambda figure, *rest: saved.append(figure) or save(figure, *rest))
+    return saved
+
+
+def shown(axis) -> np.ndarray:
+    (image,) = axis.images
+    return np.asarray(image.get_array())
+
+
+def noise(count: int, size: int = 6, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def test_picture_of_confusions(tmp_path, figures):
+    wrong, right = noise(5), noise(2, seed=1)
+    rows = [("gull, 5 of 9 taken for tern", wrong, right), ("tern, 1 of 3 taken for skua", wrong[:1], right[:0])]
+    picture = pictures.confusion_picture(tmp_path / "new" / "confusion.png", rows, "What it confuses.")
+    assert picture.caption == "What it confuses."
+    assert Image.open(picture.path).format == "PNG"
+    axes = np.array(figures[0].axes).reshape(2, 2 * pictures.PER_CLASS + 1)
+    # Up to three on either side of an arrow, from the left.
+    assert [[len(axis.images) for axis in line] for line in axes] == [[1, 1, 1, 0, 1, 1, 0], [1, 0, 0, 0, 0, 0, 0]]
+    for place, image in zip((0, 1, 2, 4, 5), (*wrong[:3], *right), strict=True):
+        np.testing.assert_array_equal(shown(axes[0, place]), image)
+    for line, (title, *_) in zip(axes, rows, strict=True):
+        assert [text.get_text() for text in line[3].texts] == ["→"]
+        assert [text.get_text() for text in line[0].texts] == [title]
+    assert not any(axis.axison for axis in axes.flat)
+
+
+@pytest.mark.parametrize("classes", [1, 12, 13, 40])
+def test_picture_of_features_has_a_legend_for_few_classes(tmp_path, figures, classes):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, 60)
+    labels[labels == classes // 2] = 0  # a class without images
+    panels = {"Run a": rng.normal(0, 1, (60, 2)), "Run b": rng.normal(0, 1, (60, 2))}
+    names = tuple(f"class {k}" for k in range(classes))
+    picture = pictures.scatter_picture(tmp_path / "new" / "points.png", panels, labels, names, "Points.")
+    assert Image.open(picture.path).format == "PNG"
+    (figure,) = figures
+    assert [axis.get_title() for axis in figure.axes] == ["Run a", "Run b"]
+    for axis, points in zip(figure.axes, panels.values(), strict=True):
+        assert len(axis.collections) == classes
+        for label, drawn in enumerate(axis.collections):
+            np.testing.assert_array_equal(drawn.get_offsets(), points[labels == label])
+        assert len({tuple(drawn.get_facecolor()[0]) for drawn in axis.collections}) == classes
+    # A class has one colour in all panels.
+    first, second = ([tuple(drawn.get_facecolor()[0]) for drawn in axis.collections] for axis in figure.axes)
+    assert first == second
+    legends = [[text.get_text() for text in legend.get_texts()] for legend in figure.legends]
+    assert legends == ([list(names)] if classes <= 12 else [])
+
+
+def test_picture_of_backgrounds(tmp_path, figures):
+    examples = {"as it is": noise(4), "background alone": noise(4, seed=1)}
+    bars = {"Run a": {"as it is": 0.75, "background alone": 0.25}, "Run b": {"as it is": 0.5}, "chance": {}}
+    bars["chance"] = {"as it is": 0.1, "background alone": 0.1}
+    picture = pictures.background_picture(tmp_path / "new" / "background.png", examples, bars, "Backgrounds.")
+    assert picture.caption == "Backgrounds."
+    assert Image.open(picture.path).format == "PNG"
+    *grid, chart = figures[0].axes
+    for axes, (title, images) in zip(np.array(grid).reshape(2, 4), examples.items(), strict=True):
+        for axis, image in zip(axes, images, strict=True):
+            np.testing.assert_array_equal(shown(axis), image)
+        assert axes[0].get_ylabel().split() == title.split()
+    assert [label.get_text() for label in chart.get_yticklabels()] == list(examples)
+    assert [text.get_text() for text in chart.get_legend().get_texts()] == list(bars)
+    widths = [[bar.get_width() for bar in container] for container in chart.containers]
+    # What was not measured has no length.
+    assert widths == [[75, 25], [50, 0], [pytest.approx(10)] * 2]
+    # Each change's bars stand about its tick, the first run's on top, without covering each other.
+    middles = np.array([[bar.get_y() + bar.get_height() / 2 for bar in container] for container in chart.containers])
+    np.testing.assert_allclose(middles.mean(0), chart.get_yticks(), atol=1e-9)
+    assert chart.yaxis_inverted()
+    heights = {round(bar.get_height(), 9) for container in chart.containers for bar in container}
+    np.testing.assert_allclose(np.diff(middles, axis=0), heights.pop())
+    assert not heights
+
+
+def test_sections_show_what_was_measured(tmp_path, monkeypatch):
+    source = sources.load("procedural", "", procedural.Spec(0, 3, 1, 4, 32))
+    test = source.split("test")
+    labels = source.labels[test]
+    rng = np.random.default_rng(0)
+    rows = {
+        "a": {"linear_top1": 0.5, "background_gap": 0.125} | CHANGED,
+        "b": {"linear_top1": 0.25, "background_gap": 0.0} | dict.fromkeys(CHANGED, 0.25),
+        "chance": {"linear_top1": 1 / 3},
+        "center_prior": {},
+    }
+    taken = labels.copy()
+    taken[:4] = 2  # all of class 0
+    comparison = compare.Comparison(
+        rows,
+        {name: rng.random((len(test), 4, 4)) for name in "ab"},
+        {name: rng.random((len(test), 5)) for name in "ab"},
+        {"a": taken, "b": labels},
+    )
+    given = {}
+    for name in ("confusion_picture", "scatter_picture", "background_picture", "attention_picture"):
+        monkeypatch.setattr(
+            pictures,
+            name,
+            lambda path, *rest, name=name: given.update({name: (path, *rest)}) or pictures.Picture(path, rest[-1]),
+        )
+    blocks = comparison_page.sections(comparison, runs_of(source, "a", "b"), test, tmp_path, "pca", 7)
+    assert [block if isinstance(block, str) else block.path.name for block in blocks] == [
+        "# Where each network looks",
+        "attention.png",
+        "# Object or background?",
+        "background.png",
+        "# What each network confuses",
+        "confusion_a.png",
+        "Run b confuses no classes.",
+        "# Features in two dimensions",
+        "embedding.png",
+    ]
+
+    _, rows, caption = given["confusion_picture"]
+    ((title, wrong, right),) = rows
+    assert title == "class_00, 4 of 4 taken for class_02"
+    images = comparison_page._images(source, test)
+    np.testing.assert_array_equal(wrong, images[:3])
+    np.testing.assert_array_equal(right, images[labels == 2][:3])
+    assert "Run a" in caption
+
+    _, examples, bars, caption = given["background_picture"]
+    titles = ["as it is", "background of its class", "background of another", "background alone"]
+    assert list(examples) == titles
+    assert bars == {
+        "Run a": dict(zip(titles, (0.5, 0.375, 0.25, 0.125), strict=True)),
+        "Run b": dict.fromkeys(titles, 0.25),
+        "chance": dict.fromkeys(titles, 1 / 3),
+    }
+    assert "in points: Run a 12.5, Run b 0.0." in caption
+    # Evenly spaced images, each with the background that was tested.
+    places = np.linspace(0, 11, 6).astype(int)
+    sources_shown = (
+        source,
+        background.replaced(source, test, 7, same_class=True),
+        background.replaced(source, test, 7, same_class=False),
+        background.removed(source),
+    )
+    for pictured_images, changed in zip(examples.values(), sources_shown, strict=True):
+        np.testing.assert_array_equal(pictured_images, comparison_page._images(changed, test[places]))
+
+    _, points, given_labels, classes, caption = given["scatter_picture"]
+    assert list(points) == ["Run a", "Run b"]
+    assert points["Run a"].shape == (12, 2)
+    np.testing.assert_array_equal(given_labels, labels)
+    assert classes == source.classes
+    assert "PCA" in caption
+
+
+def test_sections_without_labels_are_about_the_attention_alone(tmp_path, pictured):
+    source = dataclasses.replace(
+        sources.load("procedural", "", procedural.Spec(0, 3, 1, 4, 32)), labels=None, classes=()
+    )
+    test = source.split("test")
+    comparison = compare.Comparison({"a": {}, "chance": {}, "center_prior": {}}, {"a": np.ones((12, 4, 4))}, {}, {})
+    blocks = comparison_page.sections(comparison, runs_of(source, "a"), test, tmp_path, "pca", 0)
+    assert len(pictured) == 1
+    assert [block for block in blocks if isinstance(block, str)] == ["# Where each network looks"]
+    assert len(blocks) == 2

@@ -1,0 +1,328 @@
+import functools
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import Step, logged
+
+import cvsa_jax.demo
+from configs import demo
+from cvsa_jax import settings
+from cvsa_jax.evaluation import evaluator as summary
+from cvsa_jax.report.comparison import compare_runs
+from cvsa_jax.runs import finetune, pretrain
+from cvsa_jax.runs import linear as classify
+from cvsa_jax.runtime.distributed import make_mesh, replicated
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.saliency.compute import compute
+from cvsa_jax.saliency.detectors.annotation import center, masks
+from cvsa_jax.training import checkpoint
+from cvsa_jax.training.monitor import read_metrics
+from cvsa_jax.training.state import init_state
+
+LOCALIZATION = {"pointing_game", "mask_iou", "mask_iou_best", "pixel_ap", "max_box_acc_v2", "corloc"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(tmp_path_factory):
+    # Nearly all the time would go into compiling: runs of one configuration compile once, and not for speed.
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_devices():
+    # Eight simulated devices are for the steps; whole runs on them would spend their time in rendezvous.
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (pretrain, classify, finetune, cvsa_jax.demo):
+            patch.setattr(module, "make_mesh", lambda: make_mesh(jax.devices()[:2]))
+        yield
+
+
+def tiny(arg=""):
+    """The demo's config on a budget of seconds."""
+    config = demo.get_config(arg)
+    config.data.procedural.update(classes=3, train_per_class=7, test_per_class=5, size=32)
+    config.views.size = config.eval.size = config.eval.resize = 32
+    config.model.update(width=4, head_hidden=16, head_out=8)
+    config.batch_size, config.total_steps, config.optim.warmup_steps = 8, 10, 2
+    config.log_steps, config.checkpoint_steps = 1, 5
+    return config
+
+
+def tiny_probe():
+    config = demo.get_probe_config()
+    config.data.procedural.update(tiny().data.procedural)
+    config.probe.total_epochs = 3
+    return config
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("maps") / "store"
+    source = settings.load_source(tiny().data)
+    compute(source, masks(source), folder, threshold=0.5, on_bad_image="stop")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cvsa_config(store):
+    def make(arg=""):
+        config = tiny(arg)
+        config.saliency.store = str(store)
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cvsa_config):
+    """A CVSA run of 10 steps that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    pretrain.train(cvsa_config(), workdir)
+    return workdir
+
+
+def final_state(workdir, config):
+    model = settings.model(config.model)
+    optimizer, _ = settings.optimizer(config, 21)
+    like = init_state(model, optimizer, config.views.size, jax.random.key(99))
+    checkpoints = checkpoint.Checkpointer(workdir)
+    state, _ = checkpoints.restore(like, pretrain.make_mesh())
+    checkpoints.close()
+    return state
+
+
+def assert_equal_trees(a, b):
+    for (path, x), (_, y) in zip(jax.tree.leaves_with_path(a), jax.tree.leaves_with_path(b), strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
+
+
+def kill_at(monkeypatch, step):
+    """Makes the `step`-th training step of this process die."""
+    make = pretrain.make_train_step
+
+    def dying(*args, **kwargs):
+        real = make(*args, **kwargs)
+
+        def train_step(state, batch):
+            if int(state.step) + 1 == step:
+                raise KeyboardInterrupt
+            return real(state, batch)
+
+        return Step(train_step)
+
+    monkeypatch.setattr(pretrain, "make_train_step", dying)
+
+
+def test_ten_steps_are_five_and_a_kill_and_five(tmp_path, monkeypatch, cvsa_config, finished):
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        kill_at(patch, 8)
+        pretrain.train(cvsa_config(), workdir)
+    assert [row["step"] for row in logged(workdir)] == list(range(1, 8))
+    pretrain.train(cvsa_config(), workdir)
+    assert_equal_trees(final_state(workdir, cvsa_config()), final_state(finished, cvsa_config()))
+    assert logged(workdir) == logged(finished)
+
+
+def test_another_seed_gives_another_network(tmp_path, cvsa_config, finished):
+    config = cvsa_config()
+    config.seed = 1
+    pretrain.train(config, tmp_path / "run")
+    with pytest.raises(AssertionError):
+        assert_equal_trees(final_state(tmp_path / "run", config).online, final_state(finished, config).online)
+
+
+def test_saved_on_eight_devices_restored_on_two(tmp_path, mesh_of):
+    config = tiny()
+    optimizer, _ = settings.optimizer(config, 21)
+    first, other = (init_state(settings.model(config.model), optimizer, 32, jax.random.key(k)) for k in (1, 2))
+    saved = jax.device_put(first.replace(step=jax.numpy.array(7)), replicated(mesh_of(8)))
+    checkpoints = checkpoint.Checkpointer(tmp_path)
+    checkpoints.save(saved, {"images": 21})
+    checkpoints.close()
+    checkpoints = checkpoint.Checkpointer(tmp_path)
+    state, meta = checkpoints.restore(other, mesh_of(2))
+    checkpoints.close()
+    assert meta == {"images": 21} and int(state.step) == 7
+    assert all(leaf.sharding.device_set == set(jax.devices()[:2]) for leaf in jax.tree.leaves(state))
+    assert_equal_trees(state, saved)
+
+
+def test_the_run_leaves_what_the_readme_promises(finished):
+    assert (finished / "report" / "index.html").stat().st_size > 10_000
+    assert json.loads((finished / "config.json").read_text())["mode"] == "pretrain"
+    assert any((finished / "tensorboard").iterdir())
+    figures = json.loads((finished / "report" / "results.json").read_text())
+    assert figures.keys() > {"knn_top1", "recall_at_1"} | LOCALIZATION
+    rows = logged(finished)
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    trained = {"train/loss", "train/align", "train/contrastive", "train/learning_rate", "train/tau"}
+    health = {f"health/{name}" for name in ("projection_std", "effective_rank", "target_cosine", "align_hit")}
+    assert trained | health <= rows[0].keys()
+    speed = {"perf/images_per_s_per_device", "perf/input_wait", "perf/host_memory_gib", "perf/flops_per_s_per_device"}
+    assert speed <= read_metrics(finished)[0].keys()
+
+
+def test_stage_two_starts_from_stage_one(tmp_path, cvsa_config):
+    stage1 = tiny("byol")
+    pretrain.train(stage1, tmp_path / "stage1")
+    stage2 = cvsa_config()
+    stage2.init_from = str(tmp_path / "stage1")
+    # A rate of zero moves nothing, so what it starts from is what it ends with.
+    stage2.optim.lr = 0.0
+    pretrain.train(stage2, tmp_path / "stage2")
+    before, after = (final_state(tmp_path / name, stage2) for name in ("stage1", "stage2"))
+    assert_equal_trees(after.online.params, before.online.params)
+    # The average of equal numbers, tau · x + (1 − tau) · x, may differ from them in the last bit.
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    jax.tree.map(close, after.target.params["backbone"], before.online.params["backbone"])
+
+
+def test_plain_byol_needs_no_saliency_store(tmp_path, capsys):
+    config = tiny("byol")
+    config.saliency.store = str(tmp_path / "nowhere")
+    config.total_steps = 3
+    pretrain.train(config, tmp_path / "run")
+    assert "train/align" not in logged(tmp_path / "run")[0]
+
+
+def test_linear_probe_loads_and_counts_the_backbone(tmp_path, finished, capsys, monkeypatch):
+    seen = {}
+    recognition = summary.Evaluator.recognition
+
+    def spy(self, network, *args, **kwargs):
+        seen["network"] = network
+        return recognition(self, network, *args, **kwargs)
+
+    monkeypatch.setattr(summary.Evaluator, "recognition", spy)
+    config = tiny_probe()
+    config.init_from = str(finished)
+    figures = classify.linear_probe(config, tmp_path / "linear")
+    # A ResNet-8: a stem and three blocks, two convolutions and two normalisations each, two blocks with a shortcut.
+    convolutions = 1 + 3 * 2 + 2
+    assert f"loaded {5 * convolutions}/{5 * convolutions} backbone tensors" in capsys.readouterr().out
+    assert_equal_trees(seen["network"].params, final_state(finished, tiny()).online.params)
+    assert json.loads((tmp_path / "linear" / "report" / "results.json").read_text()) == figures
+    assert {"linear_top1", "linear_top5", "linear_mean_class", "knn_top1", "recall_at_1", "map_at_r"} <= figures.keys()
+
+
+def test_linear_probe_of_no_run(tmp_path):
+    config = tiny_probe()
+    config.init_from = str(tmp_path)
+    with pytest.raises(UserError, match=r"not the workdir of a run"):
+        classify.linear_probe(config, tmp_path / "linear")
+
+
+def test_runs_side_by_side_have_the_figures_that_they_have_alone(tmp_path, finished, capsys):
+    config = tiny_probe()
+    twin = shutil.copytree(finished, tmp_path / "twin")
+    figures = compare_runs(config, [str(finished), str(twin)], tmp_path / "out")
+    assert figures == json.loads((tmp_path / "out" / "report" / "results.json").read_text())
+    assert figures.keys() == {"run", "twin", "chance", "center_prior"}
+    assert figures["run"] == figures["twin"]
+    config.init_from = str(finished)
+    alone = classify.linear_probe(config, tmp_path / "linear")
+    alone |= json.loads((finished / "report" / "results.json").read_text())
+    # The jitted passes differ, so features do in the last bits.
+    assert {name: figures["run"][name] for name in alone} == pytest.approx(alone, abs=0.07)
+    assert figures["run"]["pointing_game"] == pytest.approx(alone["pointing_game"])
+    assert {f"{kind}_{name}" for kind in ("mean", "component") for name in LOCALIZATION} <= figures["run"].keys()
+    assert figures["center_prior"].keys() >= LOCALIZATION
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    # Attention, backgrounds, features, and of both runs confusions and curves.
+    assert page.count("data:image/png;base64,") == 7
+    assert f"{100 * figures['run']['mask_iou_best']:.1f}" in page
+    assert "twin, first component" in capsys.readouterr().out
+
+
+def test_runs_that_cannot_be_compared(tmp_path, finished, cvsa_config):
+    for other in ("run", "chance"):
+        with pytest.raises(UserError, match="their folders' names must differ"):
+            compare_runs(tiny_probe(), [str(finished), f"{tmp_path}/{other}"], tmp_path)
+    with pytest.raises(UserError, match="mode 'pretrain': give that of a linear probe"):
+        compare_runs(cvsa_config(), [str(finished)], tmp_path)
+    with pytest.raises(UserError, match="not the workdir of a run"):
+        compare_runs(tiny_probe(), [str(tmp_path)], tmp_path)
+
+
+def test_missing_store_names_the_command(tmp_path):
+    config = tiny()
+    config.saliency.store = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"nowhere does not exist.*python -m cvsa_jax\.saliency"):
+        pretrain.train(config, tmp_path / "run")
+
+
+def test_batch_that_does_not_divide_by_the_devices(tmp_path, cvsa_config):
+    config = cvsa_config()
+    config.batch_size = 13
+    with pytest.raises(UserError, match=r"batch_size=13 does not divide by the 2 devices: take 12 or 14"):
+        pretrain.train(config, tmp_path / "run")
+
+
+def test_workdir_of_another_config(finished, cvsa_config):
+    config = cvsa_config()
+    config.model.width = 8
+    with pytest.raises(UserError, match=r"model\.width: 4 -> 8"):
+        pretrain.train(config, finished)
+
+
+def test_workdir_of_other_data(tmp_path, finished, cvsa_config, monkeypatch):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    monkeypatch.setattr(
+        checkpoint.Checkpointer, "restore", lambda self, like, mesh: (like, {"images": 3, "fingerprint": "x"})
+    )
+    with pytest.raises(UserError, match=r"trained on other data \(3 images, fingerprint x"):
+        pretrain.train(cvsa_config(), workdir)
+
+
+def test_init_from_another_architecture_names_the_tensor(tmp_path, finished, cvsa_config):
+    config = cvsa_config()
+    config.init_from = str(finished)
+    config.model.width = 8
+    with pytest.raises(UserError, match=r"another architecture than config\.model: .*backbone.*\(.*\), the model's is"):
+        pretrain.train(config, tmp_path / "run")
+
+
+def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(tmp_path, cvsa_config):
+    config = cvsa_config()
+    config.optim.name, config.optim.lr, config.optim.warmup_steps = "sgd", 1e22, 7
+    config.checkpoint_steps = 1
+    with pytest.raises(UserError, match=r"^step (\d+): loss .*the last checkpoint, step \d+, is intact") as error:
+        pretrain.train(config, tmp_path / "run")
+    bad = int(str(error.value).split(":")[0].removeprefix("step "))
+    state = final_state(tmp_path / "run", config)
+    assert int(state.step) == bad - 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.online.params))
+
+
+def test_bad_image_found_by_the_store_stops_training_or_is_skipped(tmp_path, capsys):
+    root = tmp_path / "set"
+    source = settings.load_source(tiny().data)
+    for i in source.split("train"):
+        path = root / source.names[i].removeprefix("train/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(source.read(int(i)))
+    (root / "class_00" / "0000.png").write_bytes(b"not an image")
+    config = tiny()
+    config.data.kind, config.data.root = "folder", str(root)
+    config.saliency.store, config.total_steps = str(tmp_path / "store"), 3
+    folder = settings.load_source(config.data)
+    with pytest.raises(UserError, match=r"class_00/0000\.png"):
+        compute(folder, center(folder), tmp_path / "store", threshold=0.5, on_bad_image="stop")
+    with pytest.raises(UserError, match="is unfinished"):
+        pretrain.train(config, tmp_path / "run")
+    compute(folder, center(folder), tmp_path / "store", threshold=0.5, on_bad_image="skip")
+    with pytest.raises(UserError, match=r"1 of 21 images .*class_00/0000\.png"):
+        pretrain.train(config, tmp_path / "run")
+    config.data.on_bad_image = "skip"
+    pretrain.train(config, tmp_path / "run")
+    assert "skipped: class_00/0000.png" in capsys.readouterr().out
+    assert checkpoint.read_meta(tmp_path / "run")["images"] == 20

@@ -1,0 +1,64 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONFIG = "--config=configs/folder.py"
+# The command line of every command, in one that imports neither jax nor tensorflow, for what takes no more.
+LIGHT = ("-c", "from cvsa_jax import cli; cli.run(lambda: print(cli.config().mode))")
+# Name -> command, and what its error names.
+WRONG = {
+    "no workdir": (("-m", "cvsa_jax.main", CONFIG), "--workdir"),
+    "file that is not there": ((*LIGHT, "--config=configs/nope.py"), "configs/nope.py"),
+    "file that is not there, and a key": ((*LIGHT, "--config=configs/nope.py", "--config.seed=1"), "configs/nope.py"),
+    "argument that the file does not know": (
+        (*LIGHT, f"{CONFIG}:huge"),
+        "unknown option huge; known: small, cvsa, byol",
+    ),
+    "no config": (LIGHT, "--config"),
+    "key": ((*LIGHT, CONFIG, "--config.batchsize=3"), "'batchsize' Did you mean \"batch_size\""),
+    "key of a part that is not there": ((*LIGHT, CONFIG, "--config.nosuch.lr=3"), "--config: 'nosuch'"),
+    "type": ((*LIGHT, CONFIG, "--config.batch_size=many"), "--config.batch_size=many"),
+    "type of a part": ((*LIGHT, CONFIG, "--config.views=3"), "--config.views=3"),
+    "flag": ((*LIGHT, CONFIG, "--configs=3"), "'configs'"),
+    "key before the config": ((*LIGHT, "--config.seed=1", CONFIG), "--config.seed=1"),
+    "word without dashes": ((*LIGHT, CONFIG, "workdir=runs/mine"), "workdir=runs/mine"),
+}
+RIGHT = (*LIGHT, CONFIG, "--config.batch_size=3", "--config.views.source_area=(0.2, 0.3)")
+
+
+def start(arguments) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def commands():
+    """All of them at once: each spends most of its time on imports."""
+    started = {name: start(arguments) for name, (arguments, _) in WRONG.items()}
+    yield started
+    for process in started.values():
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_command_line_gives_one_line_that_names_what_is_wrong(commands, name):
+    process = commands[name]
+    out, error = process.communicate(timeout=120)
+    assert out == ""
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert error.endswith("\n")
+    assert WRONG[name][1] in error
+    assert "Traceback" not in error
+    assert process.returncode == 2
+
+
+def test_right_command_line():
+    process = start(RIGHT)
+    assert process.communicate(timeout=120) == ("pretrain\n", "")
+    assert process.returncode == 0

@@ -1,0 +1,41 @@
+import errno
+
+import pytest
+
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.files import write_atomically
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "broken"), KeyboardInterrupt()])
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, error):
+    path = tmp_path / "file"
+    write_atomically(path, lambda file: file.write(b"first"))
+
+    def half(file):
+        file.write(b"sec")
+        file.flush()
+        assert path.read_bytes() == b"first"
+        raise error
+
+    expected = UserError if error.args[:1] == (errno.ENOSPC,) else type(error)
+    with pytest.raises(expected):
+        write_atomically(path, half)
+    assert path.read_bytes() == b"first"
+    write_atomically(path, lambda file: file.write(b"second"))
+    assert path.read_bytes() == b"second"
+    # Only a killed write leaves something, under a name that a pass removes.
+    assert len(list(tmp_path.glob("*.part"))) == isinstance(error, KeyboardInterrupt)
+    assert len(list(tmp_path.iterdir())) == 1 + isinstance(error, KeyboardInterrupt)
+
+
+def test_two_that_write_the_same_file_do_not_meet(tmp_path):
+    path = tmp_path / "file"
+
+    def slow(file):
+        file.write(b"later")
+        write_atomically(path, lambda other: other.write(b"sooner"))
+        assert path.read_bytes() == b"sooner"
+
+    write_atomically(path, slow)
+    assert path.read_bytes() == b"later"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

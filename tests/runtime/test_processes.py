@@ -1,0 +1,126 @@
+"""Runs of real processes that talk over loopback, and what interrupts them."""
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import tiny_run
+from benchmarks.tiny_run import ended, final_state, kill, wait_for_step
+from cvsa_jax.training.monitor import read_metrics
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+    """launch(workdirs, devices, steps): one process for each workdir, with so many simulated devices each."""
+    shared, running = tmp_path_factory.mktemp("shared"), []
+    tiny_run.make_store(shared / "store")
+
+    def start(workdirs: list[Path], devices: int, steps: int):
+        started = tiny_run.start(workdirs, shared / "store", shared / "xla", devices=devices, steps=steps)
+        running.extend(started)
+        return started
+
+    yield start
+    for process in running:
+        process.kill()
+
+
+def assert_equal(found: dict, expected: dict, tolerance: float = 0) -> None:
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+def losses(workdir: Path) -> list[float]:
+    rows = read_metrics(workdir)
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return [row["train/loss"] for row in rows]
+
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, launch):
+    """A run of one process with four devices that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    ended(launch([workdir], 4, STEPS))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, launch):
+    """The same in two processes with two devices each."""
+    workdir = tmp_path_factory.mktemp("together") / "run"
+    said = ended(launch([workdir] * 2, 2, STEPS))
+    for k in (0, 1):
+        assert f"process {k} of 2 on " in said[k] and ": 2 of 4 cpu device(s)" in said[k]
+    # One of them speaks for both.
+    assert "report: " in said[0]
+    assert [line for line in said[1].splitlines() if "[Gloo]" not in line] == said[1].splitlines()[:1]
+    return workdir
+
+
+def test_two_processes_do_what_one_does(tmp_path, launch):
+    ended(launch([tmp_path / "one"], 4, 6))
+    ended(launch([tmp_path / "two"] * 2, 2, 6))
+    one, two = final_state(tmp_path / "one", 6), final_state(tmp_path / "two", 6)
+    assert_equal(two, one, 1e-5)
+    # The momentum, a sum of gradients, is equal too, and not small beside the tolerance.
+    assert max(np.abs(values).max() for name, values in one.items() if "opt_state" in name and "kernel" in name) > 0.1
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
+    figures = [json.loads((tmp_path / run / "report/results.json").read_text()) for run in ("one", "two")]
+    assert figures[0].keys() == figures[1].keys() and len(figures[0]) >= 5
+    np.testing.assert_allclose(list(figures[1].values()), list(figures[0].values()), atol=0.02)
+
+
+def test_one_of_two_is_killed_and_both_go_on(tmp_path, launch, together):
+    workdir = tmp_path / "run"
+    processes = launch([workdir] * 2, 2, STEPS)
+    wait_for_step(workdir, np.random.default_rng().integers(21, 40), processes)
+    kill(processes[::-1])
+    said = ended(launch([workdir] * 2, 2, STEPS))
+    assert f"{workdir} at step 20" in said[0]
+    assert_equal(final_state(workdir, STEPS), final_state(together, STEPS))
+    assert losses(workdir) == losses(together)
+
+
+def test_a_signal_to_one_of_two_is_a_checkpoint_of_both_and_one_goes_on_alone(tmp_path, launch, alone):
+    workdir = tmp_path / "run"
+    processes = launch([workdir] * 2, 2, STEPS)
+    wait_for_step(workdir, 5, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    said = ended(processes, 42)
+    saved = [int(folder.name) for folder in (workdir / "ckpt").iterdir()]
+    assert len(saved) == 1 and 5 < saved[0] < STEPS and saved[0] % 20
+    assert all(f"interrupted: step {saved[0]} of {STEPS} is saved in {workdir}." in text for text in said)
+    said = ended(launch([workdir], 4, STEPS))
+    assert f"{workdir} at step {saved[0]}" in said[0]
+    assert_equal(final_state(workdir, STEPS), final_state(alone, STEPS), 5e-4)
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-3)
+
+
+def test_a_signal_to_one_alone_and_two_go_on(tmp_path, launch, alone):
+    workdir = tmp_path / "run"
+    processes = launch([workdir], 4, STEPS)
+    wait_for_step(workdir, 5, processes)
+    processes[0].send_signal(signal.SIGTERM)
+    said = ended(processes, 42)
+    (saved,) = [int(folder.name) for folder in (workdir / "ckpt").iterdir()]
+    assert f"interrupted: step {saved} of {STEPS} is saved in {workdir}." in said[0] and 5 <= saved < STEPS
+    said = ended(launch([workdir] * 2, 2, STEPS))
+    assert f"{workdir} at step {saved}" in said[0]
+    assert_equal(final_state(workdir, STEPS), final_state(alone, STEPS), 5e-4)
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-3)
+
+
+def test_a_workdir_that_not_all_see_is_refused(tmp_path, launch):
+    said = ended(launch([tmp_path / "here", tmp_path / "there"], 1, 6), 2)
+    for text in said:
+        assert "of process 0 is not seen by process 1 of 2: all processes need the same folder" in text
+    assert not (tmp_path / "here" / "ckpt").exists()

@@ -1,0 +1,374 @@
+import dataclasses
+import gc
+import io
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_pipeline import SWAP
+
+from cvsa_jax.data import pipeline
+from cvsa_jax.data.sources import Source
+from cvsa_jax.data.sources.source import fingerprint
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.saliency import compute as compute_module
+from cvsa_jax.saliency import store as store_module
+from cvsa_jax.saliency.compute import compute
+from cvsa_jax.saliency.detectors.annotation import center, masks
+from cvsa_jax.saliency.store import GRID, SaliencyStore, make_record, store_path
+
+N, SHARD = 10, 4
+
+
+def png(level: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), (level, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def rectangle(i: int) -> np.ndarray:
+    """Image i's mask, two pixels to the cell: a rectangle that moves with i; image 3's is empty, image 4's full."""
+    mask = np.zeros((2 * GRID, 2 * GRID), np.uint8)
+    mask[2 * i : 2 * i + 40, 4 * i : 4 * i + 20] = 255
+    return np.full_like(mask, 255 if i == 4 else 0) if i in (3, 4) else mask
+
+
+def source_of(n: int = N, *, bad: tuple[int, ...] = (), name: str = "memory") -> Source:
+    encoded = [b"no image" if i in bad else png(i) for i in range(n)]
+    names = tuple(f"image{i}.png" for i in range(n))
+    return Source(
+        name=name,
+        names=names,
+        labels=None,
+        classes=(),
+        splits={"train": np.arange(n)},
+        read=lambda i: encoded[i],
+        mask=rectangle,
+        fingerprint=fingerprint(names, [len(e) for e in encoded]),
+    )
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(compute_module, "SHARD_SIZE", SHARD)
+    monkeypatch.setattr(store_module, "SHARD_SIZE", SHARD)
+
+
+def make(source: Source, folder: Path, detector=None, on_bad_image: str = "stop", threshold: float = 0.5) -> dict:
+    return compute(source, detector or masks(source), folder, threshold=threshold, on_bad_image=on_bad_image)
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*"))}
+
+
+def watched(source: Source, *, dies_at: int | None = None):
+    """The mask detector, with the list of images it was asked for; it dies at one of them."""
+    seen = []
+    detector = masks(source)
+
+    def prepare(i: int, image: np.ndarray) -> np.ndarray:
+        seen.append(i)
+        if i == dies_at:
+            raise KeyboardInterrupt
+        return detector.prepare(i, image)
+
+    return dataclasses.replace(detector, prepare=prepare), seen
+
+
+def detected(detector, i: int = 0) -> np.ndarray:
+    """The map of one image, whose pixels do not matter."""
+    (detection,) = detector.detect([detector.prepare(i, np.zeros((6, 8, 3), np.uint8))])
+    return detection.saliency
+
+
+def on_grid(detector) -> np.ndarray:
+    saliency = detected(detector)
+    return make_record(saliency, 1.0, 0.5)["map"] / 255
+
+
+def test_round_trip(tmp_path):
+    source = source_of()
+    manifest = make(source, tmp_path / "store")
+    store = SaliencyStore(tmp_path / "store", source)
+    assert len(store) == N
+    assert store.shape == (N, GRID, GRID)
+    expected = np.stack([rectangle(i)[::2, ::2] for i in range(N)])
+    indices = np.array([9, 0, 3, 4, 4, 7])
+    maps = store[indices]
+    assert maps.dtype == np.uint8
+    np.testing.assert_array_equal(maps, expected[indices])
+    np.testing.assert_array_equal(store[np.arange(N)], expected)
+    assert store.usable.all()
+    assert store.manifest == manifest
+    assert sorted(shards(tmp_path / "store")) == ["shard-00000.npy", "shard-00001.npy", "shard-00002.npy"]
+    assert not list((tmp_path / "store").glob("*.part"))
+
+
+def test_boxes_areas_and_confidences(tmp_path):
+    source = source_of()
+    make(source, tmp_path)
+    store = SaliencyStore(tmp_path, source)
+    for i in range(N):
+        if i in (3, 4):
+            continue
+        # 20 × 10 cells from row i and column 2i of 64.
+        np.testing.assert_allclose(store.boxes[i], [i / 64, 2 * i / 64, (i + 20) / 64, (2 * i + 10) / 64])
+        assert store.areas[i] == pytest.approx(200 / 4096)
+        assert store.confidences[i] == 1
+    np.testing.assert_array_equal(store.boxes[4], [0, 0, 1, 1])
+    assert store.areas[4] == 1
+    np.testing.assert_array_equal(store.boxes[3], [0.25, 0.25, 0.75, 0.75])
+    assert (store.areas[3], store.confidences[3]) == (0, 0)
+
+
+def test_manifest_counts(tmp_path):
+    source = source_of()
+    manifest = make(source, tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
+    expected = {
+        "version": 2,
+        "detector": "masks",
+        "settings": {"threshold": 0.5},
+        "supervision": "human",
+        "source": "memory",
+        "fingerprint": source.fingerprint,
+        "images": N,
+        "unreadable": [],
+        "blank": 1,
+        "full": 1,
+        "fallback": 1,
+    }
+    assert {key: manifest[key] for key in expected} == expected
+    assert manifest["mean_area"] == pytest.approx((8 * 200 / 4096 + 1) / N)
+    timing = json.loads((tmp_path / "timing.json").read_text())
+    assert timing["images"] == N
+    assert timing["ms_per_image"] == pytest.approx(1000 * timing["seconds"] / N)
+
+
+def test_masks_are_averaged_over_cells():
+    # One of the four pixels of each cell is on.
+    mask = np.zeros((2 * GRID, 2 * GRID), np.uint8)
+    mask[::2, ::2] = 255
+    averaged = on_grid(masks(dataclasses.replace(source_of(1), mask=lambda i: mask)))
+    np.testing.assert_allclose(averaged, 0.25, atol=0.003)
+    # Axes are scaled each on its own: the lower half of a wide mask is the lower half of the map.
+    mask = np.zeros((50, 300), np.uint8)
+    mask[25:] = 255
+    averaged = on_grid(masks(dataclasses.replace(source_of(1), mask=lambda i: mask)))
+    assert not averaged[: GRID // 2 - 1].any()
+    assert (averaged[GRID // 2 + 1 :] == 1).all()
+
+
+def test_record_of_a_soft_map():
+    saliency = np.zeros((GRID, GRID), np.float32)
+    saliency[10:12, 30] = 0.5
+    saliency[20, 5] = 0.8
+    saliency[40, 60] = 0.499
+    record = make_record(saliency, 0.8, 0.5)
+    np.testing.assert_allclose(record["box"], np.array([10, 5, 21, 31]) / GRID)
+    assert record["area"] == pytest.approx(3 / 4096)
+    assert record["confidence"] == pytest.approx(0.8)
+    assert record["usable"]
+    assert [int(record["map"][p]) for p in [(10, 30), (20, 5), (40, 60), (0, 0)]] == [128, 204, 127, 0]
+
+
+def test_record_without_a_cell_at_the_threshold_has_the_centre_box():
+    record = make_record(np.full((GRID, GRID), 0.4, np.float32), 0.4, 0.5)
+    assert record["box"].tolist() == [0.25, 0.25, 0.75, 0.75]
+    assert record["area"] == 0
+    assert record["confidence"] == pytest.approx(0.4)
+    assert (record["map"] == 102).all()
+
+
+def test_a_killed_pass_goes_on_to_the_same_files(tmp_path):
+    source = source_of()
+    whole = make(source, tmp_path / "whole")
+    dying, _ = watched(source, dies_at=5)
+    with pytest.raises(KeyboardInterrupt):
+        make(source, tmp_path / "killed", dying)
+    before = (tmp_path / "killed/shard-00000.npy").stat()
+    assert sorted(shards(tmp_path / "killed")) == ["shard-00000.npy"]
+    with pytest.raises(UserError, match=r"killed is unfinished: make it with python -m cvsa_jax\.saliency"):
+        SaliencyStore(tmp_path / "killed", source)
+
+    detector, seen = watched(source)
+    again = make(source, tmp_path / "killed", detector)
+    assert sorted(seen) == list(range(SHARD, N))
+    after = (tmp_path / "killed/shard-00000.npy").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert shards(tmp_path / "killed") == shards(tmp_path / "whole")
+    assert again == whole
+    for name in ("names.txt", "identity.json", "manifest.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_finished_store_is_only_read(tmp_path):
+    source = source_of()
+    manifest = make(source, tmp_path)
+    detector, seen = watched(source)
+    assert make(source, tmp_path, detector) == manifest
+    assert seen == []
+
+
+def test_a_file_half_written_is_not_taken_for_a_shard(tmp_path):
+    source = source_of()
+    make(source, tmp_path / "whole")
+    dying, _ = watched(source, dies_at=0)
+    with pytest.raises(KeyboardInterrupt):
+        make(source, tmp_path / "killed", dying)
+    (tmp_path / "killed/shard-00001.npy.0123abcd.part").write_bytes(b"half")
+    make(source, tmp_path / "killed")
+    assert shards(tmp_path / "killed") == shards(tmp_path / "whole")
+
+
+def test_missing_store_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere does not exist: .*--detector"):
+        SaliencyStore(tmp_path / "nowhere", source_of())
+
+
+def test_store_of_another_data_set_is_refused(tmp_path):
+    make(source_of(), tmp_path)
+    other = source_of(name="other")
+    other = dataclasses.replace(other, names=tuple(f"x{n}" for n in other.names), fingerprint="other")
+    with pytest.raises(UserError, match=r"maps of image0\.png, image1\.png and 8 more, none of the images of other"):
+        SaliencyStore(tmp_path, other)
+
+
+def test_images_that_came_or_went_or_changed_are_named(tmp_path):
+    make(source_of(), tmp_path)
+    with pytest.raises(UserError, match=r"2 images have no map: image10\.png, image11\.png\."):
+        SaliencyStore(tmp_path, source_of(N + 2))
+    with pytest.raises(UserError, match=r"holds maps of 1 images that the data set no longer has: image9\.png\."):
+        SaliencyStore(tmp_path, source_of(N - 1))
+    with pytest.raises(UserError, match=r"some images have changed since it was made"):
+        SaliencyStore(tmp_path, source_of(bad=(2,)))
+
+
+def test_store_of_another_version_is_refused(tmp_path):
+    manifest = make(source_of(), tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"version": 0}))
+    with pytest.raises(UserError, match=r"store version 0, not 2: make it again"):
+        SaliencyStore(tmp_path, source_of())
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_pass_into_the_same_folder_is_refused(tmp_path, finished):
+    source = source_of()
+    detector, _ = watched(source, dies_at=None if finished else 5)
+    if finished:
+        make(source, tmp_path, detector)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            make(source, tmp_path, detector)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=r"another saliency store .*detector: masks there, center now.*Delete it"):
+        make(source, tmp_path, center(source))
+    with pytest.raises(UserError, match=r"\(settings\.threshold: 0\.5 there, 0\.4 now\)"):
+        make(source, tmp_path, threshold=0.4)
+    with pytest.raises(UserError, match=r"fingerprint: .*images: 10 there, 11 now"):
+        make(source_of(N + 1), tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_all_corrupt_images_are_named_and_no_store_is_finished(tmp_path):
+    source = source_of(bad=(2, 7, 8))
+    with pytest.raises(UserError, match=r"3 of 10 images .*image2\.png .*image7\.png .*image8\.png .*skip"):
+        make(source, tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+    # The same folder then takes the pass that skips them.
+    assert make(source, tmp_path, on_bad_image="skip")["unreadable"] == ["image2.png", "image7.png", "image8.png"]
+
+
+def test_shards_without_corrupt_images_are_kept(tmp_path):
+    source = source_of(bad=(2,))
+    with pytest.raises(UserError, match=r"1 of 10 images .*image2\.png"):
+        make(source, tmp_path)
+    assert sorted(shards(tmp_path)) == ["shard-00001.npy", "shard-00002.npy"]
+    detector, seen = watched(source)
+    make(source, tmp_path, detector, on_bad_image="skip")
+    assert sorted(seen) == [0, 1, 3]
+
+
+def test_skipped_images_are_listed_and_not_usable(tmp_path):
+    source = source_of(bad=(2, 4, 7))
+    manifest = make(source, tmp_path, on_bad_image="skip")
+    assert manifest["unreadable"] == ["image2.png", "image4.png", "image7.png"]
+    # Counts and means are of the usable images: 4, the full one, is not.
+    assert (manifest["images"], manifest["blank"], manifest["full"], manifest["fallback"]) == (N, 1, 0, 1)
+    assert manifest["mean_area"] == pytest.approx(6 * 200 / 4096 / 7)
+    store = SaliencyStore(tmp_path, source)
+    assert np.flatnonzero(~store.usable).tolist() == [2, 4, 7]
+    assert not store[np.array([2])].any()
+    np.testing.assert_array_equal(store[np.array([8])][0], rectangle(8)[::2, ::2])
+
+
+def test_the_mask_detector_needs_masks():
+    with pytest.raises(UserError, match=r"memory has no masks .*--detector"):
+        masks(dataclasses.replace(source_of(), mask=None))
+
+
+def test_the_centre_prior_peaks_in_the_middle():
+    detector = center(dataclasses.replace(source_of(), mask=None))
+    prior = detected(detector)
+    assert prior.shape == (GRID, GRID)
+    assert prior.dtype == np.float32
+    assert prior.min() >= 0
+    assert 0.99 < prior.max() <= 1
+    middle = slice(GRID // 2 - 1, GRID // 2 + 1)
+    assert (prior[middle, middle] == prior.max()).all()
+    assert (prior == prior.max()).sum() == 4
+    np.testing.assert_allclose(prior, prior[::-1, ::-1], atol=1e-6)
+    np.testing.assert_allclose(prior, prior.T, atol=1e-6)
+    # One standard deviation, a quarter of the side, from the middle.
+    assert prior[GRID // 2, 3 * GRID // 4] == pytest.approx(np.exp(-0.5), abs=0.03)
+    assert (detector.name, detector.supervision) == ("center", "prior")
+
+
+def test_store_path():
+    assert store_path("", "birds", "masks") == Path("saliency/birds/masks")
+    assert store_path("there", "birds", "masks") == Path("there")
+
+
+def test_a_file_that_is_not_there_is_named_at_the_start(tmp_path):
+    make(source_of(), tmp_path)
+    (tmp_path / "shard-00001.npy").unlink()
+    with pytest.raises(UserError, match=r"lacks 1 files: shard-00001\.npy\. Make it again"):
+        SaliencyStore(tmp_path, source_of())
+
+
+def test_a_store_deleted_in_use_stops_the_batches_with_its_name(tmp_path):
+    source = source_of()
+    make(source, tmp_path)
+    store = SaliencyStore(tmp_path, source)
+    first = store[np.arange(SHARD)]
+    shutil.rmtree(tmp_path)
+    np.testing.assert_array_equal(store[np.arange(SHARD)], first)  # a file in use stays readable
+    with pytest.raises(UserError, match=r"was changed while it was in use .*shard-00002\.npy"):
+        store.record(2 * SHARD)
+    batches = pipeline.train_batches(source, np.arange(N), store, SWAP, batch_size=3, steps=range(8), seed=0)
+    with pytest.raises(UserError, match=r"was changed while it was in use"):
+        list(batches)
+
+
+def test_more_files_than_may_be_open(tmp_path, monkeypatch):
+    source = source_of()
+    make(source, tmp_path)
+    expected = SaliencyStore(tmp_path, source)[np.arange(N)]
+    monkeypatch.setattr(store_module, "_MAPPED", 1)
+    opened = []
+    monkeypatch.setattr(np, "load", lambda path, *, load=np.load, **how: opened.append(path.name) or load(path, **how))
+    store = SaliencyStore(tmp_path, source)
+    assert store.usable.all() and not opened  # the manifest knows it
+    gc.collect()  # the store before
+    before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+    np.testing.assert_array_equal(store[np.arange(N)], expected)
+    assert store.boxes.shape == (N, 4)
+    assert len(set(opened)) == len(shards(tmp_path)) > 2
+    if sys.platform == "linux":
+        assert len(os.listdir("/proc/self/fd")) <= before + 1

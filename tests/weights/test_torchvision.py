@@ -1,0 +1,294 @@
+"""Weights under torchvision's names against torchvision's ResNet v1.5, written here in float64 NumPy.
+
+The reference reads the same file with torch's layouts, (out, in, h, w) and channels first, and knows nothing of ours.
+"""
+
+import functools
+import json
+import struct
+import sys
+import types
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from cvsa_jax.models.siamese import Siamese
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.weights import backbones, torchvision
+
+# 8 is our three-stage network; torchvision has none of it, but its names say it too.
+BLOCKS = {8: (1, 1, 1), 18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
+
+
+def torch_weights(depth: int, width: int, *, stem: int = 7, prefix: str = "", seed: int = 0) -> dict[str, np.ndarray]:
+    """Random weights of a ResNet as torchvision's `state_dict()` names and lays them out, with its classifier."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+
+    def conv(name, out, inputs, size):
+        spread = (2 / (inputs * size**2)) ** 0.5
+        weights[f"{name}.weight"] = spread * rng.standard_normal((out, inputs, size, size))
+
+    def norm(name, channels):
+        weights[f"{name}.weight"] = rng.uniform(0.5, 1.2, channels)
+        weights[f"{name}.bias"] = rng.normal(0, 0.3, channels)
+        weights[f"{name}.running_mean"] = rng.normal(0, 0.3, channels)
+        weights[f"{name}.running_var"] = rng.uniform(0.3, 1.5, channels)
+        weights[f"{name}.num_batches_tracked"] = np.array(1234, np.int64)
+
+    conv("conv1", width, 3, stem)
+    norm("bn1", width)
+    inputs = width
+    for stage, blocks in enumerate(BLOCKS[depth]):
+        for block in range(blocks):
+            name, channels = f"layer{stage + 1}.{block}", width * 2**stage
+            # (name, kernel, output channels): a bottleneck from ResNet-50 on.
+            parts = [("conv1", 3, channels), ("conv2", 3, channels)]
+            if depth >= 50:
+                parts = [("conv1", 1, channels), ("conv2", 3, channels), ("conv3", 1, 4 * channels)]
+            size_in = inputs
+            for part, size, out in parts:
+                conv(f"{name}.{part}", out, size_in, size)
+                norm(f"{name}.{part.replace('conv', 'bn')}", out)
+                size_in = out
+            if block == 0 and (stage > 0 or size_in != inputs):
+                conv(f"{name}.downsample.0", size_in, inputs, 1)
+                norm(f"{name}.downsample.1", size_in)
+            inputs = size_in
+    weights["fc.weight"], weights["fc.bias"] = rng.standard_normal((10, inputs)), rng.standard_normal(10)
+    floats = {name: np.asarray(w, np.float32 if w.dtype == np.float64 else w.dtype) for name, w in weights.items()}
+    return {prefix + name: array for name, array in floats.items()}
+
+
+def write(path: Path, weights: dict[str, np.ndarray]) -> Path:
+    save_file(weights, path) if path.suffix == ".safetensors" else np.savez(path, **weights)
+    return path
+
+
+def resnet_v1_5(weights: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
+    """Feature map (b, c, h, w) of images (b, 3, s, s), as torchvision's `_forward_impl` up to `layer4`."""
+    weights = {name: np.asarray(array, np.float64) for name, array in weights.items()}
+
+    def windows(x, size, stride, pad, value=0.0):
+        """Offsets of a kernel, and the input that each of them meets."""
+        x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)), constant_values=value)
+        last_y, last_x = x.shape[2] - size + 1, x.shape[3] - size + 1
+        for i in range(size):
+            for j in range(size):
+                yield i, j, x[:, :, i : i + last_y : stride, j : j + last_x : stride]
+
+    def conv(x, name, stride=1, pad=0):
+        kernel = weights[f"{name}.weight"]
+        met = windows(x, kernel.shape[2], stride, pad)
+        return sum(np.einsum("oc,bchw->bohw", kernel[:, :, i, j], part) for i, j, part in met)
+
+    def norm(x, name):
+        scale, bias, mean, var = (
+            weights[f"{name}.{kind}"][:, None, None] for kind in ("weight", "bias", "running_mean", "running_var")
+        )
+        return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+
+    def block(x, name, stride):
+        if f"{name}.conv3.weight" in weights:
+            out = np.maximum(norm(conv(x, f"{name}.conv1"), f"{name}.bn1"), 0)
+            # v1.5: here, and not in the 1x1 convolution before it.
+            out = np.maximum(norm(conv(out, f"{name}.conv2", stride, pad=1), f"{name}.bn2"), 0)
+            out = norm(conv(out, f"{name}.conv3"), f"{name}.bn3")
+        else:
+            out = np.maximum(norm(conv(x, f"{name}.conv1", stride, pad=1), f"{name}.bn1"), 0)
+            out = norm(conv(out, f"{name}.conv2", pad=1), f"{name}.bn2")
+        if f"{name}.downsample.0.weight" in weights:
+            x = norm(conv(x, f"{name}.downsample.0", stride), f"{name}.downsample.1")
+        return np.maximum(out + x, 0)
+
+    x = np.maximum(norm(conv(images, "conv1", 2, pad=3), "bn1"), 0)
+    x = np.max([part for _, _, part in windows(x, 3, 2, 1, -np.inf)], axis=0)
+    for layer in range(1, 5):
+        number = 0
+        while f"layer{layer}.{number}.conv1.weight" in weights:
+            x = block(x, f"layer{layer}.{number}", 2 if layer > 1 and number == 0 else 1)
+            number += 1
+    return x
+
+
+@pytest.mark.parametrize(
+    ("depth", "width", "kind", "prefix"), [(18, 8, "npz", ""), (50, 4, "safetensors", "module.encoder_q.")]
+)
+def test_features_are_those_of_torchvisions_network(tmp_path, mesh_of, depth, width, kind, prefix):
+    weights = torch_weights(depth, width, prefix=prefix)
+    path = write(tmp_path / f"weights.{kind}", weights)
+    model = Siamese(depth=depth, width=width, head_hidden=8, head_out=4)
+    network = backbones.load_file(path, model, mesh_of(2))
+    images = np.random.default_rng(1).standard_normal((2, 64, 64, 3)).astype(np.float32)
+
+    quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    feature_map, pooled = quick(lambda v, x: model.apply(v, x, method="features"))(network.variables, images)
+
+    bare = {name.removeprefix(prefix): array for name, array in weights.items()}
+    expected = resnet_v1_5(bare, images.transpose(0, 3, 1, 2).astype(np.float64))
+    assert expected.shape == (2, 8 * width * (4 if depth == 50 else 1), 2, 2)
+    # Most of what the network says is not 0, so that equality says something.
+    assert (expected > 0.01).mean() > 0.3
+    atol = 1e-4 * expected.max()
+    np.testing.assert_allclose(feature_map, expected.transpose(0, 2, 3, 1), rtol=1e-4, atol=atol)
+    np.testing.assert_allclose(pooled, expected.mean((2, 3)), rtol=1e-4, atol=atol)
+
+
+def leaves(trees: dict) -> dict[str, np.ndarray]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(trees)}
+
+
+def assert_same_trees(a: dict, b: dict):
+    a, b = leaves(a), leaves(b)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_kernel_axes_are_turned_and_all_is_float32():
+    weights = torch_weights(8, 4)
+    trees = torchvision.to_backbone({name: w.astype(np.float64) for name, w in weights.items()}, Path("w.npz"))
+    kernel = trees["params"]["stage2_block1"]["conv1"]["kernel"]
+    for out, inputs, y, x in np.ndindex(8, 4, 3, 3):
+        assert kernel[y, x, inputs, out] == weights["layer2.0.conv1.weight"][out, inputs, y, x]
+    assert {leaf.dtype for leaf in jax.tree.leaves(trees)} == {np.dtype(np.float32)}
+
+
+def test_classifier_and_counters_stay_out():
+    trees = torchvision.to_backbone(torch_weights(8, 4), Path("w.npz"))
+    # A stem and three blocks of two convolutions, two of them with a shortcut: each has a kernel and a normalisation.
+    convolutions = 1 + 3 * 2 + 2
+    assert len(leaves(trees["params"])) == 3 * convolutions
+    assert len(leaves(trees["batch_stats"])) == 2 * convolutions
+
+
+@pytest.mark.parametrize("first", ["follower", "leader"])
+@pytest.mark.parametrize(
+    ("leader", "follower"),
+    [
+        ("module.encoder_q.", "module.encoder_k."),
+        ("online_encoder.", "target_encoder."),
+        ("encoder.", "momentum_encoder."),
+        ("student.backbone.", "teacher.backbone."),
+        ("", "ema_model."),
+    ],
+)
+def test_the_trained_network_is_taken_and_not_the_one_that_follows_it(leader, follower, first):
+    wanted = torch_weights(8, 4, prefix=leader)
+    other = torch_weights(8, 4, prefix=follower, seed=1)
+    both = other | wanted if first == "follower" else wanted | other
+    expected = torchvision.to_backbone(torch_weights(8, 4), Path("w.npz"))
+    assert_same_trees(torchvision.to_backbone(both, Path("w.npz")), expected)
+
+
+def test_a_follower_alone_is_taken():
+    trees = torchvision.to_backbone(torch_weights(8, 4, prefix="teacher."), Path("w.npz"))
+    assert_same_trees(trees, torchvision.to_backbone(torch_weights(8, 4), Path("w.npz")))
+
+
+@pytest.mark.parametrize("prefixes", [("left.", "right."), ("teacher.", "target.")])
+def test_networks_between_which_nothing_decides_are_refused(prefixes):
+    both = torch_weights(8, 4, prefix=prefixes[0]) | torch_weights(8, 4, prefix=prefixes[1])
+    with pytest.raises(UserError, match=rf"^w\.npz holds several ResNets \({prefixes[0]}, {prefixes[1]}\)"):
+        torchvision.to_backbone(both, Path("w.npz"))
+
+
+def test_no_resnet_is_refused_with_the_names_found():
+    tensors = {f"blocks.{i}.attn.qkv.weight": np.zeros(3) for i in range(7)}
+    found = r"it has blocks\.0\.attn\.qkv\.weight, .*blocks\.4\.attn\.qkv\.weight and 2 more"
+    with pytest.raises(UserError, match=rf"^w\.npz holds no ResNet .*layer1\.0\.conv1\.weight.*{found}"):
+        torchvision.to_backbone(tensors, Path("w.npz"))
+
+
+def test_both_formats_give_what_was_written(tmp_path):
+    weights = torch_weights(8, 4)
+    for kind in ("npz", "safetensors"):
+        read = torchvision.read(write(tmp_path / f"weights.{kind}", weights))
+        assert_same_trees(read, weights)
+        assert read["bn1.num_batches_tracked"] == 1234
+
+
+def test_half_precision_is_read(tmp_path):
+    weights = torch_weights(8, 4)
+    halves = {name: w.astype(np.float16) for name, w in weights.items()}
+    path = write(tmp_path / "half.safetensors", halves)
+    trees = torchvision.to_backbone(torchvision.read(path), path)
+    np.testing.assert_array_equal(trees["params"]["stem_bn"]["scale"], halves["bn1.weight"].astype(np.float32))
+    assert trees["params"]["stem_bn"]["scale"].dtype == np.float32
+    # NumPy has no bfloat16 of its own, so here the file is put together by hand.
+    brain = weights["bn1.bias"].astype(ml_dtypes.bfloat16)
+    header = {"bn1.bias": {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}}
+    header["layer1.0.conv1.weight"] = {"dtype": "BF16", "shape": [0], "data_offsets": [8, 8]}
+    encoded = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + brain.tobytes())
+    bias = torchvision.to_backbone(torchvision.read(path), path)["params"]["stem_bn"]["bias"]
+    np.testing.assert_array_equal(bias, brain.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+@pytest.mark.parametrize("content", ["", "cut", "other"])
+def test_corrupt_files_are_named(tmp_path, kind, content):
+    path = write(tmp_path / f"weights.{kind}", torch_weights(8, 4))
+    whole = path.read_bytes()
+    path.write_bytes({"": b"", "cut": whole[: len(whole) // 2], "other": b"<html>not found</html>"}[content])
+    with pytest.raises(UserError, match=rf"^cannot read the weights in .*weights\.{kind}: \S"):
+        torchvision.read(path)
+
+
+def test_unknown_suffix_is_refused_with_those_that_are_known(tmp_path):
+    path = tmp_path / "weights.ckpt"
+    path.write_bytes(b"x")
+    with pytest.raises(UserError, match=r"weights\.ckpt: weights are read from \.safetensors, \.npz, \.pth, \.pt$"):
+        torchvision.read(path)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pt"])
+def test_without_torch_its_files_are_refused_with_what_to_install(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"weights.{suffix}"
+    path.write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed, also where it is
+    with pytest.raises(UserError, match=rf"weights\.{suffix} needs torch: pip install torch$"):
+        torchvision.read(path)
+
+
+@pytest.mark.parametrize("inside", [(), ("state_dict",), ("model",)])
+def test_torchs_files_are_unwrapped_and_run_no_code(tmp_path, monkeypatch, inside):
+    # torch is not installed here: what its `load` gives is made up.
+    class Tensor:
+        def __init__(self, array):
+            self.array = array
+
+        def float(self):
+            return Tensor(self.array.astype(np.float32))
+
+        def numpy(self):
+            return self.array
+
+    weights = torch_weights(8, 4)
+    stored = {name: Tensor(array.astype(np.float64)) for name, array in weights.items()}
+    for key in inside:
+        stored = {key: stored, "epoch": 200, "optimizer": {"state": {}}}
+    calls = []
+
+    def load(path, **options):
+        calls.append((path, options))
+        return stored
+
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load, Tensor=Tensor))
+    path = tmp_path / "weights.pth"
+    assert_same_trees(torchvision.read(path), weights)
+    # Only tensors are unpickled, and a file from a GPU is read without one.
+    assert calls == [(path, {"map_location": "cpu", "weights_only": True})]
+
+
+def test_torchs_own_error_names_the_file(tmp_path, monkeypatch):
+    def load(path, **options):
+        raise RuntimeError("PytorchStreamReader failed\nframe #0: …")
+
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load))
+    with pytest.raises(UserError, match=r"^cannot read the weights in .*weights\.pth: PytorchStreamReader failed$"):
+        torchvision.read(tmp_path / "weights.pth")
