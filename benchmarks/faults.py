@@ -189,8 +189,8 @@ class Campaign:
             AssertionError: it ends otherwise.
         """
         # On a full disk TensorBoard's thread prints a traceback of its own besides.
-        (said,) = tiny_run.ended(processes, code=2)
-        return next(line for line in said.splitlines() if line.startswith("error: ")).replace(str(self.folder), "…")
+        (printed,) = tiny_run.ended(processes, code=2)
+        return next(line for line in printed.splitlines() if line.startswith("error: ")).replace(str(self.folder), "…")
 
     def _killed(self, moment: str, workdir: Path) -> bool:
         """Starts the run and kills it at the moment; False where it has come to its end before."""

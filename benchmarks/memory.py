@@ -62,9 +62,9 @@ def measure(folder: Path) -> dict[str, float]:
     before, began = _own_mib(), time.monotonic()
     source = load("folder", str(folder / "images"))
     store = SaliencyStore(folder / "store", source)
-    spec = settings.view_spec(config.views, 32)
+    spec = settings.view_spec(config, 32)
     pool = source.split("train")
-    batches = pipeline.train_batches(source, pool, store, spec, batch_size=BATCH, steps=range(STEPS), seed=0)
+    batches = pipeline.train_batches(source, pool, store, spec, pipeline.Order(BATCH, range(STEPS), seed=0))
     found = {"images": len(source), "before_mib": before}
     for step, _ in enumerate(batches, 1):
         if step == 1:
@@ -90,8 +90,8 @@ def main(argv: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             make_set(Path(folder), images)
             command = [sys.executable, "-m", "benchmarks.memory", f"--measure={folder}"]
-            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            rows.append(json.loads(said.splitlines()[-1]))
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            rows.append(json.loads(printed.splitlines()[-1]))
             print(rows[-1], flush=True)
     path = Path(__file__).parent / "results" / "memory.json"
     path.parent.mkdir(exist_ok=True)

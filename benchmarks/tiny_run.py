@@ -19,7 +19,8 @@ from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.detectors.annotation import masks
 from cvsa_jax.training import checkpoint
-from cvsa_jax.training.monitor import read_metrics
+from cvsa_jax.training.log import read_metrics
+from cvsa_jax.training.resume import read_config
 from cvsa_jax.training.state import init_state
 
 ROOT = Path(__file__).parent.parent
@@ -106,10 +107,10 @@ def python(module_and_flags: list[str], cache: Path, devices: int) -> subprocess
 
 def ended(processes: list[subprocess.Popen], code: int = 0) -> list[str]:
     """What the processes print; AssertionError unless all end with this exit code."""
-    said = [process.communicate(timeout=300)[0] for process in processes]
+    printed = [process.communicate(timeout=300)[0] for process in processes]
     found = [process.returncode for process in processes]
-    assert found == [code] * len(processes), f"exit codes {found}, not {code}:\n" + "\n".join(said)
-    return said
+    assert found == [code] * len(processes), f"exit codes {found}, not {code}:\n" + "\n".join(printed)
+    return printed
 
 
 def wait_for_step(workdir: Path, step: int, processes: list[subprocess.Popen]) -> None:
@@ -134,12 +135,12 @@ def kill(processes: list[subprocess.Popen]) -> None:
 
 def final_state(workdir: Path, step: int) -> dict[str, np.ndarray]:
     """Path -> values of the newest checkpoint, which must be that of a step."""
-    config = settings.read_config(str(workdir))
+    config = read_config(str(workdir))
     optimizer, _ = settings.optimizer(config, DATA["classes"] * DATA["train_per_class"])
     size = config.views.size
     like = init_state(settings.model(config.model), optimizer, size, jax.random.key(9), classes=DATA["classes"])
     checkpoints = checkpoint.Checkpointer(workdir)
-    state, _ = checkpoints.restore(like, make_mesh(jax.devices()[:1]))
+    state = checkpoints.restore(like, make_mesh(jax.devices()[:1]))
     checkpoints.close()
     assert int(state.step) == step, f"{workdir} ended with step {int(state.step)}, not {step}"
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(state)}

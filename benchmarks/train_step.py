@@ -19,18 +19,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
 
-from benchmarks.common import commit
+from benchmarks.common import commit, synthetic_batch
 from cvsa_jax import losses
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime.distributed import make_mesh, replicated, to_mesh
 from cvsa_jax.training import optim
-from cvsa_jax.training import step as steps
 from cvsa_jax.training.perf import GIB, compiled_step
 from cvsa_jax.training.photometric import Photometric
 from cvsa_jax.training.state import init_state
+from cvsa_jax.training.step import Alignment, StepSpec, make_train_step
 
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["64", "128", "256", "512"], "Global batch sizes, in images.")
 _DEPTH = flags.DEFINE_integer("depth", 50, "Of the ResNet.")
@@ -93,27 +92,23 @@ def measure(model: Siamese, mesh, batch_size: int) -> dict[str, float]:
     runs, planned = {}, {}
     for name in _VARIANTS.value:
         variant = VARIANTS[name]
-        train_step = steps.make_train_step(
-            model.clone(remat=variant.remat),
-            optimizer,
-            mesh,
+        spec = StepSpec(
             objective=losses.OBJECTIVES["byol"],
             temperature=0.2,
+            align=Alignment(variant.align_weight, "kl", 0.2),
+            augment=(photometric, photometric),
             tau=optim.target_decay(0.99, 1000, True),
-            augment1=photometric,
-            augment2=photometric,
-            align_form="kl",
-            align_weight=variant.align_weight,
             seed=0,
             accumulate=variant.accumulate,
         )
+        train_step = make_train_step(model.clone(remat=variant.remat), optimizer, mesh, spec)
         initialize = functools.partial(init_state, model, optimizer, _SIZE.value)
         state = jax.jit(initialize, out_shardings=replicated(mesh))(jax.random.key(0))
         step, cost = compiled_step(train_step, state, batch, mesh, variant.accumulate)
         state, _ = jax.block_until_ready(step(state, batch))
         runs[name] = [step, state]
         planned[f"batch_{batch_size}_{name}_planned_gib"] = cost.memory / GIB
-        print(f"batch {batch_size}, {name}: {cost.said}", flush=True)
+        print(f"batch {batch_size}, {name}: {cost.summary}", flush=True)
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(_ROUNDS.value):
         for name, run in runs.items():
@@ -136,16 +131,6 @@ def measure(model: Siamese, mesh, batch_size: int) -> dict[str, float]:
     if (stats := mesh.devices.flat[0].memory_stats()) and "peak_bytes_in_use" in stats:
         figures[f"batch_{batch_size}_peak_gib_so_far"] = stats["peak_bytes_in_use"] / GIB
     return figures
-
-
-def synthetic_batch(batch_size: int, size: int) -> dict[str, np.ndarray]:
-    """Random views and masks in the shapes that the input pipeline gives."""
-    rng = np.random.default_rng(0)
-    image = lambda *shape: rng.integers(0, 256, (batch_size, *shape), dtype=np.uint8)  # noqa: E731
-    views = {name: image(size, size, 3) for name in ("view1", "view2")}
-    masks = {name: image(size // 4, size // 4) for name in ("mask1", "mask2")}
-    places = np.arange(batch_size, dtype=np.uint32)
-    return views | masks | {"position": np.stack([np.zeros_like(places), places], 1)}
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def train(folder: Path) -> None:
     initialize = functools.partial(unet_step.init_state, model, optimizer)
     state = jax.jit(initialize, out_shardings=replicated(mesh))(jax.random.key(recipe["seed"]))
     began = 0.0
-    for k, batch in enumerate(pair_batches(pairs, batch_size=batch_size, steps=range(steps), seed=recipe["seed"])):
+    for k, batch in enumerate(pair_batches(pairs, batch_size, range(steps), recipe["seed"])):
         state, metrics = step(state, to_mesh(batch, mesh))
         if k == 0:  # it compiles
             jax.block_until_ready(state)

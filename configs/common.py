@@ -1,6 +1,7 @@
 """Every configuration key, with its meaning, its unit and its one default. Run configs change what differs.
 
-`pretrain()` is the recipe of BYOL for 100 epochs (DESIGN: base tau 0.99, lr 0.45 per 256 images), ResNet-50, 224 px.
+`pretrain()` is the recipe of BYOL for 100 epochs (deepmind-research/byol, configs/byol.py at 3d8692e: base tau 0.99, lr
+0.45 per 256 images), ResNet-50, 224 px.
 Areas are (low, high) fractions. Durations end in `_epochs` or `_steps`.
 """
 
@@ -54,6 +55,7 @@ def pretrain() -> ConfigDict:
     config.align = ConfigDict()
     config.align.weight = 1.0  # 0 is the plain objective
     config.align.form = "kl"  # kl, contrast_bce, propagate, cosine, minmax, pairwise, mask_head (the control)
+    config.align.temperature = 0.2  # tau in all of these but cosine, minmax and mask_head
 
     config.optim = _optim("lars", lr=0.45, weight_decay=1e-6)
     config.target = ConfigDict()
@@ -61,9 +63,7 @@ def pretrain() -> ConfigDict:
     config.target.cosine = True  # tau rises to 1 along a cosine; False: it stays
 
     config.watch = ConfigDict()  # figures that training itself does not see
-    config.watch.online_probe = (
-        True  # where there are labels: a linear classifier learns beside, and gives nothing back
-    )
+    config.watch.online_probe = True  # where there are labels: a linear classifier learns beside, gives nothing back
     config.watch.knn_steps = 1000  # where there are labels: leave-one-out kNN of training images so often; 0: never
     config.watch.knn_images = 2048  # at most
 
@@ -188,6 +188,7 @@ def tfds(config: ConfigDict, name: str, test_split: str) -> None:
 def _loop(config: ConfigDict) -> None:
     config.log_steps = 10
     config.checkpoint_steps = 1000  # besides those at the end and at an interruption
+    config.log_parameters = False  # print the table of parameters, which is in <workdir>/parameters.txt
     config.profile_steps = 0  # so many steps are traced into <workdir>/profile
     config.wandb_project = ""  # where given, the figures also go to Weights & Biases
 
@@ -239,9 +240,7 @@ def _eval() -> ConfigDict:
     evaluation.batch_size = 128
     evaluation.knn = (1, 5, 10, 20, 50, 200)  # neighbours; leave-one-out on the train images chooses among them
     evaluation.knn_temperature = 0.07  # a neighbour's vote weighs exp(cosine / temperature)
-    evaluation.attention = (
-        "others"  # or mirror: an image's cells are compared with those of the other images, or of its
-    )
+    evaluation.attention = "others"  # an image's cells are compared with those of the other images; or mirror: of its
     # own mirror image
     evaluation.embedding = "pca"  # or umap, which needs umap-learn: features in two dimensions, on `evaluate`'s page
     evaluation.size = placeholder(int)  # px; the run's views.size where not given
@@ -298,27 +297,3 @@ def hardware(config: ConfigDict, options: set[str]) -> None:
         config.accumulate_steps = 2  # 128 at once: 12 GB
     if "tpu_v4_32" in chosen:
         config.batch_size = 4096  # 256 on each of 16 chips: 23 of 34 GB
-
-
-OBJECTIVES = ("byol", "moco", "simclr", "simsiam")
-
-
-def objective(config: ConfigDict, options: set[str]) -> None:
-    """Applies the options `byol`, `moco`, `simclr`, `simsiam`: the plain objective on Random Resized Crops, which needs
-    no saliency maps, with its authors' recipe (SGD's momentum is Nesterov's here); with `cvsa` besides, Saliency Swap
-    and the alignment stay."""
-    chosen = options & set(OBJECTIVES)
-    if len(chosen) > 1:
-        raise ValueError(f"options {', '.join(sorted(chosen))}: one objective at a time")
-    for config.objective in chosen:
-        if "cvsa" not in options:
-            config.views.kind = "random_resized_crop"
-            config.align.weight = 0.0
-    if config.objective == "moco":  # MoCo v2: facebookresearch/moco, README and main_moco.py
-        config.optim.update(name="sgd", lr=0.03, weight_decay=1e-4, warmup_epochs=0.0)
-        config.target.update(tau=0.999, cosine=False)
-    if config.objective == "simclr":  # arXiv 2002.05709, B.6
-        config.optim.update(name="lars", lr=0.3, weight_decay=1e-6)
-        config.contrast.temperature = 0.1
-    if config.objective == "simsiam":  # arXiv 2011.10566, section 3
-        config.optim.update(name="sgd", lr=0.05, weight_decay=1e-4, warmup_epochs=0.0)

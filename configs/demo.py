@@ -4,13 +4,13 @@
 objectives are options too, as in `configs/folder.py`.
 """
 
-from configs import common
+from configs import common, recipes
 
 
 def get_config(arg: str = ""):
-    options = common.options(arg, "mask_head", "cvsa", *common.OBJECTIVES)
+    options = common.options(arg, "mask_head", "cvsa", *recipes.RECIPES)
     config = common.pretrain()
-    common.objective(config, options)
+    recipes.objective(config, options)
     common.small(config)
     config.data.kind = "procedural"
     config.total_steps = 300

@@ -9,13 +9,13 @@ Resized Crop, no alignment, needs no saliency maps), and so are `:moco`, `:simcl
 px into such a device. Options are joined: `:small,byol`.
 """
 
-from configs import common
+from configs import common, recipes
 
 
 def get_config(arg: str = ""):
     config = common.pretrain()
-    options = common.options(arg, "small", "cvsa", *common.OBJECTIVES, *common.HARDWARE)
-    common.objective(config, options)
+    options = common.options(arg, "small", "cvsa", *recipes.RECIPES, *common.HARDWARE)
+    recipes.objective(config, options)
     common.hardware(config, options)
     if "small" in options:
         common.small(config)

@@ -8,11 +8,11 @@ The archives must be got from image-net.org first; `tfds build` says where it wa
 the host's memory, 10 GB; --config.eval.knn="()" leaves it out.
 """
 
-from configs import common, folder
+from configs import common, folder, recipes
 
 
 def get_config(arg: str = ""):
     given = [option for option in arg.split(",") if option]
-    config = folder.get_config(",".join(given if set(given) & set(common.OBJECTIVES) else [*given, "byol"]))
+    config = folder.get_config(",".join(given if set(given) & set(recipes.RECIPES) else [*given, "byol"]))
     common.tfds(config, "imagenet2012", test_split="validation")
     return config

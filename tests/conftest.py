@@ -16,46 +16,37 @@ import pytest
 from launch_site import Site
 
 from cvsa_jax.runtime.distributed import make_mesh
-from cvsa_jax.training.monitor import read_metrics
 
 # Files of minutes come first: side by side with others, the last to begin would be alone at the end.
-LONGEST = ("test_run.py", "test_finetune.py", "test_network_detectors.py", "test_processes.py", "test_demo.py")
+LONGEST = (
+    "test_pretrain.py",
+    "test_finetune.py",
+    "test_network_detectors.py",
+    "test_earlier_runs.py",
+    "test_processes.py",
+    "test_demo.py",
+)
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
-class Step:
-    """A Python function in the place of a jitted step."""
-
-    def __init__(self, function):
-        self.function = function
-
-    def __call__(self, state, batch):
-        return self.function(state, batch)
-
-    def lower(self, state, batch):
-        return self
-
-    def compile(self):
-        return self
-
-    def cost_analysis(self):
-        return None
-
-    memory_analysis = cost_analysis
-
-
-def logged(workdir) -> list[dict]:
-    """The rows of a run's metrics without those of its speed, which two equal runs do not share."""
-    return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in read_metrics(workdir)]
-
-
 @pytest.fixture(scope="session")
 def mesh_of():
     """mesh_of(n): a mesh of the first n devices."""
     return lambda n: make_mesh(jax.devices()[:n])
+
+
+@pytest.fixture(scope="module")
+def quick_compilation(tmp_path_factory):
+    """Runs of one configuration compile once, and not for speed: nearly all the time would go into compiling."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture

@@ -1,25 +1,22 @@
 import json
 
 import pytest
-from test_run import (
-    LOCALIZATION,
-    quick_compilation,  # noqa: F401  is autouse
-    tiny,
-    tiny_probe,
-    two_devices,  # noqa: F401  is autouse
-)
+from helpers import few_devices
+from tiny_runs import LOCALIZATION, tiny, tiny_probe
 
-from cvsa_jax.demo import run_demo
+from cvsa_jax import demo
+from cvsa_jax.runs import pretrain
 
 
 @pytest.mark.slow
-def test_the_demo_end_to_end(tmp_path, capsys):
+def test_the_demo_end_to_end(tmp_path, capsys, quick_compilation):
     def get_config(arg):
         config = tiny(arg)
         config.total_steps = 4
         return config
 
-    figures = run_demo(tmp_path, get_config, tiny_probe())
+    with few_devices(2, demo, pretrain):
+        figures = demo.run_demo(tmp_path, get_config, tiny_probe())
     assert figures == json.loads((tmp_path / "report" / "results.json").read_text())
     measured = {"linear_top1", "linear_top5", "linear_mean_class", "knn_top1", "knn_k", "map_at_r", "learning_rate"}
     measured |= {f"knn_top1_of_{k}" for k in tiny_probe().eval.knn}

@@ -11,19 +11,26 @@ FLOORS = (
     ("runtime",),
     ("models", "losses"),
     ("training", "data"),
-    ("evaluation", "saliency.unet.step"),
+    ("evaluation",),
     ("settings",),
     ("saliency", "weights"),
     ("report",),
     ("runs",),
-    ("report.comparison",),
     ("main", "demo", "evaluate", "saliency.__main__"),
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 # Host and device: neither side imports the other, or what the other is made of.
 HOST = ("data",)
-DEVICE = ("models", "losses", "training.step", "training.finetune_step", "training.state", "training.optim")
-DEVICE = (*DEVICE, "training.photometric", "saliency.unet.step")
+DEVICE = (
+    "models",
+    "losses",
+    "training.step",
+    "training.accumulation",
+    "training.finetune_step",
+    "training.state",
+    "training.optim",
+)
+DEVICE = (*DEVICE, "training.photometric", "training.health", "training.negatives", "saliency.unet.step")
 FORBIDDEN = {
     HOST: ("jax", "flax", "optax", "orbax", "cvsa_jax.models", "cvsa_jax.losses", "cvsa_jax.runtime.distributed"),
     DEVICE: ("tensorflow", "clu", "ml_collections"),
@@ -31,7 +38,7 @@ FORBIDDEN = {
     ("runtime.errors", "runtime.files"): ("jax", "tensorflow"),
 }
 # Everything else takes plain arguments.
-WITH_CONFIGS = ("settings", "runs", "weights", "runtime.cli", "training.loop", "report.run", "report.comparison")
+WITH_CONFIGS = ("settings", "runs", "weights", "runtime.cli", "training.resume", "demo")
 
 
 def module_name(path: Path) -> str:

@@ -6,10 +6,13 @@ import pytest
 
 from configs import common, folder
 from cvsa_jax import losses, settings
-from cvsa_jax.data import sources, views
+from cvsa_jax.data import sources, view_spec
 from cvsa_jax.models.resnet import STAGE_SIZES, STEMS
+from cvsa_jax.runtime import checks
 from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.saliency.unet.step import Geometry
 from cvsa_jax.training import optim
+from cvsa_jax.training.resume import compare_config, flat_config, read_config, write_config
 
 STRIDE = 32
 CONFIGS = Path(common.__file__).parent
@@ -21,7 +24,7 @@ ARGUMENTS = {"demo": ("", "byol", "mask_head", "simclr"), "folder": PLAIN, "cub"
 ARGUMENTS |= dict.fromkeys(("imagenet", "inat", "pets"), PLAIN)
 ARGUMENTS |= {"folder_linear": ("", "full"), "cub_linear": ("", "full")}
 ARGUMENTS |= {"folder_finetune": TUNED, "cub_finetune": TUNED}
-FILES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "common"))
+FILES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "common", "recipes"))
 
 
 def config_with(**changes):
@@ -58,7 +61,7 @@ def test_warmup_steps_come_before_warmup_epochs():
 
 def test_view_spec_holds_the_config():
     config = config_with(views__size=96, views__source_area=(0.2, 0.2), views__group=3)
-    spec = settings.view_spec(config.views, STRIDE)
+    spec = settings.view_spec(config, STRIDE)
     assert (spec.size, spec.source_area, spec.group, spec.kind) == (96, (0.2, 0.2), 3, "saliency_swap")
 
 
@@ -66,18 +69,18 @@ def test_view_spec_holds_the_config():
 @pytest.mark.parametrize("area", [(0.0, 0.5), (-0.1, 0.5), (0.5, 0.2), (0.5, 1.5), (0.3,), (0.1, 0.2, 0.3)])
 def test_areas_that_are_no_range(key, area):
     with pytest.raises(UserError) as error:
-        settings.view_spec(config_with(**{f"views__{key}": area}).views, STRIDE)
+        settings.view_spec(config_with(**{f"views__{key}": area}), STRIDE)
     assert f"config.views.{key}={area}" in str(error.value)
 
 
 def test_size_that_is_not_a_multiple_of_the_stride():
     with pytest.raises(UserError, match=r"config\.views\.size=100 .* stride 32"):
-        settings.view_spec(config_with(views__size=100).views, STRIDE)
+        settings.view_spec(config_with(views__size=100), STRIDE)
 
 
 def test_group_without_two_backgrounds():
     with pytest.raises(UserError, match=r"config\.views\.group=2.* 3"):
-        settings.view_spec(config_with(views__group=2).views, STRIDE)
+        settings.view_spec(config_with(views__group=2), STRIDE)
 
 
 @pytest.mark.parametrize(
@@ -88,10 +91,10 @@ def test_group_without_two_backgrounds():
         ("model.depth", 101, lambda c: settings.model(c.model), STAGE_SIZES),
         ("model.stem", "cifar", lambda c: settings.model(c.model), STEMS),
         ("model.dtype", "float16", lambda c: settings.model(c.model), ("float32", "bfloat16")),
-        ("views.kind", "swap", lambda c: settings.view_spec(c.views, STRIDE), views.KINDS),
-        ("views.paste", "blend", lambda c: settings.view_spec(c.views, STRIDE), views.PASTES),
-        ("views.swapped_views", 3, lambda c: settings.view_spec(c.views, STRIDE), (1, 2)),
-        ("align.form", "kld", lambda c: settings.align_form(c.align), losses.FORMS),
+        ("views.kind", "swap", lambda c: settings.view_spec(c, STRIDE), view_spec.KINDS),
+        ("views.paste", "blend", lambda c: settings.view_spec(c, STRIDE), view_spec.PASTES),
+        ("views.swapped_views", 3, lambda c: settings.view_spec(c, STRIDE), (1, 2)),
+        ("align.form", "kld", lambda c: settings.step_spec(c, 1000), losses.ALIGNMENT_FORMS),
         ("optim.name", "adamw", lambda c: settings.optimizer(c, 1000), optim.OPTIMIZERS),
     ],
 )
@@ -102,35 +105,65 @@ def test_unknown_name_lists_the_allowed_ones(key, value, build, allowed):
     assert all(str(name) in str(error.value) for name in allowed)
 
 
-def test_eval_sizes():
+def test_sizes_of_evaluated_images():
     run, small = config_with(views__size=224), config_with(views__size=64, eval__resize=64)
-    assert settings.eval_sizes(run.eval, run) == (224, 256)
-    assert settings.eval_sizes(common.linear().eval, small) == (64, 64)
-    assert settings.eval_sizes(config_with(eval__size=96, eval__resize=128).eval, run) == (96, 128)
+
+    def sizes(evaluation, run):
+        spec = settings.evaluation(evaluation, run)
+        return spec.size, spec.resize
+
+    assert sizes(run.eval, run) == (224, 256)
+    assert sizes(common.linear().eval, small) == (64, 64)
+    assert sizes(config_with(eval__size=96, eval__resize=128).eval, run) == (96, 128)
     with pytest.raises(UserError, match=r"config\.eval\.resize=200 .* 224"):
-        settings.eval_sizes(config_with(eval__resize=200).eval, run)
+        settings.evaluation(config_with(eval__resize=200).eval, run)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("eval.batch_size", 0, r"config\.eval\.batch_size=0 must be at least 1"),
+        ("eval.attention", "self", r"config\.eval\.attention='self' is unknown; take one of others, mirror"),
+        ("eval.knn", (5, 0), r"config\.eval\.knn=\(5, 0\) must be numbers of neighbours from 1 on"),
+        ("eval.knn_temperature", 0.0, r"config\.eval\.knn_temperature=0 must be above 0"),
+        ("eval.embedding", "tsne", r"config\.eval\.embedding='tsne' is unknown; take one of pca, umap"),
+        ("probe.folds", 0, r"config\.probe\.folds=0 must be at least 1"),
+        ("probe.seeds", 0, r"config\.probe\.seeds=0 must be at least 1"),
+        ("probe.batch_size", 0, r"config\.probe\.batch_size=0 must be at least 1"),
+        ("probe.validation_share", 1.0, r"config\.probe\.validation_share=1 does not lie in \(0, 1\)"),
+        ("probe.learning_rates", (0.1, 0.1), r"config\.probe\.learning_rates=\(0\.1, 0\.1\): give different rates"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_names_the_key(key, value, message):
+    config = common.linear()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=message):
+        settings.evaluation(config.eval, common.pretrain())
+        settings.knn(config.eval)
+        settings.embedding(config.eval)
+        settings.probe(config)
 
 
 def test_config_of_the_run_itself_is_accepted(tmp_path):
     workdir = tmp_path / "runs" / "one"
-    settings.write_config(config_with(total_steps=5, init_from="runs/stage1"), workdir)
+    write_config(config_with(total_steps=5, init_from="runs/stage1"), workdir)
     # No difference, although JSON has turned the tuples into lists.
-    assert settings.compare_config(config_with(total_steps=5, init_from="runs/stage1"), workdir) == []
+    assert compare_config(config_with(total_steps=5, init_from="runs/stage1"), workdir) == []
 
 
 def test_written_config_is_the_config(tmp_path):
     config = config_with(total_steps=5, views__crop_area=(0.3, 0.9), data__root="a b/ü")
-    settings.write_config(config, tmp_path)
-    read = settings.read_config(str(tmp_path))
+    write_config(config, tmp_path)
+    read = read_config(str(tmp_path))
     assert json.loads(json.dumps(config.to_dict())) == read.to_dict()
     assert settings.model(read.model) == settings.model(config.model)
-    assert settings.eval_sizes(read.eval, read) == settings.eval_sizes(config.eval, config)
+    assert settings.evaluation(read.eval, read) == settings.evaluation(config.eval, config)
 
 
 def test_harmless_changes_are_reported(tmp_path):
-    settings.write_config(config_with(), tmp_path)
+    write_config(config_with(), tmp_path)
     changed = config_with(log_steps=7, data__root="elsewhere", optim__lr=0.3, data__test_split="val", total_steps=9)
-    assert settings.compare_config(changed, tmp_path) == [
+    assert compare_config(changed, tmp_path) == [
         "data.root:  -> elsewhere",
         "data.test_split: test -> val",
         "log_steps: 10 -> 7",
@@ -160,58 +193,57 @@ def test_harmless_changes_are_reported(tmp_path):
 )
 def test_changes_of_tree_or_data_order_are_refused(tmp_path, key, value):
     before = config_with()
-    settings.write_config(before, tmp_path)
+    write_config(before, tmp_path)
     for part in key.split("."):
         before = before[part]
     listed = [list(v) if isinstance(v, tuple) else v for v in (before, value)]
     with pytest.raises(UserError) as error:
-        settings.compare_config(config_with(log_steps=7, **{key: value}), tmp_path)
+        compare_config(config_with(log_steps=7, **{key: value}), tmp_path)
     assert f"{key}: {listed[0]} -> {listed[1]}" in str(error.value)
     assert str(tmp_path) in str(error.value)
     assert "log_steps" not in str(error.value)
 
 
 def test_all_refused_changes_are_named(tmp_path):
-    settings.write_config(config_with(), tmp_path)
+    write_config(config_with(), tmp_path)
     with pytest.raises(UserError, match=r"(?s)batch_size: 256 -> 64.*seed: 0 -> 3"):
-        settings.compare_config(config_with(seed=3, batch_size=64), tmp_path)
+        compare_config(config_with(seed=3, batch_size=64), tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["", "missing", "."])
 def test_config_of_a_folder_without_a_run(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="is not the workdir of a run"):
-        settings.read_config(folder)
+        read_config(folder)
 
 
 def build(config):
     """Everything that a command would build from `config`; the number of images is that of CUB's train split."""
     if config.mode == "linear":
-        assert settings.eval_sizes(config.eval, common.pretrain()) == (224, 256)
+        spec = settings.evaluation(config.eval, common.pretrain())
+        assert (spec.size, spec.resize) == (224, 256)
         assert settings.probe(config).learning_rates and settings.knn(config.eval).ks
         return
     if config.mode == "finetune":
-        assert settings.eval_sizes(config.eval, config)[0] == config.views.size
-        settings.check_learning_rates("", config.learning_rates)
+        assert settings.evaluation(config.eval, config).size == config.views.size
+        checks.learning_rates("", config.learning_rates)
         settings.classifier(config.model, 200)
         settings.optimizer(config, 60)
         return
     if config.mode == "saliency_unet":
         assert config.size % settings.unet(config.model).stride == 0
-        settings.geometry(config.augment)
+        Geometry(config.augment.side, config.augment.aspect, config.augment.composite_prob)
         settings.photometric(config.augment.colour)
         settings.optimizer(config, 557)
         return
     assert config.mode == "pretrain"
     model = settings.model(config.model)
-    spec = settings.view_spec(config.views, model.stride)
+    spec = settings.view_spec(config, model.stride)
     assert config.batch_size % spec.group == 0
-    assert spec.mask_size % (spec.size // model.stride) == 0  # losses.cell_masks
+    assert spec.size // view_spec.MASK_STRIDE % (spec.size // model.stride) == 0  # losses.cell_masks
     settings.optimizer(config, 5994)
-    settings.align_form(config.align)
-    settings.eval_sizes(config.eval, config)
-    for view in ("view1", "view2"):
-        settings.photometric(config.augment[view])
+    settings.step_spec(config, 5994)
+    settings.evaluation(config.eval, config)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -221,9 +253,9 @@ def test_config_files_build(name, tmp_path):
         config = get_config(argument)
         build(config)
         reference = getattr(common, config.mode)()
-        assert settings._flat(config.to_dict()).keys() == settings._flat(reference.to_dict()).keys()
-        settings.write_config(config, tmp_path)
-        assert settings.compare_config(config, tmp_path) == []
+        assert flat_config(config).keys() == flat_config(reference).keys()
+        write_config(config, tmp_path)
+        assert compare_config(config, tmp_path) == []
     build(get_config())
 
 
@@ -248,12 +280,6 @@ def test_imagenet_is_stage_one_unless_told_otherwise(argument, objective, views,
     assert (config.data.kind, config.data.test_split) == ("tfds:imagenet2012", "validation")
 
 
-@pytest.mark.parametrize("value", [0.0, -0.2])
-def test_temperature_that_is_not_above_0(value):
-    with pytest.raises(UserError, match=r"config\.contrast\.temperature=.* must be above 0"):
-        settings.temperature(config_with(contrast__temperature=value))
-
-
 @pytest.mark.parametrize(
     ("option", "devices", "at_once"), [("gpu8gb", 1, 32), ("gpu24gb", 1, 128), ("tpu_v4_32", 16, 256)]
 )
@@ -266,13 +292,15 @@ def test_presets_of_a_device(option, devices, at_once):
         folder.get_config("gpu8gb,gpu24gb")
 
 
-def test_micro_batches():
-    assert settings.accumulate_steps(config_with(accumulate_steps=3)) == 3
-    with pytest.raises(UserError, match=r"config\.accumulate_steps=0 must be at least 1"):
-        settings.accumulate_steps(config_with(accumulate_steps=0))
-    for objective in ("moco", "simsiam"):
-        assert settings.accumulate_steps(config_with(objective=objective, accumulate_steps=2)) == 2
-    # Its negatives are the batch.
-    with pytest.raises(UserError, match=r"config\.objective='simclr' takes its negatives from the batch, which"):
-        settings.accumulate_steps(config_with(objective="simclr", accumulate_steps=2))
-    assert settings.accumulate_steps(config_with(objective="simclr")) == 1
+def test_the_step_of_a_config():
+    config = config_with(align__weight=0.5, align__form="cosine", align__temperature=0.3, accumulate_steps=3, seed=4)
+    spec = settings.step_spec(config, 5994)
+    assert (spec.align.weight, spec.align.form, spec.align.temperature) == (0.5, "cosine", 0.3)
+    assert (spec.accumulate, spec.seed, spec.objective) == (3, 4, losses.OBJECTIVES["byol"])
+    assert (spec.augment[0].blur_prob, spec.augment[1].blur_prob) == (1.0, 0.1)
+    total = settings.total_steps(config, 5994)
+    assert [float(spec.tau(step)) for step in (0, total)] == pytest.approx([0.99, 1.0])
+
+
+def test_views_of_a_config_have_the_threshold_of_its_maps():
+    assert settings.view_spec(config_with(saliency__threshold=0.25), STRIDE).threshold == 0.25

@@ -1,5 +1,6 @@
 """Host input: batches of views for training, and padded batches of whole images for evaluation, as NumPy arrays."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
@@ -9,10 +10,32 @@ import tensorflow as tf
 from cvsa_jax.data import decode
 from cvsa_jax.data.index import example_order, position_words
 from cvsa_jax.data.sources import Source
-from cvsa_jax.data.views import ViewSpec, group_views, labelled_crop
+from cvsa_jax.data.view_spec import ViewSpec
+from cvsa_jax.data.views import group_views, labelled_crop
 from cvsa_jax.runtime.errors import UserError, some
 
 Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """Which examples come when: the global batches of `steps`, a pure function of (seed, step), of which this process
+    gets the `process_index`-th of `process_count` equal contiguous shares."""
+
+    batch_size: int  # global
+    steps: range
+    seed: int
+    process_index: int = 0
+    process_count: int = 1
+
+    @property
+    def share(self) -> int:
+        """Rows of a batch that are this process's."""
+        return self.batch_size // self.process_count
+
+    def position(self, step: tf.Tensor, row: tf.Tensor | int) -> tf.Tensor:
+        """Place in the data order of one of this process's rows of a step's batch."""
+        return step * self.batch_size + self.process_index * self.share + row
 
 
 @runtime_checkable
@@ -29,20 +52,14 @@ def train_batches(
     pool: np.ndarray,
     saliency: Maps | None,
     spec: ViewSpec,
-    *,
-    batch_size: int,
-    steps: range,
-    seed: int,
+    order: Order,
     labels: np.ndarray | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
 ) -> Iterator[Batch]:
-    """This process's rows of the global batches of `steps`, a pure function of (seed, step).
+    """This process's rows of the batches of views.
 
     Args:
         pool: indices into the source that take part; one pass over them is an epoch.
         saliency: maps of the whole source, or None where no view needs one.
-        batch_size: global; this process gets the `process_index`-th of `process_count` equal contiguous shares.
         labels: (N,) int32 of the whole source, or None where nothing needs them.
 
     Yields:
@@ -54,57 +71,45 @@ def train_batches(
     """
     if len(pool) < spec.group:
         raise UserError(f"{source.name}: {len(pool)} images are fewer than config.views.group={spec.group}")
-    share = batch_size // process_count
-    groups_per_share = share // spec.group
+    groups_per_share = order.share // spec.group
     read = _Reader(source, saliency)
 
     @tf.autograph.experimental.do_not_convert
     def make_group(number: tf.Tensor) -> dict[str, tf.Tensor]:
         step, group = number // groups_per_share, number % groups_per_share
-        first = step * batch_size + process_index * share + group * spec.group
-        positions = first + tf.range(spec.group, dtype=tf.int64)
-        examples = tf.gather(tf.constant(pool, tf.int64), example_order(positions, len(pool), seed))
+        positions = order.position(step, group * spec.group) + tf.range(spec.group, dtype=tf.int64)
+        examples = tf.gather(tf.constant(pool, tf.int64), example_order(positions, len(pool), order.seed))
         images, maps = read(examples, spec.group)
-        batch = group_views(images, examples, positions, maps, spec, seed)
+        batch = group_views(images, examples, positions, maps, spec, order.seed)
         if labels is not None:
             batch["label"] = tf.gather(tf.constant(labels, tf.int32), examples)
         return batch | {"position": position_words(positions)}
 
-    ds = tf.data.Dataset.range(steps.start * groups_per_share, steps.stop * groups_per_share)
+    ds = tf.data.Dataset.range(order.steps.start * groups_per_share, order.steps.stop * groups_per_share)
     ds = ds.map(make_group, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     ds = ds.batch(groups_per_share, drop_remainder=True)
-    ds = ds.map(lambda batch: {k: tf.reshape(v, [share, *v.shape[2:]]) for k, v in batch.items()})
+    ds = ds.map(lambda batch: {k: tf.reshape(v, [order.share, *v.shape[2:]]) for k, v in batch.items()})
     return _as_numpy(ds.prefetch(2), source, pool, read)
 
 
 def crop_batches(
-    source: Source,
-    pool: np.ndarray,
-    *,
-    area: tuple[float, float],
-    size: int,
-    batch_size: int,
-    steps: range,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    source: Source, pool: np.ndarray, order: Order, *, area: tuple[float, float], size: int
 ) -> Iterator[Batch]:
-    """Augmented crops with their labels, in the order and the shares of `train_batches`: `image` (b, size, size, 3)
-    uint8 and `label` (b,) int32. `area` is the crop's range of fractions of the image."""
-    share = batch_size // process_count
+    """This process's rows of batches of augmented crops with their labels: `image` (b, size, size, 3) uint8 and `label`
+    (b,) int32. `area` is the crop's range of fractions of the image."""
     read = _Reader(source, None)
 
     @tf.autograph.experimental.do_not_convert
     def make(number: tf.Tensor) -> dict[str, tf.Tensor]:
-        position = (number // share) * batch_size + process_index * share + number % share
-        example = tf.gather(tf.constant(pool, tf.int64), example_order(position[None], len(pool), seed))
+        position = order.position(number // order.share, number % order.share)
+        example = tf.gather(tf.constant(pool, tf.int64), example_order(position[None], len(pool), order.seed))
         (image,), _ = read(example, 1)
         label = tf.gather(tf.constant(source.labels, tf.int32), example)[0]
-        return {"image": labelled_crop(image, position, area, size, seed), "label": label}
+        return {"image": labelled_crop(image, position, area, size, order.seed), "label": label}
 
-    ds = tf.data.Dataset.range(steps.start * share, steps.stop * share)
+    ds = tf.data.Dataset.range(order.steps.start * order.share, order.steps.stop * order.share)
     ds = ds.map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return _as_numpy(ds.batch(share, drop_remainder=True).prefetch(2), source, pool, read)
+    return _as_numpy(ds.batch(order.share, drop_remainder=True).prefetch(2), source, pool, read)
 
 
 def image_batches(
@@ -157,6 +162,13 @@ def readable(source: Source, indices: np.ndarray, on_bad_image: str, usable: np.
     for name, reason in found.items():
         print(f"skipped: {name} cannot be decoded ({reason})")
     return np.array([i for i in indices if source.names[i] not in found])
+
+
+def readable_splits(source: Source, data) -> tuple[np.ndarray, np.ndarray]:
+    """The images of `config.data.train_split` and `config.data.test_split` that can be decoded, as `readable` says."""
+    return tuple(
+        readable(source, source.split(split), data.on_bad_image) for split in (data.train_split, data.test_split)
+    )
 
 
 def unreadable(source: Source, indices: np.ndarray) -> dict[str, str]:

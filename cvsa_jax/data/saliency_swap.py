@@ -5,8 +5,11 @@ cells divided by G is a box in fractions of the image.
 """
 
 import math
+from typing import NamedTuple
 
 import tensorflow as tf
+
+from cvsa_jax.data.view_spec import ViewSpec
 
 ASPECT_RANGE = (3 / 4, 4 / 3)  # width / height in pixels, drawn log-uniformly, as in Random Resized Crop
 SWAP_DRAWS = 9  # uniform draws of one swap
@@ -24,17 +27,26 @@ def draw_box_shape(u_area: tf.Tensor, u_aspect: tf.Tensor, area_range: tuple[flo
     return tf.minimum(tf.sqrt(area / (aspect * ratio)), 1.0), tf.minimum(tf.sqrt(area * aspect * ratio), 1.0)
 
 
-def integral_images(saliency: tf.Tensor) -> tf.Tensor:
-    """(g, G, G) uint8 -> (g, G + 1, G + 1) int32, whose [y, x] is the sum of the cells above and left of (y, x)."""
-    sums = tf.cumsum(tf.cumsum(tf.cast(saliency, tf.int32), 1), 2)
-    return tf.pad(sums, [[0, 0], [1, 0], [1, 0]])
+class SaliencyMap(NamedTuple):
+    """Of one image, or of a group with a leading axis: `cells` (G, G) uint8; `integral` (G + 1, G + 1) int32, whose
+    [y, x] is the sum of the cells above and left of (y, x); `blank` () bool, where no cell is at the threshold."""
+
+    cells: tf.Tensor
+    integral: tf.Tensor
+    blank: tf.Tensor
 
 
-def most_salient_box(integral: tf.Tensor, height: tf.Tensor, width: tf.Tensor, u_tie: tf.Tensor) -> tf.Tensor:
-    """The box of a given shape with the highest mean saliency over all positions.
+def saliency_maps(cells: tf.Tensor, threshold: float) -> SaliencyMap:
+    """Those of a group, from (g, G, G) uint8."""
+    sums = tf.cumsum(tf.cumsum(tf.cast(cells, tf.int32), 1), 2)
+    blank = tf.cast(tf.reduce_max(cells, [1, 2]), tf.float32) < 255 * threshold
+    return SaliencyMap(cells, tf.pad(sums, [[0, 0], [1, 0], [1, 0]]), blank)
+
+
+def most_salient_box(saliency: SaliencyMap, height: tf.Tensor, width: tf.Tensor, u_tie: tf.Tensor) -> tf.Tensor:
+    """The box of a given shape with the highest mean saliency over all positions; the centre's where the map is blank.
 
     Args:
-        integral: (G + 1, G + 1) int32 integral image of a map.
         height, width: fractions of the image; the box has round(G·height) × round(G·width) cells, at least one.
         u_tie: uniform draw that chooses among equally good positions. The sums are integers, so equal means exactly
             equal.
@@ -42,6 +54,7 @@ def most_salient_box(integral: tf.Tensor, height: tf.Tensor, width: tf.Tensor, u
     Returns:
         (4,) float32 box in fractions of the image.
     """
+    integral = saliency.integral
     grid = integral.shape[0] - 1
     rows = tf.clip_by_value(tf.cast(tf.round(height * grid), tf.int32), 1, grid)
     cols = tf.clip_by_value(tf.cast(tf.round(width * grid), tf.int32), 1, grid)
@@ -49,7 +62,8 @@ def most_salient_box(integral: tf.Tensor, height: tf.Tensor, width: tf.Tensor, u
     best = tf.cast(tf.where(sums == tf.reduce_max(sums)), tf.int32)
     count = tf.shape(best)[0]
     choice = tf.minimum(tf.cast(u_tie * tf.cast(count, tf.float32), tf.int32), count - 1)
-    y, x = best[choice][0], best[choice][1]
+    y = tf.where(saliency.blank, (grid - rows) // 2, best[choice][0])
+    x = tf.where(saliency.blank, (grid - cols) // 2, best[choice][1])
     return tf.cast(tf.stack([y, x, y + rows, x + cols]), tf.float32) / grid
 
 
@@ -103,51 +117,39 @@ def window_around(box: tf.Tensor, smallest: float, u: tf.Tensor) -> tf.Tensor:
 
 def swap(
     image: tf.Tensor,
-    saliency: tf.Tensor,
-    integral: tf.Tensor,
+    saliency: SaliencyMap,
     background: tf.Tensor,
-    background_integral: tf.Tensor,
+    background_saliency: SaliencyMap,
     u: tf.Tensor,
-    *,
-    size: int,
-    source_area: tuple[float, float],
-    paste_area: tuple[float, float],
-    paste: str,
-    canvas_min: float,
+    spec: ViewSpec,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """One swapped view.
 
     Args:
         image, background: (H, W, 3) uint8 of any two sizes: the source and the image that lends its surroundings.
-        saliency: (G, G) uint8 map of the source; integral, background_integral: both maps' integral images.
         u: (SWAP_DRAWS,) uniform draws.
-        size: side of the view in pixels.
-        source_area, paste_area: ranges of the box's share of the source and of the canvas.
-        paste: `stretch` draws the pasted box's aspect anew and resizes the crop to fit; `keep_aspect` gives the
-            pasted box the crop's aspect.
-        canvas_min: smallest side of the canvas window as a fraction of the background; 1 takes it whole.
 
     Returns:
         View (size, size, 3) float32 in [0, 255] and its mask (size, size) float32 in [0, 255]: the source's saliency
         inside the pasted box, 0 elsewhere.
     """
     shape = tf.cast(tf.shape(image), tf.float32)
-    height, width = draw_box_shape(u[0], u[1], source_area, shape[0] / shape[1])
-    crop = most_salient_box(integral, height, width, u[2])
+    height, width = draw_box_shape(u[0], u[1], spec.source_area, shape[0] / shape[1])
+    crop = most_salient_box(saliency, height, width, u[2])
 
-    paste_height, paste_width = draw_box_shape(u[3], u[4], paste_area, 1.0)
-    if paste == "keep_aspect":
+    paste_height, paste_width = draw_box_shape(u[3], u[4], spec.paste_area, 1.0)
+    if spec.paste == "keep_aspect":
         aspect = (crop[3] - crop[1]) * shape[1] / ((crop[2] - crop[0]) * shape[0])
         area = paste_height * paste_width
         paste_width = tf.minimum(tf.minimum(tf.sqrt(area * aspect), 1.0), aspect)
         paste_height = paste_width / aspect
-    hole = most_salient_box(background_integral, paste_height, paste_width, u[5])
+    hole = most_salient_box(background_saliency, paste_height, paste_width, u[5])
 
-    window = window_around(hole, canvas_min, u[6:9])
+    window, size = window_around(hole, spec.canvas_min, u[6:9]), spec.size
     side = window[2] - window[0]
     hole = to_pixels((hole - tf.tile(window[:2], [2])) / side, size)
     canvas = place(background, window, tf.constant([0, 0, size, size]), size)
     pasted = place(image, crop, hole, size)
-    mask = place(saliency[..., None], crop, hole, size)[..., 0]
+    mask = place(saliency.cells[..., None], crop, hole, size)[..., 0]
     within = inside(hole, size)
     return tf.where(within[..., None], pasted, canvas), tf.where(within, mask, 0.0)

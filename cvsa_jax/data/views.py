@@ -1,42 +1,17 @@
 """The two views of each image: Saliency Swap or Random Resized Crop, then a flip, with the saliency mask following."""
 
-import dataclasses
 import functools
 import math
 
 import tensorflow as tf
 
 from cvsa_jax.data import saliency_swap as swap
+from cvsa_jax.data.view_spec import MASK_STRIDE, ViewSpec
 
-KINDS = ("saliency_swap", "random_resized_crop")
-PASTES = ("stretch", "keep_aspect")
-# Pixels of the view per cell of the mask that travels to the device.
-MASK_STRIDE = 4
 _CROP_TRIES = 10
 # Uniform draws of one view: those of a swap, whether to swap, whether to flip, and those of a crop.
 _SWAP, _FLIP, _CROP = swap.SWAP_DRAWS, swap.SWAP_DRAWS + 1, swap.SWAP_DRAWS + 2
 _DRAWS = _CROP + 4 * _CROP_TRIES
-
-
-@dataclasses.dataclass(frozen=True)
-class ViewSpec:
-    """How views are made. `size` in pixels; areas are ranges of fractions; see `saliency_swap.swap` for `paste` and
-    `canvas_min`; `swapped_views` (1 or 2) and `swap_prob` say which views are swapped, the others are cropped."""
-
-    kind: str
-    size: int
-    group: int
-    swap_prob: float
-    swapped_views: int
-    source_area: tuple[float, float]
-    paste_area: tuple[float, float]
-    paste: str
-    canvas_min: float
-    crop_area: tuple[float, float]
-
-    @property
-    def mask_size(self) -> int:
-        return self.size // MASK_STRIDE
 
 
 def group_views(
@@ -64,8 +39,11 @@ def group_views(
     )
     for k, image in enumerate(images):
         lent = lent.write(k, image)
-    integrals = None if saliency is None else swap.integral_images(saliency)
-    maps_of = lambda k: (None, None) if saliency is None else (saliency[k], integrals[k])  # noqa: E731
+    maps = None if saliency is None else swap.saliency_maps(saliency, spec.threshold)
+
+    def map_of(k) -> swap.SaliencyMap | None:
+        return None if maps is None else swap.SaliencyMap(*(field[k] for field in maps))
+
     rows = {name: [] for name in ("view1", "view2", "mask1", "mask2")}
     for k, image in enumerate(images):
         # View 1 takes the next image of the group as background and view 2 the one after it.
@@ -73,9 +51,9 @@ def group_views(
         for v in (0, 1):
             background = None
             if lenders is not None and v < spec.swapped_views:
-                background = (lent.read(lenders[v]), maps_of(lenders[v])[1])
+                background = (lent.read(lenders[v]), map_of(lenders[v]))
             draw_seed = tf.stack([tf.constant(seed, tf.int64), positions[k] * 2 + v])
-            view, mask = one_view(image, *maps_of(k), background, draw_seed)
+            view, mask = one_view(image, map_of(k), background, draw_seed)
             rows[f"view{v + 1}"].append(_to_uint8(view))
             if saliency is not None:
                 mask = tf.nn.avg_pool2d(mask[None, ..., None], MASK_STRIDE, MASK_STRIDE, "VALID")[0, ..., 0]
@@ -117,9 +95,9 @@ def _view_function(spec: ViewSpec) -> tf.types.experimental.PolymorphicFunction:
     return tf.function(functools.partial(_one_view, spec=spec), autograph=False, reduce_retracing=True)
 
 
-def _one_view(image, own, integral, background, draw_seed, *, spec: ViewSpec) -> tuple[tf.Tensor, tf.Tensor]:
-    """`background`: an image and the integral image of its map, or None, and the view is a crop. `draw_seed` (2,) int64
-    decides its random choices."""
+def _one_view(image, saliency, background, draw_seed, *, spec: ViewSpec) -> tuple[tf.Tensor, tf.Tensor]:
+    """`saliency`: the image's map, or None; `background`: an image and its map, or None, and the view is a crop.
+    `draw_seed` (2,) int64 decides its random choices."""
     u = tf.random.stateless_uniform([_DRAWS], draw_seed)
 
     def cropped() -> tuple[tf.Tensor, tf.Tensor]:
@@ -127,24 +105,12 @@ def _one_view(image, own, integral, background, draw_seed, *, spec: ViewSpec) ->
         box = random_crop_box(tf.reshape(u[_CROP:], [_CROP_TRIES, 4]), shape, spec.crop_area)
         whole = tf.constant([0, 0, spec.size, spec.size])
         view = swap.place(image, box, whole, spec.size)
-        mask = tf.zeros([spec.size] * 2) if own is None else swap.place(own[..., None], box, whole, spec.size)[..., 0]
-        return view, mask
+        if saliency is None:
+            return view, tf.zeros([spec.size] * 2)
+        return view, swap.place(saliency.cells[..., None], box, whole, spec.size)[..., 0]
 
     def swapped() -> tuple[tf.Tensor, tf.Tensor]:
-        canvas, canvas_integral = background
-        return swap.swap(
-            image,
-            own,
-            integral,
-            canvas,
-            canvas_integral,
-            u[: swap.SWAP_DRAWS],
-            size=spec.size,
-            source_area=spec.source_area,
-            paste_area=spec.paste_area,
-            paste=spec.paste,
-            canvas_min=spec.canvas_min,
-        )
+        return swap.swap(image, saliency, *background, u[: swap.SWAP_DRAWS], spec)
 
     view, mask = cropped() if background is None else tf.cond(u[_SWAP] < spec.swap_prob, swapped, cropped)
     flip = u[_FLIP] < 0.5

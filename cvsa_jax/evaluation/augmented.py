@@ -1,6 +1,7 @@
 """The linear probe's training on augmented crops: the frozen network sees a fresh crop of each image in every epoch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,25 +9,23 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from cvsa_jax.data.pipeline import crop_batches
+from cvsa_jax.data.pipeline import Order, crop_batches
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.probe import MOMENTUM, Fit, Standardization
 from cvsa_jax.evaluation.protocol import Probe
 from cvsa_jax.runtime.distributed import replicated, to_mesh
+from cvsa_jax.runtime.progress import Progress
 from cvsa_jax.training.finetune_step import ProbeState, make_probe_step
-from cvsa_jax.training.monitor import Progress
-from cvsa_jax.training.state import Network
 
 
 def fit_crops(
-    encode: Callable,
-    network: Network,
+    encode: Callable[[jax.Array], Any],
     mesh: Mesh,
     source: Source,
     train: np.ndarray,
     scale: Standardization,
-    *,
     probe: Probe,
+    *,
     size: int,
     seed: int,
 ) -> Fit:
@@ -43,21 +42,12 @@ def fit_crops(
         step = make_probe_step(optimizer, mesh, rates, jnp.asarray(scale.mean), jnp.asarray(scale.std))
         weights = jnp.zeros((len(rates), len(scale.mean) + 1, len(source.classes)))
         state = jax.device_put(ProbeState(weights, optimizer.init(weights)), replicated(mesh))
-        batches = crop_batches(
-            source,
-            train[rows],
-            area=probe.crop_area,
-            size=size,
-            batch_size=batch_size,
-            steps=range(total),
-            seed=seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        order = Order(batch_size, range(total), seed, jax.process_index(), jax.process_count())
+        batches = crop_batches(source, train[rows], order, area=probe.crop_area, size=size)
         progress = Progress("probe", total, per_count=batch_size)
         for done, batch in enumerate(batches, start=1):
             batch = to_mesh(batch, mesh)
-            state = step(state, {"pooled": encode(network, batch["image"]).pooled, "label": batch["label"]})
+            state = step(state, {"pooled": encode(batch["image"]).pooled, "label": batch["label"]})
             progress.update(done)
         return np.asarray(state.weights)
 

@@ -3,13 +3,14 @@
 import numpy as np
 from jaxtyping import Float
 
+from cvsa_jax.evaluation.neighbors import unit
 from cvsa_jax.runtime.errors import UserError
 
 
 def pca(features: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m 2"]:
     """Scores on the first two principal components of the unit vectors; each component's largest score is positive."""
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    left, values, _ = np.linalg.svd(unit - unit.mean(0), full_matrices=False)
+    rows = unit(features)
+    left, values, _ = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
     scores = np.zeros((len(features), 2))
     scores[:, : min(2, len(values))] = (left * values)[:, :2]
     return scores * np.where(scores[np.abs(scores).argmax(0), [0, 1]] < 0, -1, 1)

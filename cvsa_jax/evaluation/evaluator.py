@@ -1,6 +1,7 @@
 """The figures of one network on one data set, as every command reports them."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -11,20 +12,18 @@ from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.augmented import fit_crops
 from cvsa_jax.evaluation.boxes import box_score, true_box
+from cvsa_jax.evaluation.encode import make_class_activation, make_encoder
 from cvsa_jax.evaluation.features import extract
 from cvsa_jax.evaluation.knn import knn_predict, leave_one_out
 from cvsa_jax.evaluation.labelled import fraction_rows, fraction_suffix
 from cvsa_jax.evaluation.probe import ProbeResult, Standardization, linear_probe, logits
-from cvsa_jax.evaluation.protocol import Knn, Probe
+from cvsa_jax.evaluation.protocol import EvalSpec, Knn, Probe
 from cvsa_jax.evaluation.retrieval import retrieval
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime.distributed import replicated
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.training.state import Network
-from cvsa_jax.training.step import make_class_activation, make_encoder
-
-ATTENTIONS = ("others", "mirror")  # what an image's cells are compared with: see `localization`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,35 +37,28 @@ class Recognition:
 
 
 class Evaluator:
-    """Evaluates networks of one model on one source; `size`, `resize` in px and `batch_size` as in `extract`,
-    `attention` one of ATTENTIONS."""
+    """Evaluates networks of one model on one source, with images as `spec` says."""
 
-    def __init__(
-        self,
-        model: Siamese | Classifier,
-        mesh: Mesh,
-        source: Source,
-        *,
-        size: int,
-        resize: int,
-        batch_size: int,
-        attention: str,
-    ):
+    def __init__(self, model: Siamese | Classifier, mesh: Mesh, source: Source, spec: EvalSpec):
         self.encode = {maps: make_encoder(model, mesh, maps=maps) for maps in (False, True)}
         self.activate = make_class_activation(model, mesh)
-        self.mesh, self.source = mesh, source
-        self.size, self.resize, self.batch_size, self.attention = size, resize, batch_size, attention
+        self.mesh, self.source, self.spec = mesh, source, spec
+
+    @property
+    def size(self) -> int:
+        """Side of the evaluated images, px."""
+        return self.spec.size
 
     def features(self, network: Network, indices: np.ndarray, source: Source | None = None) -> np.ndarray:
         """Pooled features (k, C) of the centre crops; `source` stands in for the evaluator's own."""
-        return self._extract(self.encode[False], network, indices, self.resize, source).pooled
+        return self._extract(self.encode[False], network, indices, self.spec.resize, source).pooled
 
     def maps(self, network: Network, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Name -> (k, h, w) maps of whole images, each squeezed to a square: `attention`, and of the backbone alone
         `mean` and `component`."""
         encoded = self._extract(self.encode[True], network, indices, 0)
         attention = encoded.mirrored
-        if self.attention == "others":
+        if self.spec.attention == "others":
             attention = localization.attention_maps(encoded.queries, encoded.keys)
         return {"attention": attention, "mean": encoded.mean, "component": encoded.component}
 
@@ -123,7 +115,8 @@ class Evaluator:
 
     def neighbors(self, network: Network, indices: np.ndarray, knn: Knn) -> dict[str, float]:
         """`knn_top1` of the images among themselves, leave-one-out, with the best k: to watch a training."""
-        scores = leave_one_out(self.features(network, indices), _labels(self.source)[indices], *knn)
+        features, labels = self.features(network, indices), _labels(self.source)[indices]
+        scores = leave_one_out(features, labels, knn.ks, knn.temperature)
         return {"knn_top1": float(scores.max())}
 
     def background(self, network: Network, weights: np.ndarray, test: np.ndarray, seed: int) -> dict[str, float]:
@@ -145,37 +138,19 @@ class Evaluator:
         return figures | {"background_gap": gap}
 
     def _extract(self, encode, network, indices: np.ndarray, resize: int, source: Source | None = None):
+        encode, source = functools.partial(encode, network), source or self.source
         return extract(
-            encode,
-            network,
-            self.mesh,
-            source or self.source,
-            indices,
-            size=self.size,
-            resize=resize,
-            batch_size=self.batch_size,
+            encode, self.mesh, source, indices, size=self.size, resize=resize, batch_size=self.spec.batch_size
         )
 
     def _probe(self, network, train, x, rows, x_test, y_test, probe: Probe, seed: int) -> ProbeResult:
         fit = None
         if probe.crop_area is not None:
+            encode = functools.partial(self.encode[False], network)
             scale = Standardization.of(x[rows])
-            given = (self.encode[False], network, self.mesh, self.source, train[rows], scale)
-            fit = fit_crops(*given, probe=probe, size=self.size, seed=seed)
-        return linear_probe(
-            x[rows],
-            self.source.labels[train[rows]],
-            x_test,
-            y_test,
-            classes=len(self.source.classes),
-            learning_rates=probe.learning_rates,
-            epochs=probe.epochs,
-            batch_size=probe.batch_size,
-            validation_share=probe.validation_share,
-            folds=probe.folds,
-            seed=seed,
-            fit=fit,
-        )
+            fit = fit_crops(encode, self.mesh, self.source, train[rows], scale, probe, size=self.size, seed=seed)
+        labels = self.source.labels[train[rows]]
+        return linear_probe(x[rows], labels, x_test, y_test, len(self.source.classes), probe, seed, fit)
 
 
 def chance(source: Source, test: np.ndarray, masks: np.ndarray | None) -> dict[str, float]:

@@ -10,12 +10,11 @@ from jax.sharding import Mesh
 from cvsa_jax.data.pipeline import image_batches
 from cvsa_jax.data.sources import Source
 from cvsa_jax.runtime.distributed import to_host, to_mesh
-from cvsa_jax.training.monitor import Progress
+from cvsa_jax.runtime.progress import Progress
 
 
 def extract(
-    encode: Callable,
-    network: Any,
+    encode: Callable[[jax.Array], Any],
     mesh: Mesh,
     source: Source,
     indices: np.ndarray,
@@ -24,9 +23,9 @@ def extract(
     resize: int,
     batch_size: int,
 ) -> Any:
-    """What `encode`, such as a `steps.make_encoder`, gives for `network`, its first argument, and `source`'s images at
-    `indices`, as NumPy arrays; the rest is as in `image_batches`. Each process reads its share of each batch, and all
-    get all of the result."""
+    """What `encode`, such as a `make_encoder` of a network, gives for the images of `source` at `indices`, as NumPy
+    arrays; the rest is as in `image_batches`. Each process reads its share of each batch, and all get all of the
+    result."""
     batch_size = -(-batch_size // mesh.size) * mesh.size
     share = batch_size // jax.process_count()
     own = indices[np.arange(len(indices)) % batch_size // share == jax.process_index()]
@@ -37,7 +36,7 @@ def extract(
         count = min(batch_size, len(indices) - first)
         # Of the last batch this process may have no image.
         images, _ = next(stream, (np.zeros((share, size, size, 3), np.uint8), 0))
-        encoded = to_host(encode(network, to_mesh({"images": images}, mesh)["images"]))
+        encoded = to_host(encode(to_mesh({"images": images}, mesh)["images"]))
         batches.append(jax.tree.map(lambda output, count=count: output[:count], encoded))
         progress.update(first + count)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)

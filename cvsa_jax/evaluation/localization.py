@@ -28,16 +28,15 @@ def upsample(attention: Float[np.ndarray, "h w"], size: int) -> Float[np.ndarray
     return (values - values.min()) / max(float(np.ptp(values)), 1e-12)
 
 
-def pointing_hit(scaled: Float[np.ndarray, "s s"], mask: Bool[np.ndarray, "s s"]) -> bool:
-    """Pointing game (Zhang et al. 2016, without tolerance): the map's maximum lies on the object."""
-    return bool(mask.reshape(-1)[scaled.argmax()])
+def pointing_score(values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> float:
+    """Pointing game (Zhang et al. 2016, without tolerance): 1 where the map's maximum lies on the object, 0 where it
+    does not; equal maxima share the image."""
+    return float(mask[values == values.max()].mean())
 
 
-def iou(scaled: Float[np.ndarray, "s s"], mask: Bool[np.ndarray, "s s"], threshold: float = IOU_THRESHOLD) -> float:
-    """Intersection over union of the map at a threshold and the mask; two empty regions agree."""
-    on = scaled >= threshold
-    union = (on | mask).sum()
-    return float((on & mask).sum() / union) if union else 1.0
+def iou(on: Bool[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> float:
+    """Intersection over union of a region and a mask that is not empty."""
+    return float((on & mask).sum() / (on | mask).sum())
 
 
 def square_mask(mask: np.ndarray, size: int) -> Bool[np.ndarray, "s s"]:
@@ -52,7 +51,7 @@ def center_prior_maps(count: int, size: int) -> Float[np.ndarray, "k s s"]:
 
 
 def score(maps: Float[np.ndarray, "k h w"], masks: Bool[np.ndarray, "k s s"]) -> dict[str, float]:
-    """Figures of maps against masks, over the images.
+    """Figures of maps against masks, over the images; those with an empty mask count for `pixel_ap` alone.
 
     `pointing_game`: mean rate. `mask_iou`: mean IoU at IOU_THRESHOLD. `mask_iou_best`: mean IoU at the one threshold
     of THRESHOLDS that is best for all images together (chosen on these images, so an upper bound). `pixel_ap`:
@@ -60,12 +59,16 @@ def score(maps: Float[np.ndarray, "k h w"], masks: Bool[np.ndarray, "k s s"]) ->
     """
     scaled = [upsample(m, masks.shape[-1]) for m in maps]
     counts = np.array([_counts(s, m) for s, m in zip(scaled, masks, strict=True)])
+    figures = {"pixel_ap": _average_precision(*counts.sum(0))}
+    shown = masks.any((1, 2))
+    if not shown.any():
+        return figures
+    pairs = [(s, m) for s, m, object_there in zip(scaled, masks, shown, strict=True) if object_there]
     return {
-        "pointing_game": float(np.mean([pointing_hit(s, m) for s, m in zip(scaled, masks, strict=True)])),
-        "mask_iou": float(np.mean([iou(s, m) for s, m in zip(scaled, masks, strict=True)])),
-        "mask_iou_best": _best_iou(counts[:, 0], counts[:, 1]),
-        "pixel_ap": _average_precision(*counts.sum(0)),
-    }
+        "pointing_game": float(np.mean([pointing_score(s, m) for s, m in pairs])),
+        "mask_iou": float(np.mean([iou(s >= IOU_THRESHOLD, m) for s, m in pairs])),
+        "mask_iou_best": _best_iou(counts[shown, 0], counts[shown, 1]),
+    } | figures
 
 
 def _counts(scaled: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
@@ -74,14 +77,13 @@ def _counts(scaled: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
     return [np.bincount(level[m], minlength=len(THRESHOLDS))[::-1].cumsum()[::-1] for m in (mask, np.ones_like(mask))]
 
 
-def _best_iou(hits: np.ndarray, found: np.ndarray) -> float:
-    """(k, thresholds) counts; the object's size is what the lowest threshold, 0, finds of it."""
-    union = hits[:, :1] + found - hits
-    return float(np.where(union > 0, hits / np.maximum(union, 1), 1.0).mean(0).max())
+def _best_iou(hits: np.ndarray, above: np.ndarray) -> float:
+    """(k, thresholds) counts of the object's pixels and of all; the lowest threshold, 0, has the whole object."""
+    return float((hits / (hits[:, :1] + above - hits)).mean(0).max())
 
 
-def _average_precision(hits: np.ndarray, found: np.ndarray) -> float:
+def _average_precision(hits: np.ndarray, above: np.ndarray) -> float:
     """Sum over falling thresholds of precision times the gain in recall; 0 where there is no object."""
-    precision = hits / np.maximum(found, 1)
+    precision = hits / np.maximum(above, 1)
     gain = hits - np.append(hits[1:], 0)
     return float((precision * gain).sum() / max(hits[0], 1))

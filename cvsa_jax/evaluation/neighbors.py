@@ -24,7 +24,7 @@ def nearest(
         k: fewer are returned where the gallery holds fewer.
         among_themselves: query i is row i of the gallery, and not its own neighbour.
     """
-    queries, gallery = _unit(queries), _unit(gallery)
+    queries, gallery = unit(queries), unit(gallery)
     k = min(k, len(gallery) - among_themselves)
     size = min(GALLERY, len(gallery))
     blocks = jnp.asarray(np.pad(gallery, [(0, -len(gallery) % size), (0, 0)])).reshape(-1, size, gallery.shape[1])
@@ -57,5 +57,6 @@ def _search(blocks: Float[Array, "b s d"], rows, chunk, own, *, k: int):
     return jax.lax.scan(merge, nothing, (jnp.arange(len(blocks)), blocks))[0]
 
 
-def _unit(x: np.ndarray) -> np.ndarray:
+def unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Rows of length 1, float32; 0 stays 0."""
     return (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)).astype(np.float32)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 
 from cvsa_jax.evaluation.accuracy import accuracy, cross_entropy, topk_hits
 from cvsa_jax.evaluation.labelled import validation_rows
+from cvsa_jax.evaluation.protocol import Probe
 
 MOMENTUM = 0.9
 # (rows of the train split, learning rates) -> one classifier of standardised features for each, (r, d + 1, c), biases
@@ -38,26 +39,21 @@ def linear_probe(
     train_labels: Int[np.ndarray, " n"],
     test: Float[np.ndarray, "m d"],
     test_labels: Int[np.ndarray, " m"],
-    *,
     classes: int,
-    learning_rates: tuple[float, ...],
-    epochs: int,
-    batch_size: int,
-    validation_share: float,
-    folds: int,
+    probe: Probe,
     seed: int,
     fit: Fit | None = None,
 ) -> ProbeResult:
     """Softmax regression by SGD with Nesterov momentum, cosine schedule, no weight decay, on features standardised
     with the train rows' mean and deviation.
 
-    The learning rate is chosen on `validation_share` of the train rows, drawn by class, `folds` times with other rows
-    and other classifiers: the highest accuracy over all of them wins, of equals the lower cross-entropy. The classifier
-    is then trained anew on all train rows. The test rows take no part in the choice. Where each class has one row,
-    there is nothing to choose on, and the middle rate of the list is taken.
+    The learning rate is chosen on `probe.validation_share` of the train rows, drawn by class, `probe.folds` times with
+    other rows and other classifiers: the highest accuracy over all of them wins, of equals the lower cross-entropy. The
+    classifier is then trained anew on all train rows. The test rows take no part in the choice. Where each class has
+    one row, there is nothing to choose on, and the middle rate of the list is taken.
 
     Args:
-        fit: what trains the classifiers; by default `fit_features` on `train` with the arguments above.
+        fit: what trains the classifiers; by default `fit_features` on `train`.
     """
     scale = Standardization.of(train)
     if fit is None:
@@ -65,17 +61,24 @@ def linear_probe(
 
         def fit(rows, rates):
             return fit_features(
-                x[rows], train_labels[rows], rates, classes=classes, epochs=epochs, batch_size=batch_size, seed=seed
+                x[rows],
+                train_labels[rows],
+                rates,
+                classes=classes,
+                epochs=probe.epochs,
+                batch_size=probe.batch_size,
+                seed=seed,
             )
 
+    learning_rates = probe.learning_rates
     best, scores = learning_rates[(len(learning_rates) - 1) // 2], {}
     if len(learning_rates) > 1 and len(train) > len(np.unique(train_labels)):
         hits, losses = [], []
-        for fold in range(folds):
-            held = validation_rows(train_labels, validation_share, seed, fold)
-            found = [logits(scale.folded(w), train[held]) for w in fit(np.flatnonzero(~held), learning_rates)]
-            hits.append([topk_hits(f, train_labels[held], 1) for f in found])
-            losses.append([cross_entropy(f, train_labels[held]) for f in found])
+        for fold in range(probe.folds):
+            held = validation_rows(train_labels, probe.validation_share, seed, fold)
+            predicted = [logits(scale.folded(w), train[held]) for w in fit(np.flatnonzero(~held), learning_rates)]
+            hits.append([topk_hits(p, train_labels[held], 1) for p in predicted])
+            losses.append([cross_entropy(p, train_labels[held]) for p in predicted])
         tops, lost = (np.concatenate(parts, 1).mean(1) for parts in (hits, losses))
         scores = {rate: float(top) for rate, top in zip(learning_rates, tops, strict=True)}
         best = learning_rates[np.lexsort((lost, -tops))[0]]

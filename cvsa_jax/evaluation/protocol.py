@@ -1,17 +1,47 @@
-"""The settings of the evaluation protocols, as plain values."""
+"""The settings of the evaluation protocols, as plain values that check themselves."""
 
-from typing import NamedTuple
+import dataclasses
+
+from cvsa_jax.runtime import checks
+from cvsa_jax.runtime.errors import UserError
+
+ATTENTIONS = ("others", "mirror")  # what an image's cells are compared with: see `localization`
 
 
-class Knn(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class EvalSpec:
+    """`config.eval`: `size` of the evaluated images in px; `resize`, the shorter side before the centre crop; images
+    that the network sees at once; what the cells of an image are compared with, one of ATTENTIONS."""
+
+    size: int
+    resize: int
+    batch_size: int
+    attention: str
+
+    def __post_init__(self):
+        checks.at_least("config.eval.size", self.size, 1)
+        checks.at_least("config.eval.batch_size", self.batch_size, 1)
+        checks.choice("config.eval.attention", self.attention, ATTENTIONS)
+        if self.resize < self.size:
+            raise UserError(f"config.eval.resize={self.resize} is smaller than the crop of {self.size} px")
+
+
+@dataclasses.dataclass(frozen=True)
+class Knn:
     """Numbers of neighbours, among which leave-one-out on the train images chooses, and the votes' temperature."""
 
     ks: tuple[int, ...]
     temperature: float
 
+    def __post_init__(self):
+        checks.positive("config.eval.knn_temperature", self.temperature)
+        if any(k < 1 for k in self.ks):
+            raise UserError(f"config.eval.knn={self.ks} must be numbers of neighbours from 1 on")
 
-class Probe(NamedTuple):
-    """The linear probe (see `linear.linear_probe`).
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """`config.probe`, the linear probe (see `probe.linear_probe`).
 
     `fractions`: shares of the train images whose labels are used, each a probe of its own. `seeds`: one probe each, of
     which mean and deviation are reported; they draw the validation part and the order of the batches. `list_seed`: of
@@ -27,4 +57,13 @@ class Probe(NamedTuple):
     fractions: tuple[float, ...]
     seeds: tuple[int, ...]
     list_seed: int
-    crop_area: tuple[float, float] | None
+    crop_area: tuple[float, ...] | None
+
+    def __post_init__(self):
+        checks.learning_rates("config.probe.learning_rates", self.learning_rates)
+        checks.at_least("config.probe.batch_size", self.batch_size, 1)
+        checks.at_least("config.probe.folds", self.folds, 1)
+        checks.at_least("config.probe.seeds", len(self.seeds), 1)
+        checks.share("config.probe.validation_share", self.validation_share)
+        if self.crop_area is not None:
+            checks.area("config.probe.crop_area", self.crop_area)

@@ -3,17 +3,19 @@
 import base64
 import dataclasses
 import html
-import json
+import io
+
+from PIL import Image
 
 from cvsa_jax.report.pictures import Picture
 from cvsa_jax.runtime.files import AnyPath
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-img { max-width: 100%; } table { border-collapse: collapse; margin: 1rem 0; }
+img { max-width: 100%; height: auto; } table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .3rem .9rem; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; } figcaption, .note { color: #555; font-size: .9rem; }
-figure { margin: 1.5rem 0; }
+figure { margin: 1.5rem 0; } .wide { overflow-x: auto; }
 """
 
 
@@ -40,15 +42,16 @@ def write_page(page: AnyPath, title: str, blocks: list[str | Picture | Table]) -
     parts = [f"<h1>{html.escape(title)}</h1>"]
     for block in blocks:
         if isinstance(block, Picture):
-            data = base64.b64encode(block.path.read_bytes()).decode()
-            caption = html.escape(block.caption)
+            png, caption = block.path.read_bytes(), html.escape(block.caption)
+            width, height = Image.open(io.BytesIO(png)).size  # so that the page does not jump while it loads
             parts.append(
-                f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+                f'<figure><img alt="{caption}" width="{width}" height="{height}" '
+                f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
                 f"<figcaption>{caption}</figcaption></figure>"
             )
         elif isinstance(block, Table):
-            row = lambda tag, cells: "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"  # noqa: E731
-            parts.append(f"<table>{row('th', block.header)}{''.join(row('td', r) for r in block.rows)}</table>")
+            rows = "".join(_row("td", cells) for cells in block.rows)
+            parts.append(f'<div class="wide"><table>{_row("th", block.header)}{rows}</table></div>')
         elif block.startswith("# "):
             parts.append(f"<h2>{html.escape(block[2:])}</h2>")
         else:
@@ -60,12 +63,5 @@ def write_page(page: AnyPath, title: str, blocks: list[str | Picture | Table]) -
     return page
 
 
-def write_json(path: AnyPath, figures: dict) -> None:
-    """Figures as JSON, for machines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=2) + "\n")
-
-
-def percent(value: float | None) -> str:
-    """A share for a table: `61.5`, or a dash where there is none."""
-    return "–" if value is None else f"{100 * value:.1f}"
+def _row(tag: str, cells: tuple[str, ...]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"

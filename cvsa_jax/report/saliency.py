@@ -8,25 +8,15 @@ import numpy as np
 from cvsa_jax.data.pipeline import load_image
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.localization import square_mask
-from cvsa_jax.report import html as report
-from cvsa_jax.report import pictures
+from cvsa_jax.report import html, pictures
+from cvsa_jax.report.columns import COUNTS, QUALITY, quality, table
+from cvsa_jax.runtime.files import AnyPath, write_json_atomically
 from cvsa_jax.saliency.compute import BLANK, FULL, TIMING
 from cvsa_jax.saliency.detector import squeezed
 from cvsa_jax.saliency.quality import measure
 from cvsa_jax.saliency.store import GRID, REPORT_PAGE, SaliencyStore
+from cvsa_jax.training.log import read_metrics
 
-_COLUMNS = {
-    "mae": "MAE",
-    "max_f": "max F",
-    "iou": "IoU",
-    "box_iou": "box IoU",
-    "pointing_game": "pointing",
-    "ms_per_image": "ms/image",
-    "blank": "blank",
-    "full": "full",
-    "fallback": "fallback",
-}
-_COUNTS = ("blank", "full", "fallback")
 _SIZE = 128  # px of the pictured images
 _PICTURED = 10
 _MEANING = (
@@ -40,24 +30,24 @@ def figures_of(store: SaliencyStore, source: Source, measured: np.ndarray) -> di
     """The figures of `report/saliency.json`: quality on the images `measured` (where the source can tell), counts over
     all images, and milliseconds per image of the last pass that made maps."""
     measured = measured[store.usable[measured]]
-    figures = measure(source, measured, store.record, store.manifest["settings"]["threshold"])
+    figures = measure(source, measured, store.record, store.threshold)
     timing = store.folder / TIMING
     if timing.is_file():
         figures["ms_per_image"] = json.loads(timing.read_text())["ms_per_image"]
-    return figures | {name: store.manifest[name] for name in _COUNTS}
+    return figures | {name: store.manifest[name] for name in COUNTS}
 
 
-def write_store_page(store: SaliencyStore, source: Source, measured: np.ndarray, said: str) -> report.Table:
+def write_store_page(store: SaliencyStore, source: Source, measured: np.ndarray, about: str) -> html.Table:
     """Writes `report/saliency.{html,png,json}` of one store and returns the table of its figures.
 
     Args:
-        measured: indices of the images with which the maps are compared; `said`: what these are, for the reader.
+        measured: indices of the images with which the maps are compared; `about`: what these are, for the reader.
     """
     figures = figures_of(store, source, measured)
     page = store.folder / REPORT_PAGE
-    report.write_json(page.with_suffix(".json"), figures)
+    write_json_atomically(page.with_suffix(".json"), figures)
     manifest = store.manifest
-    table = _table({manifest["detector"]: figures})
+    shown = _table({manifest["detector"]: figures})
     # Equal confidences are put in a random order, so that they do not show the first class only.
     usable = np.random.default_rng(0).permutation(np.flatnonzero(store.usable))
     order = usable[np.argsort(-store.confidences[usable], kind="stable")]
@@ -78,52 +68,54 @@ def write_store_page(store: SaliencyStore, source: Source, measured: np.ndarray,
         f"{source.name}: {len(source)} images, {len(manifest['unreadable'])} of them unreadable and left out. Detector "
         f"{manifest['detector']}, supervision: {manifest['supervision']}. {facts}. Mean area "
         f"{manifest['mean_area']:.0%}.",
-        table,
-        f"{_MEANING}: {said}.",
+        shown,
+        f"{_MEANING}: {about}.",
         "# Maps",
         pictures.saliency_picture(page.with_suffix(".png"), sheets, caption),
         "# Area and confidence",
         histograms,
     ]
-    report.write_page(page, f"Saliency maps: {source.name}, {manifest['detector']}", blocks)
-    return table
+    html.write_page(page, f"Saliency maps: {source.name}, {manifest['detector']}", blocks)
+    return shown
 
 
 def write_comparison(
-    stores: dict[str, SaliencyStore], source: Source, measured: np.ndarray, said: str, folder: Path
-) -> report.Table:
+    stores: dict[str, SaliencyStore], source: Source, measured: np.ndarray, about: str, folder: Path
+) -> html.Table:
     """Writes `saliency.{html,png,json}` of several stores side by side into `folder` and returns the table."""
     figures = {name: figures_of(store, source, measured) for name, store in stores.items()}
     page = folder / REPORT_PAGE.name
-    report.write_json(page.with_suffix(".json"), figures)
-    table = _table(figures)
+    write_json_atomically(page.with_suffix(".json"), figures)
+    shown = _table(figures)
     usable = measured[np.all([store.usable[measured] for store in stores.values()], axis=0)]
-    shown = usable[np.linspace(0, len(usable) - 1, min(_PICTURED, len(usable))).astype(int)]
-    images = np.stack([squeezed(load_image(source, int(i)), _SIZE) for i in shown])
-    large = lambda maps: np.stack([squeezed(m, _SIZE) for m in maps]) / 255  # noqa: E731
-    rows = {name: large(store[shown]) for name, store in stores.items()}
+    examples = usable[np.linspace(0, len(usable) - 1, min(_PICTURED, len(usable))).astype(int)]
+    images = np.stack([squeezed(load_image(source, int(i)), _SIZE) for i in examples])
+    rows = {
+        name: np.stack([squeezed(saliency, _SIZE) for saliency in store[examples]]) / 255
+        for name, store in stores.items()
+    }
     caption = "Evenly spaced images." + (" The line is the true mask." if source.mask is not None else "")
-    picture = pictures.attention_picture(page.with_suffix(".png"), images, rows, _masks(source, shown), caption)
+    picture = pictures.attention_picture(page.with_suffix(".png"), images, rows, _masks(source, examples), caption)
     supervision = ", ".join(f"{name}: {store.manifest['supervision']}" for name, store in stores.items())
-    blocks = [f"{source.name}. Supervision: {supervision}.", table, f"{_MEANING}: {said}.", "# Maps", picture]
-    report.write_page(page, f"Saliency maps compared: {source.name}", blocks)
-    return table
+    blocks = [f"{source.name}. Supervision: {supervision}.", shown, f"{_MEANING}: {about}.", "# Maps", picture]
+    html.write_page(page, f"Saliency maps compared: {source.name}", blocks)
+    return shown
 
 
-def _table(figures: dict[str, dict[str, float]]) -> report.Table:
-    present = [name for name in _COLUMNS if any(name in row for row in figures.values())]
-    return report.Table(
-        ("detector", *(_COLUMNS[name] for name in present)),
-        [(title, *(_cell(name, row.get(name)) for name in present)) for title, row in figures.items()],
-    )
+def write_detector_page(workdir: AnyPath, figures: dict[str, float], title: str) -> None:
+    """Writes `workdir/report/` of a trained detector and prints its table; `title`: what the figures are of."""
+    folder = workdir / "report"
+    write_json_atomically(folder / "results.json", figures)
+    panels = {"loss": ("train/loss",), "gradient": ("health/grad_norm",), "learning rate": ("train/learning_rate",)}
+    caption = "The run, from metrics.jsonl."
+    curves = pictures.curves_picture(folder / "curves.png", read_metrics(workdir), panels, caption)
+    shown = _table({title: figures}, "")
+    page = html.write_page(folder / "index.html", f"Detector {workdir.name}", [shown, "# Curves", curves])
+    print(shown.as_text() + f"\nreport: {page}")
 
 
-def _cell(name: str, value: float | int | None) -> str:
-    if value is None:
-        return "–"
-    if name in _COUNTS:
-        return str(value)
-    return f"{value:.1f}" if name == "ms_per_image" else f"{value:.3f}"
+def _table(figures: dict[str, dict[str, float]], corner: str = "detector") -> html.Table:
+    return table(list(figures.items()), QUALITY, corner=corner, cell=quality)
 
 
 def _sheet(store: SaliencyStore, source: Source, rows: np.ndarray) -> pictures.MapSheet:

@@ -1,21 +1,23 @@
-"""Pre-training, stage 1 (BYOL) and stage 2 (CVSA): build, restore, loop, finish."""
+"""Pre-training, stage 1 (BYOL) and stage 2 (CVSA): data, step, start, loop, report."""
 
+import dataclasses
 import functools
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
 from cvsa_jax.data import pipeline
-from cvsa_jax.models.resnet import parameter_count
+from cvsa_jax.data.pipeline import Order
+from cvsa_jax.data.sources import Source
+from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.report.run import evenly, report_run
-from cvsa_jax.runtime.distributed import check_batch_size, check_shared, make_mesh, replicated
-from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import AnyPath, as_path
-from cvsa_jax.saliency.store import REPORT_PAGE, SaliencyStore, store_path
-from cvsa_jax.training import checkpoint
-from cvsa_jax.training.loop import run_steps
-from cvsa_jax.training.optim import target_decay
+from cvsa_jax.runtime.distributed import check_batch_size, make_mesh
+from cvsa_jax.runtime.files import AnyPath
+from cvsa_jax.saliency.store import SaliencyStore, open_store
+from cvsa_jax.training.loop import Watch, run_steps
+from cvsa_jax.training.resume import begin
 from cvsa_jax.training.state import TrainState, init_state
 from cvsa_jax.training.step import make_train_step
 from cvsa_jax.weights import backbones
@@ -28,133 +30,72 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
         UserError: whatever the user can put right, before the first step where it can be known then.
     """
     # 1) Data, and the saliency maps where the views or the loss need them.
-    source = settings.load_source(config.data)
+    source, mesh = settings.load_source(config.data), make_mesh()
     store = None
     if config.views.kind == "saliency_swap" or config.align.weight > 0:
-        folder = store_path(config.saliency.store, source.name, config.saliency.detector)
-        store = SaliencyStore(folder, source)
-        if store.fallback_share > config.saliency.warn_fallback:
-            print(
-                f"warning: {store.fallback_share:.0%} of the maps in {folder} have no cell at the threshold "
-                f"{store.manifest['settings']['threshold']:g}: look at {folder / REPORT_PAGE} before you trust them "
-                "(config.saliency.warn_fallback sets this limit)"
-            )
-    usable = None if store is None else store.usable
-    split = lambda name: pipeline.readable(source, source.split(name), config.data.on_bad_image, usable)  # noqa: E731
-    pool = split(config.data.train_split)
+        store = open_store(config.saliency.store, source, config.saliency.detector, config.saliency.warn_fallback)
+    pool = _readable(config, source, config.data.train_split, store)
+    labels = source.labels if config.watch.online_probe else None
 
-    # 2) Model, optimiser and the jitted step.
-    mesh = make_mesh()
-    accumulate = settings.accumulate_steps(config)
-    check_batch_size(config.batch_size, config.views.group, mesh, accumulate)
+    # 2) Model, views, optimiser and the jitted step.
+    check_batch_size(config.batch_size, config.views.group, mesh, config.accumulate_steps)
     model = settings.model(config.model)
+    views = settings.view_spec(config, model.stride)
+    if store is not None:
+        views = dataclasses.replace(views, threshold=store.threshold)
     optimizer, schedule = settings.optimizer(config, len(pool))
-    total = settings.total_steps(config, len(pool))
-    spec = settings.view_spec(config.views, model.stride)
-    augment = [settings.photometric(config.augment[view]) for view in ("view1", "view2")]
-    objective = settings.objective(config)
-    watched = source.labels if config.watch.online_probe else None
-    evaluator = settings.evaluator(model, mesh, source, config.eval, config)
-    train_step = make_train_step(
-        model,
-        optimizer,
-        mesh,
-        objective=objective,
-        temperature=settings.temperature(config),
-        tau=target_decay(config.target.tau, total, config.target.cosine),
-        augment1=augment[0],
-        augment2=augment[1],
-        align_form=settings.align_form(config.align),
-        align_weight=config.align.weight,
-        seed=config.seed,
-        accumulate=accumulate,
-    )
+    spec = settings.step_spec(config, len(pool))
+    train_step = make_train_step(model, optimizer, mesh, spec)
+    evaluator = Evaluator(model, mesh, source, settings.evaluation(config.eval, config))
 
-    # 3) State: this workdir's newest checkpoint, else another run's network, else random weights.
+    # 3) State: this workdir's newest checkpoint, else other weights, else random ones.
+    def start_from(state: TrainState) -> tuple[TrainState, str]:
+        weights, origin = backbones.online_start(config.init_from, model, mesh)
+        return state.starting_from(state.online.with_parts(weights)), origin
+
     initialize = functools.partial(
         init_state,
         model,
         optimizer,
-        spec.size,
-        target=objective.target,
+        views.size,
+        target=spec.objective.target,
         queue=settings.queue_size(config, len(pool)),
-        classes=0 if watched is None else len(source.classes),
+        classes=0 if labels is None else len(source.classes),
     )
-    state = jax.jit(initialize, out_shardings=replicated(mesh))(jax.random.key(config.seed))
-    check_shared(workdir)
-    checkpoints = checkpoint.Checkpointer(workdir)
-    changes = settings.compare_config(config, workdir) if checkpoints.latest is not None else []
-    identity = {"fingerprint": source.fingerprint, "images": len(pool)}
-    origin = "random weights"
-    if checkpoints.latest is not None:
-        state, meta = checkpoints.restore(state, mesh)
-        if {key: meta[key] for key in identity} != identity:
-            raise UserError(
-                f"{workdir} was trained on other data ({meta['images']} images, fingerprint {meta['fingerprint']}; "
-                f"{source.name} now has {len(pool)}, {source.fingerprint}): restore the data or take another --workdir"
-            )
-        origin = f"{workdir} at step {int(state.step)}"
-    elif as_path(config.init_from).is_file():
-        state = checkpoint.with_backbone(state, backbones.load_file(as_path(config.init_from), model, mesh), mesh)
-        origin = config.init_from
-    elif config.init_from:
-        state, step = checkpoint.init_from(as_path(config.init_from), state, mesh)
-        origin = f"{config.init_from} at step {step}"
-    start = int(state.step)
-    settings.write_config(config, workdir)
-    print(
-        f"{mesh.size} {mesh.devices.flat[0].platform} device(s), {config.model.dtype}; {source.name}: {len(pool)} "
-        f"images; steps {start} to {total} of {config.batch_size}; {parameter_count(state.online.params) / 1e6:.1f} M "
-        f"parameters from {origin}",
-        flush=True,
+    run = begin(
+        config,
+        workdir,
+        mesh,
+        initialize,
+        identity={"fingerprint": source.fingerprint, "images": len(pool)},
+        total=settings.total_steps(config, len(pool)),
+        about=f"{source.name}: {len(pool)} images",
+        start_from=start_from if config.init_from else None,
     )
-    for change in changes:
-        print(f"changed since this run began: {change}")
 
+    # 4) The loop.
     def batches(steps: range):
-        return pipeline.train_batches(
-            source,
-            pool,
-            store,
-            spec,
-            batch_size=config.batch_size,
-            steps=steps,
-            seed=config.seed,
-            labels=watched,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        order = Order(config.batch_size, steps, config.seed, jax.process_index(), jax.process_count())
+        return pipeline.train_batches(source, pool, store, views, order, labels)
 
-    def watch(state: TrainState) -> dict[str, float]:
+    def neighbors(state: TrainState) -> dict[str, float]:
         images = evenly(pool, config.watch.knn_images)
         return evaluator.neighbors(state.online, images, settings.knn(config.eval))
 
-    # 4) The loop.
-    state, batch = run_steps(
-        config,
-        workdir,
-        train_step,
-        state,
-        batches(range(start, total)),
-        mesh,
-        checkpoints,
-        total=total,
-        schedule=schedule,
-        meta=identity,
-        watch=(0 if source.labels is None or not config.eval.knn else config.watch.knn_steps, watch),
-        micro_batches=accumulate,
-    )
+    watch = Watch(config.watch.knn_steps, neighbors) if source.labels is not None and config.eval.knn else None
+    stream = batches(range(int(run.state.step), run.total))
+    state, batch = run_steps(run, train_step, stream, schedule, watch=watch, micro_batches=spec.accumulate)
 
     # 5) Figures and pictures of the online network.
-    held_out = config.data.test_split in source.splits
-    if not held_out:
+    test = None
+    if config.data.test_split in source.splits:
+        test = _readable(config, source, config.data.test_split, store)
+    else:
         print(f"{source.name} has no split {config.data.test_split!r}: no kNN, and the attention is of training images")
-    return report_run(
-        config,
-        workdir,
-        state.online,
-        evaluator,
-        train=pool,
-        test=split(config.data.test_split) if held_out else None,
-        batch=batch or next(batches(range(total - 1, total))),
-    )
+    batch = batch or next(batches(range(run.total - 1, run.total)))
+    return report_run(run, state.online, evaluator, pool, test, batch)
+
+
+def _readable(config: ConfigDict, source: Source, split: str, store: SaliencyStore | None) -> np.ndarray:
+    usable = None if store is None else store.usable
+    return pipeline.readable(source, source.split(split), config.data.on_bad_image, usable)

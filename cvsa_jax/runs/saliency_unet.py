@@ -1,4 +1,4 @@
-"""Training of the U-Net detector: build, restore, loop, measure."""
+"""Training of the U-Net detector: data, step, start, loop, report."""
 
 import functools
 from pathlib import Path
@@ -10,20 +10,17 @@ from ml_collections import ConfigDict
 from cvsa_jax import settings
 from cvsa_jax.data import pipeline
 from cvsa_jax.data.sources import Source
-from cvsa_jax.models.resnet import parameter_count
-from cvsa_jax.report import html as report
-from cvsa_jax.report import pictures
-from cvsa_jax.runtime.distributed import check_batch_size, make_mesh, replicated
+from cvsa_jax.report.saliency import write_detector_page
+from cvsa_jax.runtime.distributed import check_batch_size, make_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.detector import Detector
-from cvsa_jax.saliency.detectors.network import unet
+from cvsa_jax.saliency.detectors.unet import unet
 from cvsa_jax.saliency.quality import measure
 from cvsa_jax.saliency.store import make_record
 from cvsa_jax.saliency.unet.pairs import make_pairs, pair_batches
-from cvsa_jax.saliency.unet.step import init_state, make_unet_step
-from cvsa_jax.training import checkpoint
+from cvsa_jax.saliency.unet.step import Geometry, init_state, make_unet_step
 from cvsa_jax.training.loop import run_steps
-from cvsa_jax.training.monitor import read_metrics
+from cvsa_jax.training.resume import begin
 
 
 def train_unet(config: ConfigDict, workdir: Path) -> dict[str, float]:
@@ -37,46 +34,36 @@ def train_unet(config: ConfigDict, workdir: Path) -> dict[str, float]:
         raise UserError(f"config.mode={config.mode!r} runs in one process, not in {jax.process_count()}")
     # 1) Data: images and masks, decoded once.
     model, mesh = settings.unet(config.model), make_mesh()
-    geometry, colour = settings.geometry(config.augment), settings.photometric(config.augment.colour)
+    augment = config.augment
+    geometry = Geometry(tuple(augment.side), augment.aspect, augment.composite_prob)
     if config.size % model.stride:
         raise UserError(f"config.size={config.size} is not a multiple of the detector's stride {model.stride}")
+    check_batch_size(config.batch_size, 1, mesh)
     source = settings.load_source(config.data)
-    readable = lambda indices: pipeline.readable(source, indices, config.data.on_bad_image)  # noqa: E731
+    readable = functools.partial(pipeline.readable, source, on_bad_image=config.data.on_bad_image)
     parts = [(source, readable(source.split(config.data.train_split)))]
     if config.with_procedural:
         drawn = settings.procedural_source(config.data)
         parts.append((drawn, drawn.split("train")))
     pairs = make_pairs(parts, config.size, workdir / "pairs")
 
-    # 2) Model, optimiser, state.
-    check_batch_size(config.batch_size, 1, mesh)
+    # 2) Optimiser, the jitted step, and where the training starts.
     optimizer, schedule = settings.optimizer(config, len(pairs[0]))
-    total = settings.total_steps(config, len(pairs[0]))
+    colour = settings.photometric(augment.colour)
     train_step = make_unet_step(model, optimizer, mesh, geometry=geometry, colour=colour, seed=config.seed)
-    initialize = functools.partial(init_state, model, optimizer)
-    state = jax.jit(initialize, out_shardings=replicated(mesh))(jax.random.key(config.seed))
-    checkpoints = checkpoint.Checkpointer(workdir)
-    identity = {"data": [[part.fingerprint, part.annotation] for part, _ in parts], "images": len(pairs[0])}
-    if checkpoints.latest is not None:
-        for change in settings.compare_config(config, workdir):
-            print(f"changed since this run began: {change}")
-        state, meta = checkpoints.restore(state, mesh)
-        if meta != identity:
-            raise UserError(f"{workdir} was trained on other data: restore the data or take another --workdir")
-    settings.write_config(config, workdir)
-    start = int(state.step)
-    print(
-        f"{mesh.size} {mesh.devices.flat[0].platform} device(s), {config.model.dtype}; {len(pairs[0])} images with "
-        f"masks at {config.size} px; steps {start} to {total} of {config.batch_size}; "
-        f"{parameter_count(state.params) / 1e6:.1f} M parameters",
-        flush=True,
+    run = begin(
+        config,
+        workdir,
+        mesh,
+        functools.partial(init_state, model, optimizer),
+        identity={"data": [[part.fingerprint, part.annotation] for part, _ in parts], "images": len(pairs[0])},
+        total=settings.total_steps(config, len(pairs[0])),
+        about=f"{len(pairs[0])} images with masks at {config.size} px",
     )
 
     # 3) The loop.
-    stream = pair_batches(pairs, batch_size=config.batch_size, steps=range(start, total), seed=config.seed)
-    run_steps(
-        config, workdir, train_step, state, stream, mesh, checkpoints, total=total, schedule=schedule, meta=identity
-    )
+    steps = range(int(run.state.step), run.total)
+    run_steps(run, train_step, pair_batches(pairs, config.batch_size, steps, config.seed), schedule)
 
     # 4) Figures on held-out images.
     held_out = config.data.test_split in source.splits
@@ -84,8 +71,9 @@ def train_unet(config: ConfigDict, workdir: Path) -> dict[str, float]:
         print(f"{source.name} has no split {config.data.test_split!r}: the figures are of the images trained on")
     measured = readable(source.split(config.data.test_split)) if held_out else parts[0][1]
     records = _records(unet(workdir), source, measured, config.threshold)
-    figures = measure(source, measured, lambda i: records[i], config.threshold)
-    _report(workdir, source, figures, measured, held_out)
+    figures = measure(source, measured, records.__getitem__, config.threshold)
+    kind = "held-out" if held_out else "training"
+    write_detector_page(workdir, figures, f"{len(measured)} {kind} images of {source.name}")
     return figures
 
 
@@ -94,18 +82,6 @@ def _records(detector: Detector, source: Source, indices: np.ndarray, threshold:
     records = {}
     for k in range(0, len(indices), detector.batch_size):
         batch = [int(i) for i in indices[k : k + detector.batch_size]]
-        found = detector.detect([detector.prepare(i, pipeline.load_image(source, i)) for i in batch])
-        records |= {i: make_record(d.saliency, d.confidence, threshold)[()] for i, d in zip(batch, found, strict=True)}
+        maps = detector.detect([detector.prepare(i, pipeline.load_image(source, i)) for i in batch])
+        records |= {i: make_record(d.saliency, d.confidence, threshold)[()] for i, d in zip(batch, maps, strict=True)}
     return records
-
-
-def _report(workdir: Path, source: Source, figures: dict, measured: np.ndarray, held_out: bool) -> None:
-    folder = workdir / "report"
-    report.write_json(folder / "results.json", figures)
-    caption = "The run, from metrics.jsonl."
-    panels = {"loss": ("train/loss",), "gradient": ("health/grad_norm",), "learning rate": ("train/learning_rate",)}
-    curves = pictures.curves_picture(folder / "curves.png", read_metrics(workdir), panels, caption)
-    said = f"{len(measured)} {'held-out' if held_out else 'training'} images of {source.name}"
-    table = report.Table(("", *figures), [(said, *(f"{value:.3f}" for value in figures.values()))])
-    page = report.write_page(folder / "index.html", f"Detector {workdir.name}", [table, "# Curves", curves])
-    print(table.as_text() + f"\nreport: {page}")

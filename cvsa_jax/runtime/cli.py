@@ -1,4 +1,7 @@
-"""What the commands share: the `--config` flag, and an end without a traceback."""
+"""What the commands share: the `--config` flag, the place in a cluster, and an end without a traceback.
+
+Imports neither JAX nor TensorFlow, so that `--help` and a wrong flag are answered at once.
+"""
 
 import os
 import sys
@@ -11,6 +14,9 @@ from cvsa_jax.runtime import interruption
 from cvsa_jax.runtime.errors import INTERRUPTED, USER_ERROR, Interrupted, UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/cub.py.", lock_config=True)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where no launcher tells it.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0, with --coordinator.")
 
 
 def config() -> ConfigDict:
@@ -18,6 +24,16 @@ def config() -> ConfigDict:
     if _CONFIG.value is None:
         raise UserError("--config is missing, e.g. --config=configs/folder.py")
     return _CONFIG.value
+
+
+def join_cluster() -> None:
+    """Joins the other processes of the run, as the flags or the launcher say; from now on the first one alone prints
+    (errors go to another stream)."""
+    from cvsa_jax.runtime import distributed
+
+    distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if not distributed.is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  open to the end
 
 
 def run(main: Callable[[], None]) -> None:
@@ -54,8 +70,8 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _one_line(error: Exception) -> str:
-    """What an error of the command line says. What a config file raises arrives at the end of a traceback or of a list
-    of attempts; an unknown key, inside another exception."""
+    """The reason in an error of the command line. What a config file raises arrives at the end of a traceback or of a
+    list of attempts; an unknown key, inside another exception."""
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     lines = str(error.args[0] if isinstance(error, KeyError) else error).strip().splitlines()

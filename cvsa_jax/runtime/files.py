@@ -79,5 +79,6 @@ def write_text_atomically(path: AnyPath, text: str) -> None:
 
 
 def write_json_atomically(path: AnyPath, content: dict) -> None:
-    """`content` as JSON."""
+    """`content` as JSON, in a folder that is made where it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(path, json.dumps(content, indent=2) + "\n")

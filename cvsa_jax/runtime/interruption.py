@@ -5,9 +5,6 @@ import itertools
 import signal
 from collections.abc import Callable, Iterator
 
-import jax
-from jax.experimental import multihost_utils
-
 from cvsa_jax.runtime.errors import Interrupted
 
 _SIGNAL = signal.SIGTERM
@@ -23,6 +20,9 @@ def listen() -> None:
 def deferred() -> Iterator[Callable[[], bool]]:
     """Inside, the signal only makes the function given true, to be asked once in each step. Of several processes, which
     must all ask at the same steps, it is enough that one got the signal, and all learn of it at the same step."""
+    import jax  # a command that ends at a wrong flag does without
+    from jax.experimental import multihost_utils
+
     if jax.process_count() > 1:
         # JAX has taken the signal over, and agrees with the others on a step that none has passed yet. The steps asked
         # about must go up, also from one training of a process to its next.

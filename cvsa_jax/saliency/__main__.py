@@ -7,21 +7,12 @@ python -m cvsa_jax.saliency --config=configs/folder.py --config.data.root=my_ima
 import dataclasses
 import re
 
-import jax
-import numpy as np
 from absl import flags
 
-from cvsa_jax import settings
-from cvsa_jax.data.sources import Source
-from cvsa_jax.models.activation import READOUTS
-from cvsa_jax.report import saliency as page
 from cvsa_jax.runtime import cli
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.detector import SUPERVISIONS
-from cvsa_jax.saliency.detectors.onnx import PRESETS
-from cvsa_jax.saliency.registry import DETECTORS, Options, build
-from cvsa_jax.saliency.store import REPORT_PAGE, SaliencyStore, store_path
+from cvsa_jax.saliency.registry import DETECTORS, Options
 
 _DETECTOR = flags.DEFINE_enum("detector", None, list(DETECTORS), "Default: config.saliency.detector.")
 _SHARD = flags.DEFINE_string("shard", None, "i/n: make every n-th file of the store from the i-th, counted from 0.")
@@ -29,9 +20,9 @@ _COMPARE = flags.DEFINE_list("compare", None, "Names of detectors, or folders of
 flags.DEFINE_string("maps", None, "folder: your maps, in folders that mirror the images.")
 flags.DEFINE_enum("supervision", None, list(SUPERVISIONS), "folder: where your maps' knowledge of objects comes from.")
 flags.DEFINE_string("run", None, "unet, encoder: workdir of the trained run.")
-flags.DEFINE_enum("encoder_map", None, list(READOUTS), "encoder: what is read from the feature map.")
+flags.DEFINE_string("encoder_map", None, "encoder: what is read from the feature map, mean or component.")
 flags.DEFINE_string("model", None, "onnx: the model file.")
-flags.DEFINE_enum("preset", None, [*PRESETS, "custom"], "onnx: what the model expects.")
+flags.DEFINE_string("preset", None, "onnx: what the model expects: u2net, u2netp, isnet, birefnet, basnet or custom.")
 flags.DEFINE_integer("size", None, "onnx, custom: side of the input, px.")
 flags.DEFINE_list("mean", None, "onnx, custom: mean of each channel, of images in [0, 1].")
 flags.DEFINE_list("std", None, "onnx, custom: standard deviation of each channel.")
@@ -42,55 +33,23 @@ def main() -> None:
     config = cli.config()
     if config.mode != "pretrain":
         raise UserError(f"--config is one of mode {config.mode!r}: give the config of the pre-training run")
-    source = settings.load_source(config.data)
-    measured, said = _measured(source, config.data.test_split)
-    if _COMPARE.value:
-        _compare(source, measured, said)
-        return
-    name = _DETECTOR.value or config.saliency.detector
-    options = Options(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Options)})
-    folder = store_path(config.saliency.store, source.name, name)
     shard = _shard()
-    manifest = compute(
-        source,
-        build(name, source, options),
-        folder,
-        threshold=config.saliency.threshold,
-        on_bad_image=config.data.on_bad_image,
-        shard=shard,
-    )
-    if manifest is None:
-        print(f"{folder}: share {shard[0]} of {shard[1]} is done; the store is finished when the others are")
-        return
-    table = page.write_store_page(SaliencyStore(folder, source), source, measured, said)
-    print(
-        f"{folder}: {manifest['images']} maps by {name} (supervision: {manifest['supervision']}), mean area "
-        f"{manifest['mean_area']:.0%}, {len(manifest['unreadable'])} unreadable\n\n{table.as_text()}\n\n"
-        f"on {said}; report: {folder / REPORT_PAGE}"
-    )
+    options = Options(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Options)})
+
+    # Now that the command line is right, what takes seconds to import.
+    from cvsa_jax.runs import saliency
+
+    cli.join_cluster()
+    if _COMPARE.value:
+        saliency.compare_stores(config, _COMPARE.value)
+    else:
+        saliency.make_store(config, _DETECTOR.value or config.saliency.detector, options, shard)
 
 
-def _measured(source: Source, test_split: str) -> tuple[np.ndarray, str]:
-    """The images with which maps are compared with the truth, and what they are."""
-    if test_split in source.splits or test_split == "all":
-        indices = source.split(test_split)
-        return indices, f"{len(indices)} images of split {test_split!r}"
-    return source.split("all"), f"all {len(source)} images"
-
-
-def _compare(source: Source, measured: np.ndarray, said: str) -> None:
-    is_name = lambda entry: entry in DETECTORS  # noqa: E731
-    folders = {e: store_path("" if is_name(e) else e, source.name, e) for e in _COMPARE.value}
-    stores = {entry: SaliencyStore(folder, source) for entry, folder in folders.items()}
-    report = store_path("", source.name, "report")
-    table = page.write_comparison(stores, source, measured, said, report)
-    print(f"{table.as_text()}\n\non {said}; report: {report / REPORT_PAGE.name}")
-
-
-def _shard() -> tuple[int, int]:
-    """This process's share of the files: as `--shard` says, else by its place in the cluster."""
+def _shard() -> tuple[int, int] | None:
+    """This process's share of the files, as `--shard` says; None: by its place in the cluster."""
     if _SHARD.value is None:
-        return jax.process_index(), jax.process_count()
+        return None
     match = re.fullmatch(r"(\d+)/(\d+)", _SHARD.value)
     if not match or not int(match[1]) < int(match[2]):
         raise UserError(f"--shard={_SHARD.value} is not i/n with 0 ≤ i < n, e.g. --shard=0/4")

@@ -1,5 +1,6 @@
 """One pass of a detector over a data set into a store: resumable, and divisible over machines."""
 
+import contextlib
 import io
 import json
 import time
@@ -14,12 +15,22 @@ from cvsa_jax.data.pipeline import load_image, unreadable_error
 from cvsa_jax.data.sources import Source
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import AnyPath, is_local, write_atomically, write_json_atomically, write_text_atomically
+from cvsa_jax.runtime.progress import Progress
 from cvsa_jax.saliency.detector import Detection, Detector
-from cvsa_jax.saliency.store import RECORD, SHARD_SIZE, VERSION, make_record, read_field, shard_paths
-from cvsa_jax.training.monitor import Progress
+from cvsa_jax.saliency.store import (
+    IDENTITY,
+    MANIFEST,
+    RECORD,
+    SHARD_SIZE,
+    VERSION,
+    make_record,
+    read_field,
+    shard_paths,
+)
 
 BLANK, FULL = 0.01, 0.95  # shares of the image at the threshold below and above which a map says nothing
 TIMING = "timing.json"
+STALE = 3600  # seconds after which a file that is not finished belongs to nobody; one is written in less than one
 
 
 def compute(
@@ -39,6 +50,8 @@ def compute(
             pass, so that all are named; the files without bad images are kept), the detector cannot go on, the disk is
             full, or the folder holds another store.
     """
+    if not is_local(folder):
+        raise UserError(f"the store {folder} must be made on a disk: then copy it there (gcloud storage cp -r)")
     identity = {
         "version": VERSION,
         "detector": detector.name,
@@ -48,14 +61,10 @@ def compute(
         "fingerprint": source.fingerprint,
         "images": len(source),
     }
-    if not is_local(folder):
-        raise UserError(f"the store {folder} must be made on a disk: then copy it there (gcloud storage cp -r)")
     _claim(folder, identity, source)
-    if (folder / "manifest.json").is_file():
-        return json.loads((folder / "manifest.json").read_text())
-    if shard == (0, 1):  # nobody else is writing: what a killed pass had begun can go
-        for unfinished in folder.glob("*.part"):
-            unfinished.unlink()
+    if (folder / MANIFEST).is_file():
+        return json.loads((folder / MANIFEST).read_text())
+    _remove_unfinished(folder)
     paths = shard_paths(folder, len(source))
     missing = [k for k in range(shard[0], len(paths), shard[1]) if not paths[k].exists()]
     members = {k: range(k * SHARD_SIZE, min((k + 1) * SHARD_SIZE, len(source))) for k in missing}
@@ -65,11 +74,11 @@ def compute(
     with ThreadPoolExecutor() as pool:
         for k in missing:
             rows, bad = np.zeros(len(members[k]), RECORD), {}
-            for i, found in _detections(source, detector, members[k], pool):
-                if isinstance(found, Unreadable):
-                    bad[source.names[i]] = str(found)
+            for i, result in _detections(source, detector, members[k], pool):
+                if isinstance(result, Unreadable):
+                    bad[source.names[i]] = str(result)
                 else:
-                    rows[i - members[k].start] = make_record(found.saliency, found.confidence, threshold)
+                    rows[i - members[k].start] = make_record(result.saliency, result.confidence, threshold)
                 done += 1
                 progress.update(done)
             problems |= bad
@@ -84,11 +93,25 @@ def compute(
         seconds = time.monotonic() - started
         timing = {"images": total, "seconds": seconds, "ms_per_image": 1000 * seconds / total}
         write_json_atomically(folder / TIMING, timing)
+    return finish_store(source, folder)
+
+
+def finish_store(source: Source, folder: Path) -> dict | None:
+    """Writes the manifest of a store whose files are all there, and returns it; None while some are missing."""
+    paths = shard_paths(folder, len(source))
     if not all(path.exists() for path in paths):
         return None
-    manifest = identity | _counts(source, paths)
-    write_json_atomically(folder / "manifest.json", manifest)
+    manifest = json.loads((folder / IDENTITY).read_text()) | _counts(source, paths)
+    write_json_atomically(folder / MANIFEST, manifest)
     return manifest
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Removes what killed passes had begun to write; what is young may be another process's that goes on."""
+    for path in folder.glob("*.part"):
+        with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile
+            if time.time() - path.stat().st_mtime > STALE:
+                path.unlink()
 
 
 def _detections(
@@ -126,7 +149,7 @@ def _counts(source: Source, paths: list[Path]) -> dict:
 
 def _claim(folder: Path, identity: dict, source: Source) -> None:
     """Makes the folder this pass's own, or raises UserError where it holds something else's maps."""
-    claim = folder / "identity.json"
+    claim = folder / IDENTITY
     if claim.is_file():
         before = json.loads(claim.read_text())
         if before != identity:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.boxes import box_overlap, true_box
+from cvsa_jax.evaluation.localization import iou, pointing_score
 
 BETA_SQUARED = 0.3  # of the F-measure: precision counts more (Achanta et al. 2009)
 LEVELS = 256  # thresholds over which the F-measure is maximised
@@ -63,29 +64,27 @@ def _score(source: Source, i: int, record: np.void, threshold: float) -> _Scores
     box = true_box(source, i, mask)
     box_iou = None if box is None else float(box_overlap(record["box"].astype(float), box))
     if mask is None:
-        return _Scores(box_iou=box_iou, pointing_game=_pointing(record["map"], _inside(box, record["map"].shape)))
+        return _Scores(
+            box_iou=box_iou,
+            pointing_game=pointing_score(record["map"].astype(np.float32), _inside(box, record["map"].shape)),
+        )
     size = (mask.shape[1], mask.shape[0])
     # In "F" the values keep the fractions that the interpolation gives them.
     levels = np.asarray(Image.fromarray(record["map"].astype(np.float32), "F").resize(size, Image.Resampling.BILINEAR))
     mae = float(np.abs(levels / 255 - mask).mean())
     if not mask.any():
         return _Scores(mae=mae)
-    on = levels >= 255 * threshold
     rounded = np.round(levels).astype(int)
     # Counts at or above each level, from the highest down.
-    hits, found = (np.bincount(rounded[m], minlength=LEVELS)[::-1].cumsum() for m in (mask, np.ones_like(mask)))
+    hits, above = (np.bincount(rounded[m], minlength=LEVELS)[::-1].cumsum() for m in (mask, np.ones_like(mask)))
     return _Scores(
         mae,
-        hits / np.maximum(found, 1),
+        hits / np.maximum(above, 1),
         hits / mask.sum(),
-        float((on & mask).sum() / (on | mask).sum()),
+        iou(levels >= 255 * threshold, mask),
         box_iou,
-        _pointing(levels, mask),
+        pointing_score(levels, mask),
     )
-
-
-def _pointing(levels: np.ndarray, truth: np.ndarray) -> float:
-    return float(truth[levels == levels.max()].mean())
 
 
 def _inside(box: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

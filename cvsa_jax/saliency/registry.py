@@ -1,15 +1,17 @@
-"""The detectors by name, each with the flags that it takes."""
+"""The detectors by name, each with the flags that it takes.
+
+What a detector needs is imported when it is built, so that `--help` and a wrong flag are answered at once.
+"""
 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from cvsa_jax.data.sources import Source
+from cvsa_jax.runtime import checks
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.detector import SUPERVISIONS, Detector
-from cvsa_jax.saliency.detectors import annotation, rbd
-from cvsa_jax.saliency.detectors.network import ENCODER_MAP, encoder, unet
-from cvsa_jax.saliency.detectors.onnx import PRESETS, custom_preset, onnx
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,53 +36,84 @@ def build(name: str, source: Source, options: Options) -> Detector:
     Raises:
         UserError: it lacks a flag, does not take one that is given, or cannot be had.
     """
-    if name not in DETECTORS:
-        raise UserError(f"--detector={name} is unknown; take one of {', '.join(DETECTORS)}")
-    make, needed, optional = DETECTORS[name]
-    given = {field: value for field, value in dataclasses.asdict(options).items() if value is not None}
-    if foreign := given.keys() - {*needed, *optional}:
+    checks.choice("--detector", name, DETECTORS)
+    entry = DETECTORS[name]
+    flags = {flag for flag, value in dataclasses.asdict(options).items() if value is not None}
+    if foreign := flags - {*entry.needed, *entry.optional}:
         raise UserError(f"--detector={name} does not take {', '.join(f'--{flag}' for flag in sorted(foreign))}")
-    if absent := [flag for flag in needed if flag not in given]:
+    if absent := [flag for flag in entry.needed if flag not in flags]:
         examples = ", ".join(f"--{flag}={EXAMPLES[flag]}" for flag in absent)
         raise UserError(f"--detector={name} needs {examples}")
-    return make(source, options)
+    return entry.make(source, options)
+
+
+def _masks(source: Source, options: Options) -> Detector:
+    from cvsa_jax.saliency.detectors.annotation import masks
+
+    return masks(source)
+
+
+def _boxes(source: Source, options: Options) -> Detector:
+    from cvsa_jax.saliency.detectors.annotation import boxes
+
+    return boxes(source)
+
+
+def _center(source: Source, options: Options) -> Detector:
+    from cvsa_jax.saliency.detectors.annotation import center
+
+    return center(source)
 
 
 def _folder(source: Source, options: Options) -> Detector:
-    if options.supervision not in SUPERVISIONS:
-        raise UserError(f"--supervision={options.supervision} is unknown; take one of {', '.join(SUPERVISIONS)}")
-    return annotation.folder(source, Path(options.maps).expanduser(), options.supervision)
+    from cvsa_jax.saliency.detectors.annotation import folder
+
+    checks.choice("--supervision", options.supervision, SUPERVISIONS)
+    return folder(source, Path(options.maps).expanduser(), options.supervision)
 
 
-def _onnx(source: Source, options: Options) -> Detector:
-    del source
-    custom = {"size": options.size, "mean": options.mean, "std": options.std, "sigmoid": options.sigmoid}
-    if options.preset == "custom":
-        preset = custom_preset(**custom)
-    elif options.preset not in PRESETS:
-        raise UserError(f"--preset={options.preset} is unknown; take one of {', '.join(PRESETS)}, custom")
-    elif given := [flag for flag, value in custom.items() if value is not None]:
-        raise UserError(f"--{given[0]} is for --preset=custom; {options.preset} has its own")
-    else:
-        preset = PRESETS[options.preset]
-    return onnx(Path(options.model).expanduser(), options.preset, preset)
+def _unet(source: Source, options: Options) -> Detector:
+    from cvsa_jax.saliency.detectors.unet import unet
+
+    return unet(Path(options.run))
 
 
 def _encoder(source: Source, options: Options) -> Detector:
-    del source
+    from cvsa_jax.saliency.detectors.encoder import ENCODER_MAP, encoder
+
     return encoder(Path(options.run), options.encoder_map or ENCODER_MAP)
 
 
-# name -> (builder, the flags it needs, the flags it may have)
-DETECTORS: dict[str, tuple[Callable[[Source, Options], Detector], tuple[str, ...], tuple[str, ...]]] = {
-    "masks": (lambda source, options: annotation.masks(source), (), ()),
-    "boxes": (lambda source, options: annotation.boxes(source), (), ()),
-    "folder": (_folder, ("maps", "supervision"), ()),
-    "unet": (lambda source, options: unet(Path(options.run)), ("run",), ()),
-    "onnx": (_onnx, ("model", "preset"), ("size", "mean", "std", "sigmoid")),
-    "encoder": (_encoder, ("run",), ("encoder_map",)),
-    "rbd": (lambda source, options: rbd.detector(), (), ()),
-    "center": (lambda source, options: annotation.center(source), (), ()),
+def _rbd(source: Source, options: Options) -> Detector:
+    from cvsa_jax.saliency.detectors.rbd import detector
+
+    return detector()
+
+
+def _onnx(source: Source, options: Options) -> Detector:
+    from cvsa_jax.saliency.detectors.onnx import choose_preset, onnx
+
+    custom = {"size": options.size, "mean": options.mean, "std": options.std, "sigmoid": options.sigmoid}
+    return onnx(Path(options.model).expanduser(), options.preset, choose_preset(options.preset, custom))
+
+
+class Entry(NamedTuple):
+    """How a detector is made, the flags it needs, and those it may have."""
+
+    make: Callable[[Source, Options], Detector]
+    needed: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+
+DETECTORS = {
+    "masks": Entry(_masks),
+    "boxes": Entry(_boxes),
+    "folder": Entry(_folder, ("maps", "supervision")),
+    "unet": Entry(_unet, ("run",)),
+    "onnx": Entry(_onnx, ("model", "preset"), ("size", "mean", "std", "sigmoid")),
+    "encoder": Entry(_encoder, ("run",), ("encoder_map",)),
+    "rbd": Entry(_rbd),
+    "center": Entry(_center),
 }
 EXAMPLES = {
     "maps": "my_maps",

@@ -27,6 +27,7 @@ RECORD = np.dtype(
     [("map", "u1", (GRID, GRID)), ("box", "f4", (4,)), ("area", "f4"), ("confidence", "f4"), ("usable", "?")]
 )
 
+MANIFEST, IDENTITY = "manifest.json", "identity.json"  # the latter names what an unfinished store is of
 REPORT_PAGE = Path("report") / "saliency.html"  # in a store's folder
 CENTER_BOX = (0.25, 0.25, 0.75, 0.75)
 
@@ -40,7 +41,7 @@ class SaliencyStore:
 
     def __init__(self, folder: AnyPath, source: Source):
         self.folder = folder
-        path = folder / "manifest.json"
+        path = folder / MANIFEST
         if not path.is_file():
             state = "is unfinished" if folder.is_dir() else "does not exist"
             raise UserError(
@@ -102,6 +103,11 @@ class SaliencyStore:
             ) from None
 
     @property
+    def threshold(self) -> float:
+        """Of the maps, for box and area."""
+        return self.manifest["settings"]["threshold"]
+
+    @property
     def fallback_share(self) -> float:
         """Share of the images with a map whose map has no cell at the threshold, so that its box is the centre's."""
         return self.manifest["fallback"] / max(int(self.usable.sum()), 1)
@@ -124,6 +130,18 @@ class SaliencyStore:
             f"the saliency store {self.folder} was not made for this data set: {detail}. Make it again with "
             "python -m cvsa_jax.saliency (into another folder, or after deleting this one)"
         )
+
+
+def open_store(configured: str, source: Source, detector: str, warn_fallback: float) -> SaliencyStore:
+    """The store of a training, with a warning where more than `warn_fallback` of its maps show nothing."""
+    store = SaliencyStore(store_path(configured, source.name, detector), source)
+    if store.fallback_share > warn_fallback:
+        print(
+            f"warning: {store.fallback_share:.0%} of the maps in {store.folder} have no cell at the threshold "
+            f"{store.threshold:g}: look at {store.folder / REPORT_PAGE} before you trust them "
+            "(config.saliency.warn_fallback sets this limit)"
+        )
+    return store
 
 
 def store_path(configured: str, source_name: str, detector: str) -> AnyPath:

@@ -17,7 +17,7 @@ from cvsa_jax.models.siamese import TARGET_PARTS
 from cvsa_jax.runtime.distributed import replicated
 from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.files import AnyPath, is_local
-from cvsa_jax.training.state import Network, TrainState, initial_target
+from cvsa_jax.training.state import Network
 
 # What any of the states stores beside its step.
 ITEMS = ("online", "target", "opt_state", "queue", "probe", "params", "network")
@@ -41,15 +41,20 @@ class Checkpointer:
         with self._writing():
             self.manager.save(int(state.step), args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items))
 
-    def restore(self, like: Any, mesh: Mesh) -> tuple[Any, dict]:
-        """The newest state, in the shapes of `like` and replicated over `mesh`, whatever devices wrote it; its meta.
-        UserError where it cannot be read."""
+    def meta(self) -> dict:
+        """What was saved with the newest state; UserError where it cannot be read."""
+        with _reading(self.manager, self.latest):
+            return self.manager.restore(self.latest, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def restore(self, like: Any, mesh: Mesh) -> Any:
+        """The newest state, in the shapes of `like` and replicated over `mesh`, whatever devices wrote it. UserError
+        where it cannot be read."""
         step = self.latest
         items = {name: ocp.args.StandardRestore(_abstract(getattr(like, name), mesh)) for name in _items(like)}
         with _reading(self.manager, step):
-            restored = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **items))
+            restored = self.manager.restore(step, args=ocp.args.Composite(**items))
         done = jax.device_put(jax.numpy.asarray(step, like.step.dtype), replicated(mesh))
-        return like.replace(step=done, **{name: restored[name] for name in items}), restored["meta"]
+        return like.replace(step=done, **{name: restored[name] for name in items})
 
     def wait(self) -> None:
         """Until saves under way are finished; UserError where they cannot be."""
@@ -75,29 +80,6 @@ class Checkpointer:
                 f"a checkpoint cannot be written to {self.manager.directory} ({_brief(error)}); {kept}. Make room or "
                 "correct the permissions, and give the same command again"
             ) from error
-
-
-def read_meta(workdir: AnyPath) -> dict:
-    """The `meta` of a run's newest checkpoint."""
-    with _manager(workdir) as manager:
-        step = _newest(manager, workdir)
-        with _reading(manager, step):
-            return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-
-
-def init_from(workdir: AnyPath, like: TrainState, mesh: Mesh) -> tuple[TrainState, int]:
-    """Stage 2's start: `like` with the online network of another run's newest checkpoint, and its step there.
-
-    The target starts as a copy of the online network; optimiser and step start anew.
-    """
-    online, step = restore_online(workdir, like.online, mesh)
-    return _starting_from(like, online, mesh), step
-
-
-def with_backbone(like: TrainState, backbone: Network, mesh: Mesh) -> TrainState:
-    """`like` with another backbone in its online network; the heads stay, and the rest is as after `init_from`."""
-    online = Network(like.online.params | backbone.params, like.online.batch_stats | backbone.batch_stats)
-    return _starting_from(like, online, mesh)
 
 
 def restore_online(workdir: AnyPath, like: Network, mesh: Mesh) -> tuple[Network, int]:
@@ -181,12 +163,6 @@ def _newest(manager: ocp.CheckpointManager, workdir: AnyPath) -> int:
     return step
 
 
-def _starting_from(like: TrainState, online: Network, mesh: Mesh) -> TrainState:
-    if like.target is None:
-        return like.replace(online=online)
-    return like.replace(online=online, target=jax.device_put(initial_target(online), replicated(mesh)))
-
-
 def _abstract(tree, mesh: Mesh):
     # Shardings are always given: without them Orbax refuses to restore on other devices than wrote the checkpoint.
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), tree)
@@ -194,8 +170,7 @@ def _abstract(tree, mesh: Mesh):
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
-    name = lambda path: "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)  # noqa: E731
-    return {name(path): tuple(leaf.shape) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _check_tensors(stored: dict, wanted: dict, workdir: AnyPath, step: int) -> None:

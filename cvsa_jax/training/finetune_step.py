@@ -1,6 +1,6 @@
 """Steps that learn from labels: fine-tuning of a whole network, and the linear probe on augmented crops.
 
-Imports no TensorFlow. The rule for gradients under `shard_map` is that of `steps.py`.
+Imports no TensorFlow. The rule for gradients under `shard_map` is that of `step.py`.
 """
 
 from collections.abc import Callable
@@ -27,6 +27,11 @@ class ClassifierState:
     step: Any  # () int32; abstract where the state is a pattern to restore into
     network: Network
     opt_state: optax.OptState
+
+    @property
+    def params(self) -> dict:
+        """Those that the optimiser moves."""
+        return self.network.params
 
 
 def init_classifier(

@@ -1,99 +1,101 @@
 """The training loop: steps, logs, checkpoints, and the stops at NaN and at an interruption."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from cvsa_jax.runtime import interruption
 from cvsa_jax.runtime.distributed import to_mesh
 from cvsa_jax.runtime.errors import Interrupted
-from cvsa_jax.runtime.files import AnyPath
-from cvsa_jax.training.checkpoint import Checkpointer
-from cvsa_jax.training.monitor import FiniteCheck, Progress, Writer, named
-from cvsa_jax.training.perf import Profile, Speed, compiled_step
+from cvsa_jax.runtime.progress import Progress
+from cvsa_jax.training.log import run_log
+from cvsa_jax.training.monitor import FiniteCheck, named
+from cvsa_jax.training.perf import Speed, compiled_step, profile
+from cvsa_jax.training.resume import Run, flat_config
+
+
+class Watch(NamedTuple):
+    """What is looked at every so many steps: `look` (state) -> figures, which the log calls `eval/…`."""
+
+    steps: int
+    look: Callable[[Any], dict[str, float]]
 
 
 def run_steps(
-    config: ConfigDict,
-    workdir: AnyPath,
+    run: Run,
     train_step: Callable,
-    state: Any,
     stream: Iterator[dict[str, np.ndarray]],
-    mesh: Mesh,
-    checkpoints: Checkpointer,
-    *,
-    total: int,
     schedule: optax.Schedule,
-    meta: dict,
-    watch: tuple[int, Callable[[Any], dict[str, float]]] = (0, lambda state: {}),
+    *,
+    watch: Watch | None = None,
     micro_batches: int = 1,
 ) -> tuple[Any, dict[str, np.ndarray] | None]:
-    """Runs the jitted `train_step` (state, batch) -> (state, metrics) from `state.step` to `total` on the batches of
-    `stream`.
+    """Runs the jitted `train_step` (state, batch) -> (state, metrics) from the run's state to its last step on the
+    batches of `stream`.
 
-    Writes `metrics.jsonl`, TensorBoard and checkpoints (with `meta`), which it closes. Returns the last state, and
-    the last batch where there was one.
+    Writes the log and checkpoints, which it closes. Returns the last state, and the last batch where there was one.
 
     Args:
-        config: for `batch_size` and the keys of `common.loop`.
-        watch: every so many steps (0: never) what it says of the state stands in the log too.
+        schedule: step -> learning rate, for the log.
         micro_batches: of a step, for its cost.
 
     Raises:
         UserError: the loss or the gradient is not finite (it names the step), or a checkpoint cannot be written.
         Interrupted: after a checkpoint of the step at which the signal was noticed.
     """
-    start = int(state.step)
-    batch, metrics, note = None, {}, ""
+    config, state, start, total = run.config, run.state, int(run.state.step), run.total
     if start >= total:
-        checkpoints.close()
-        return state, batch
-    batch = next(stream)
-    step, cost = compiled_step(train_step, state, to_mesh(batch, mesh), mesh, micro_batches)
-    print(cost.said, flush=True)
-    writer, finite = Writer(workdir, start, config.wandb_project), FiniteCheck()
-    progress = Progress("train", total, per_count=config.batch_size)
-    speed = Speed(config.batch_size, mesh.size, cost)
-    profile = Profile(workdir, start, total, config.profile_steps)
-    intervals = (config.log_steps, config.checkpoint_steps)
+        run.checkpoints.close()
+        return state, None
+    batch, metrics, note = next(stream), {}, ""
+    step, cost = compiled_step(train_step, state, to_mesh(batch, run.mesh), run.mesh, micro_batches)
+    print(cost.summary, flush=True)
+    finite, progress = FiniteCheck(), Progress("train", total, per_count=config.batch_size)
+    speed = Speed(config.batch_size, run.mesh.size, cost)
+    trace = profile(run.workdir, start, total, config.profile_steps)
     try:
-        with interruption.deferred() as interrupted:
+        with (
+            run_log(run.workdir, start, config.wandb_project, flat_config(config)) as log,
+            interruption.deferred() as interrupted,
+        ):
             # The host stays one step ahead of the device.
             for done in range(start + 1, total + 1):
                 if done > start + 1:
                     with speed.waiting():
                         batch = next(stream)
-                profile.before(done)
-                ahead = step(state, to_mesh(batch, mesh))
+                trace(done - 1, metrics)
+                ahead = step(state, to_mesh(batch, run.mesh))
                 jax.block_until_ready(metrics)
                 state, metrics = ahead
                 finite.add(done, metrics)
                 speed.count()
-                profile.after(done, metrics)
-                stop = interrupted()
-                log, save = (done % every == 0 or done == total for every in intervals)
-                look = watch[0] > 0 and (done % watch[0] == 0 or done == total)
-                if log or save or look or stop:
-                    finite.check(checkpoints.latest)
-                if log or look or stop:
+                stop, due = interrupted(), _due(done, total)
+                logged, saved = due(config.log_steps) or stop, due(config.checkpoint_steps) or stop
+                looked = watch is not None and (due(watch.steps) or stop)
+                if logged or saved or looked:
+                    finite.check(run.checkpoints.latest)
+                if logged or looked:
                     row = named(metrics) | {"train/learning_rate": float(schedule(done - 1))} | speed.figures()
-                    row |= {f"eval/{name}": value for name, value in watch[1](state).items()} if look else {}
-                    writer.write(done, row)
+                    row |= {f"eval/{name}": value for name, value in watch.look(state).items()} if looked else {}
+                    log.write_scalars(done, row)
                     note = f"loss {row['train/loss']:.3f}"
-                if save or stop:
-                    checkpoints.save(state, meta)
-                if log or look or save:
-                    speed.restart()
+                if saved:
+                    run.checkpoints.save(state, run.identity)
                 progress.update(done, note)
+                if logged or saved or looked:
+                    speed.restart()
                 if stop:
-                    checkpoints.wait()
-                    raise Interrupted(f"step {done} of {total} is saved in {workdir}.")
+                    run.checkpoints.wait()
+                    raise Interrupted(f"step {done} of {total} is saved in {run.workdir}.")
+            trace(total, metrics)
     finally:
-        checkpoints.close()
-        writer.close()
+        run.checkpoints.close()
     return state, batch
+
+
+def _due(done: int, total: int) -> Callable[[int], bool]:
+    """Whether what comes every so many steps (0: never) comes now; all of it comes at the end."""
+    return lambda every: every > 0 and (done % every == 0 or done == total)

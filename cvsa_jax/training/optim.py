@@ -1,6 +1,5 @@
 """Optimisers and schedules. LARS, Adam and SGD are Optax's; the masks and the schedules are BYOL's."""
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -20,22 +19,13 @@ def target_decay(base: float, total_steps: int, cosine: bool) -> Callable[[jax.A
     """EMA coefficient tau of the target network at a step: `base` throughout, or 1 − (1 − base)·(cos(πk/K) + 1)/2,
     which rises from `base` at k = 0 to 1 at k = K (BYOL, F.1)."""
 
-    def tau(step: jax.Array) -> jax.Array:
-        if not cosine:
-            return jnp.asarray(base, jnp.float32)
-        return 1 - (1 - base) * (jnp.cos(math.pi * step / total_steps) + 1) / 2
-
-    return tau
+    distance = optax.cosine_decay_schedule(1 - base, total_steps) if cosine else optax.constant_schedule(1 - base)
+    return lambda step: 1 - jnp.asarray(distance(step), jnp.float32)
 
 
 def kernels_only(params) -> dict:
     """True for kernels, False for biases and normalisation parameters (everything of rank 1)."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
-
-
-def online_probe_optimizer() -> optax.GradientTransformation:
-    """That of the linear classifier which watches a pre-training; it moves nothing else."""
-    return optax.adam(1e-3)
 
 
 def make_optimizer(

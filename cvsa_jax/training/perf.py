@@ -35,13 +35,13 @@ _SKIPPED = 10  # steps at the start, which are not like the others
 @dataclasses.dataclass(frozen=True)
 class StepCost:
     """Of one step on one device: `flops`, floating-point operations (0: not known); `peak`, the device's operations per
-    second, or None; `memory`, bytes of the state, the batch and what is between (0: not known); and a line that says
-    it."""
+    second, or None; `memory`, bytes of the state, the batch and what is between (0: not known); `summary`, a line for
+    the user."""
 
     flops: float
     peak: float | None
     memory: int
-    said: str
+    summary: str
 
 
 def compiled_step(
@@ -64,8 +64,8 @@ def compiled_step(
         limit = (device.memory_stats() or {}).get("bytes_limit")
         of = f" of {limit / GIB:.1f}" if limit else ""
         parts.append(f"{memory / GIB:.2f}{of} GiB")
-    said = "; on each device: ".join(filter(None, (parts[0], ", ".join(parts[1:]))))
-    return compiled, StepCost(flops, peak, memory, said)
+    summary = "; on each device: ".join(filter(None, (parts[0], ", ".join(parts[1:]))))
+    return compiled, StepCost(flops, peak, memory, summary)
 
 
 class Speed:
@@ -106,26 +106,28 @@ class Speed:
         return figures
 
 
-class Profile:
-    """A trace of `steps` steps in `workdir/profile`, for TensorBoard's profile plug-in or Perfetto; none of 0 steps.
-    The profiler writes to disks only: of a workdir in a bucket the trace stays on the machine."""
+def profile(workdir: AnyPath, start: int, total: int, steps: int) -> Callable[[int, Any], None]:
+    """What is called before the first and after every step, with the step's number and metrics: of a run from step
+    `start` to `total` it writes a trace of `steps` steps into `workdir/profile`, for TensorBoard's profile plug-in or
+    Perfetto; none of 0 steps. The profiler writes to disks only: of a workdir in a bucket the trace stays here."""
+    steps = min(steps, total - start)
+    if steps <= 0:
+        return lambda step, metrics: None
+    from clu import periodic_actions  # imports TensorFlow
 
-    def __init__(self, workdir: AnyPath, start: int, total: int, steps: int):
-        """Of a run from step `start` to `total`."""
-        steps = min(steps, total - start)
-        self.folder = workdir / "profile" if is_local(workdir) else Path(tempfile.gettempdir()) / "profile"
-        self.first = min(start + _SKIPPED, total - steps) + 1 if steps > 0 else 0
-        self.last = self.first + steps - 1
+    folder = workdir / "profile" if is_local(workdir) else Path(tempfile.gettempdir()) / "profile"
+    before = min(start + _SKIPPED, total - steps)
+    action = periodic_actions.Profile(
+        logdir=folder, num_profile_steps=steps, profile_duration_ms=None, first_profile=before, every_secs=None
+    )
 
-    def before(self, step: int) -> None:
-        if step == self.first:
-            jax.profiler.start_trace(str(self.folder))
+    def after(step: int, metrics: Any) -> None:
+        if step == before + steps:
+            jax.block_until_ready(metrics)  # clu's action does not wait for the device
+            print(f"profile of steps {before + 1} to {step}: {folder}", flush=True)
+        action(step)
 
-    def after(self, step: int, metrics: Any) -> None:
-        if self.first and step == self.last:
-            jax.block_until_ready(metrics)
-            jax.profiler.stop_trace()
-            print(f"profile of steps {self.first} to {self.last}: {self.folder}", flush=True)
+    return after
 
 
 def _peak_host_bytes() -> int:

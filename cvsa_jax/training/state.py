@@ -1,7 +1,7 @@
 """Training state: the online and the target network as two variable trees of one module, and the optimiser."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from cvsa_jax.models.siamese import TARGET_PARTS, Siamese
-from cvsa_jax.training.optim import online_probe_optimizer
+from cvsa_jax.training.health import OnlineProbe, init_probe
+from cvsa_jax.training.negatives import Queue, random_queue
 
 
 @flax.struct.dataclass
@@ -23,19 +24,9 @@ class Network:
     def variables(self) -> dict:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
-
-class OnlineProbe(NamedTuple):
-    """A linear classifier that learns from the online network's features and gives nothing back; (C + 1, classes)
-    weights, biases in the last row."""
-
-    weights: jax.Array
-    opt_state: optax.OptState
-
-
-class Queue(NamedTuple):
-    """(K, D) unit keys of earlier batches, MoCo's negatives."""
-
-    keys: jax.Array
+    def with_parts(self, other: "Network") -> "Network":
+        """This network with the parts that `other` has, such as its backbone, in the place of its own."""
+        return Network(self.params | other.params, self.batch_stats | other.batch_stats)
 
 
 @flax.struct.dataclass
@@ -48,6 +39,15 @@ class TrainState:
     opt_state: optax.OptState
     queue: Queue | None = None
     probe: OnlineProbe | None = None
+
+    @property
+    def params(self) -> dict:
+        """Those that the optimiser moves."""
+        return self.online.params
+
+    def starting_from(self, online: Network) -> "TrainState":
+        """This state with another online network, of which the target is a copy."""
+        return self.replace(online=online, target=None if self.target is None else initial_target(online))
 
 
 def target_parts(tree: dict) -> dict:
@@ -68,27 +68,19 @@ def init_state(
     """Random online network, its copy as target, `queue` random unit keys, a probe of `classes` classes, step 0."""
     variables = model.clone(axis_name=None).init(key, jnp.zeros((2, view_size, view_size, 3)), True)
     online = Network(variables["params"], variables["batch_stats"])
-    keys = jax.random.normal(jax.random.fold_in(key, 1), (queue, model.head_out))
-    probe = jnp.zeros((model.features_out + 1, classes))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         online=online,
         target=initial_target(online) if target else None,
         opt_state=optimizer.init(online.params),
-        queue=Queue(keys / jnp.linalg.norm(keys, axis=1, keepdims=True)) if queue else None,
-        probe=OnlineProbe(probe, online_probe_optimizer().init(probe)) if classes else None,
+        queue=random_queue(queue, model.head_out, jax.random.fold_in(key, 1)) if queue else None,
+        probe=init_probe(model.features_out, classes) if classes else None,
     )
 
 
 def initial_target(online: Network) -> Network:
     """Target network equal to the online one; copies, because the step donates its state's buffers."""
-    copy = lambda tree: jax.tree.map(jnp.copy, target_parts(tree))  # noqa: E731
-    return Network(copy(online.params), copy(online.batch_stats))
-
-
-def ema(target: dict, online: dict, tau: jax.Array) -> dict:
-    """tau · target + (1 − tau) · online, on the target's parts of the online tree."""
-    return jax.tree.map(lambda t, o: tau * t + (1 - tau) * o, target, target_parts(online))
+    return jax.tree.map(jnp.copy, Network(target_parts(online.params), target_parts(online.batch_stats)))
 
 
 def empty_network(model: Siamese) -> Network:

@@ -12,6 +12,7 @@ from cvsa_jax.runtime.distributed import replicated
 from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.files import as_path
 from cvsa_jax.training import checkpoint
+from cvsa_jax.training.resume import read_config
 from cvsa_jax.training.state import Network, empty_network
 from cvsa_jax.weights import torchvision
 
@@ -30,8 +31,21 @@ def load(init_from: str, model: ConfigDict, mesh: Mesh) -> tuple[ConfigDict, Net
     if Path(init_from).is_file():
         return model, load_file(Path(init_from), settings.model(model), mesh), init_from
     run, _, network, step = load_run(init_from, mesh)
-    kept = (({_BACKBONE: tree[_BACKBONE]}) for tree in (network.params, network.batch_stats))
-    return run.model, Network(*kept), f"{init_from} at step {step}"
+    parts = ({_BACKBONE: tree[_BACKBONE]} for tree in (network.params, network.batch_stats))
+    return run.model, Network(*parts), f"{init_from} at step {step}"
+
+
+def online_start(init_from: str, model: Siamese, mesh: Mesh) -> tuple[Network, str]:
+    """What stage 2 starts its online network from, and in words what it is: the whole online network of a run, or the
+    backbone of a file of weights.
+
+    Raises:
+        UserError: it is neither, or of another architecture.
+    """
+    if Path(init_from).is_file():
+        return load_file(Path(init_from), model, mesh), init_from
+    online, step = checkpoint.restore_online(as_path(init_from), empty_network(model), mesh)
+    return online, f"{init_from} at step {step}"
 
 
 def load_run(workdir: str, mesh: Mesh) -> tuple[ConfigDict, Siamese, Network, int]:
@@ -41,7 +55,7 @@ def load_run(workdir: str, mesh: Mesh) -> tuple[ConfigDict, Siamese, Network, in
     Raises:
         UserError: there is no such run, or it does not hold the whole backbone.
     """
-    run = settings.read_config(workdir)
+    run = read_config(workdir)
     if run.mode != "pretrain":
         raise UserError(f"{workdir} is a run of mode {run.mode!r}: a pre-training run is needed")
     model = settings.model(run.model)
@@ -63,12 +77,12 @@ def load_file(path: Path, model: Siamese, mesh: Mesh) -> Network:
 
 
 def _check(network: Network, like: Network, origin: str) -> None:
-    wanted, found = (checkpoint.backbone_tensors(n) for n in (like, network))
-    matching = [path for path, shape in wanted.items() if found.get(path) == shape]
+    wanted, present = (checkpoint.backbone_tensors(n) for n in (like, network))
+    matching = [path for path, shape in wanted.items() if present.get(path) == shape]
     print(f"loaded {len(matching)}/{len(wanted)} backbone tensors of {origin}", flush=True)
-    if len(matching) < len(wanted) or len(found) > len(wanted):
-        differing = sorted(set(wanted) - set(matching) | set(found) - set(wanted))
+    if len(matching) < len(wanted) or len(present) > len(wanted):
+        different = sorted(set(wanted) - set(matching) | set(present) - set(wanted))
         raise UserError(
-            f"{origin} is not of the architecture of config.model: {some(differing, 3)} is missing there, or of "
+            f"{origin} is not of the architecture of config.model: {some(different, 3)} is missing there, or of "
             "another shape, or too much. Set config.model.depth, width and stem to those of the weights"
         )

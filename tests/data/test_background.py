@@ -9,6 +9,7 @@ from PIL import Image
 from cvsa_jax.data import background, pipeline
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.evaluator import Evaluator
+from cvsa_jax.evaluation.protocol import EvalSpec
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.training.state import Network
 
@@ -361,7 +362,7 @@ def class_colours() -> Source:
 
 
 def background_figures(mesh, source: Source, corners: bool) -> dict[str, float]:
-    evaluator = Evaluator(Part(3, corners=corners), mesh, source, size=40, resize=40, batch_size=8, attention="others")
+    evaluator = Evaluator(Part(3, corners=corners), mesh, source, EvalSpec(40, 40, 8, "others"))
     # The class of the largest colour; the corners of class k have the colour of the next one.
     weights = np.zeros((4, 3))
     weights[:3] = np.roll(np.eye(3), -1, 1) if corners else np.eye(3)

@@ -9,9 +9,9 @@ from PIL import Image
 
 from cvsa_jax.data import decode
 from cvsa_jax.data.index import example_order
-from cvsa_jax.data.pipeline import crop_batches, image_batches, readable, train_batches
+from cvsa_jax.data.pipeline import Order, crop_batches, image_batches, readable, train_batches
 from cvsa_jax.data.sources import Source
-from cvsa_jax.data.views import ViewSpec
+from cvsa_jax.data.view_spec import ViewSpec
 from cvsa_jax.runtime.errors import UserError
 
 # A group of three is the smallest, and building the graph of a larger one takes seconds.
@@ -28,6 +28,7 @@ CROP = ViewSpec(
     paste="stretch",
     canvas_min=1.0,
     crop_area=(0.2, 1.0),
+    threshold=0.5,
 )
 SWAP = dataclasses.replace(CROP, kind="saliency_swap")
 COLOURS = np.stack([np.arange(N) * 19, 255 - np.arange(N) * 19, np.arange(N) % 3 * 100], -1).astype(np.uint8)
@@ -66,7 +67,7 @@ MAPS = np.random.default_rng(1).integers(0, 256, (N, 64, 64)).astype(np.uint8)
 
 def batches(encoded, spec, steps, saliency=None, pool=POOL, **processes) -> list[dict[str, np.ndarray]]:
     source = source_of(encoded)
-    return list(train_batches(source, pool, saliency, spec, batch_size=BATCH, steps=steps, seed=SEED, **processes))
+    return list(train_batches(source, pool, saliency, spec, Order(BATCH, steps, SEED, **processes)))
 
 
 def assert_same(a: list[dict], b: list[dict]):
@@ -223,8 +224,7 @@ LABELS = (np.arange(N) * 7 % 5).astype(np.int32)
 
 def crops(encoded, steps, *, pool=POOL, area=(0.2, 1.0), size=16, batch_size=BATCH, seed=SEED, **processes):
     source = dataclasses.replace(source_of(encoded), labels=LABELS, classes=tuple("abcde"))
-    given = {"area": area, "size": size, "batch_size": batch_size, "steps": steps, "seed": seed}
-    return list(crop_batches(source, pool, **given, **processes))
+    return list(crop_batches(source, pool, Order(batch_size, steps, seed, **processes), area=area, size=size))
 
 
 def test_crops_come_in_the_data_order_with_their_labels():

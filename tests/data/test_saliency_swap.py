@@ -1,8 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from cvsa_jax.data import saliency_swap as swap
+from cvsa_jax.data.view_spec import ViewSpec
 
 GRID = 64
 SIZE = 64
@@ -13,8 +16,10 @@ def f32(x) -> tf.Tensor:
     return tf.constant(x, tf.float32)
 
 
-def integral_of(saliency: np.ndarray) -> tf.Tensor:
-    return swap.integral_images(tf.constant(saliency[None], tf.uint8))[0]
+def map_of(saliency: np.ndarray, threshold: float = 1 / 255) -> swap.SaliencyMap:
+    """A map that is blank where no cell is at the threshold; by default where all are 0."""
+    maps = swap.saliency_maps(tf.constant(saliency[None], tf.uint8), threshold)
+    return swap.SaliencyMap(*(field[0] for field in maps))
 
 
 def sums_of_all_positions(saliency: np.ndarray, rows: int, cols: int) -> np.ndarray:
@@ -31,7 +36,7 @@ def cells(box: tf.Tensor, grid: int) -> tuple[int, int, int, int]:
 
 def test_integral_image_holds_sums_of_full_uint8_maps():
     saliency = np.full((GRID, GRID), 255, np.uint8)
-    integral = integral_of(saliency).numpy()
+    integral = map_of(saliency).integral.numpy()
     assert integral[-1, -1] == 255 * GRID * GRID
     assert not integral[0].any()
     assert not integral[:, 0].any()
@@ -45,7 +50,7 @@ def test_most_salient_box_against_brute_force(rows, cols):
         # Few levels make ties, many make none.
         saliency = rng.integers(0, 3 if trial % 2 else 256, (grid, grid)).astype(np.uint8)
         sums = sums_of_all_positions(saliency, rows, cols)
-        box = swap.most_salient_box(integral_of(saliency), f32(rows / grid), f32(cols / grid), f32(rng.random()))
+        box = swap.most_salient_box(map_of(saliency), f32(rows / grid), f32(cols / grid), f32(rng.random()))
         y0, x0, y1, x1 = cells(box, grid)
         assert (y1 - y0, x1 - x0) == (rows, cols)
         assert 0 <= y0 <= y1 <= grid
@@ -55,17 +60,17 @@ def test_most_salient_box_against_brute_force(rows, cols):
 
 def test_box_has_at_least_one_and_at_most_all_cells():
     saliency = np.random.default_rng(0).integers(0, 256, (8, 8)).astype(np.uint8)
-    y0, x0, y1, x1 = cells(swap.most_salient_box(integral_of(saliency), f32(0.001), f32(1.0), f32(0.5)), 8)
+    y0, x0, y1, x1 = cells(swap.most_salient_box(map_of(saliency), f32(0.001), f32(1.0), f32(0.5)), 8)
     assert (y1 - y0, x0, x1) == (1, 0, 8)
     assert y0 == saliency.sum(1, dtype=int).argmax()
 
 
 def test_ties_are_spread_over_all_positions():
     grid, rows, cols = 8, 3, 5
-    integral = integral_of(np.full((grid, grid), 9, np.uint8))
+    level = map_of(np.full((grid, grid), 9, np.uint8))
     positions = (grid - rows + 1) * (grid - cols + 1)
     draws = (np.arange(5 * positions) + 0.5) / (5 * positions)
-    found = [cells(swap.most_salient_box(integral, f32(rows / grid), f32(cols / grid), f32(u)), grid) for u in draws]
+    found = [cells(swap.most_salient_box(level, f32(rows / grid), f32(cols / grid), f32(u)), grid) for u in draws]
     counts = {box: found.count(box) for box in set(found)}
     assert set(counts.values()) == {5}
     assert {box[:2] for box in counts} == {(y, x) for y in range(grid - rows + 1) for x in range(grid - cols + 1)}
@@ -74,9 +79,26 @@ def test_ties_are_spread_over_all_positions():
 @pytest.mark.parametrize("u_tie", [ALMOST_ONE, 1.0])
 @pytest.mark.parametrize("rows", [1, 30, GRID])
 def test_the_last_tie_is_a_valid_position(u_tie, rows):
-    integral = integral_of(np.zeros((GRID, GRID), np.uint8))
-    box = swap.most_salient_box(integral, f32(rows / GRID), f32(rows / GRID), f32(u_tie))
+    box = swap.most_salient_box(
+        map_of(np.full((GRID, GRID), 1, np.uint8)), f32(rows / GRID), f32(rows / GRID), f32(u_tie)
+    )
     assert cells(box, GRID) == (GRID - rows, GRID - rows, GRID, GRID)
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (5, 8), (12, 12), (7, 2)])
+def test_a_map_with_nothing_at_the_threshold_gives_the_box_of_the_centre(rows, cols):
+    grid = 12
+    saliency = np.random.default_rng(0).integers(0, 127, (grid, grid)).astype(np.uint8)
+    saliency[0, 0] = 127  # the highest of all, and below 0.5 · 255
+    for u in (0.0, 0.5, 0.99):
+        box = swap.most_salient_box(map_of(saliency, 0.5), f32(rows / grid), f32(cols / grid), f32(u))
+        y0, x0, y1, x1 = cells(box, grid)
+        # As much room above as below and left as right, but for half a cell.
+        assert (y1 - y0, x1 - x0) == (rows, cols)
+        assert 0 <= (grid - y1) - y0 <= 1 and 0 <= (grid - x1) - x0 <= 1
+    saliency[0, 0] = 128
+    at_corner = swap.most_salient_box(map_of(saliency, 0.5), f32(1 / grid), f32(1 / grid), f32(0.5))
+    assert cells(at_corner, grid)[:2] == (0, 0)
 
 
 @pytest.mark.parametrize("height, width", [(100, 100), (100, 250), (300, 90)])
@@ -175,18 +197,25 @@ def background_with_object(height: int, width: int) -> tuple[np.ndarray, np.ndar
     return image, rectangle_map(y0 - 3, x0 - 3, y1 + 3, x1 + 3)
 
 
+SPEC = ViewSpec(
+    kind="saliency_swap",
+    size=SIZE,
+    group=4,
+    swap_prob=1.0,
+    swapped_views=2,
+    source_area=(0.1, 0.6),
+    paste_area=(0.2, 0.8),
+    paste="stretch",
+    canvas_min=1.0,
+    crop_area=(0.08, 1.0),
+    threshold=0.5,
+)
+
+
 def run_swap(image, saliency, background, background_saliency, u, **options):
-    defaults = {"source_area": (0.1, 0.6), "paste_area": (0.2, 0.8), "paste": "stretch", "canvas_min": 1.0}
-    view, mask = swap.swap(
-        tf.constant(image),
-        tf.constant(saliency),
-        integral_of(saliency),
-        tf.constant(background),
-        integral_of(background_saliency),
-        f32(u),
-        size=SIZE,
-        **(defaults | options),
-    )
+    spec = dataclasses.replace(SPEC, **options)
+    source, lender = (map_of(s, spec.threshold) for s in (saliency, background_saliency))
+    view, mask = swap.swap(tf.constant(image), source, tf.constant(background), lender, f32(u), spec)
     return view.numpy(), mask.numpy()
 
 

@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from cvsa_jax.data import views
-from cvsa_jax.data.views import MASK_STRIDE, ViewSpec, group_views, random_crop_box
+from cvsa_jax.data.view_spec import MASK_STRIDE, ViewSpec
+from cvsa_jax.data.views import group_views, random_crop_box
 
 SIZE, GRID, GROUP = 32, 64, 4
 SWAP = ViewSpec(
@@ -20,6 +21,7 @@ SWAP = ViewSpec(
     paste="stretch",
     canvas_min=1.0,
     crop_area=(0.2, 1.0),
+    threshold=0.5,
 )
 CROP = dataclasses.replace(SWAP, kind="random_resized_crop")
 SHAPES = [(40, 60), (64, 64), (90, 30), (50, 50)]

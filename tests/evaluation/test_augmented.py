@@ -5,25 +5,27 @@ Except where it is about a network, features are colours of parts of the image: 
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import quick
 
 from cvsa_jax.data import sources
-from cvsa_jax.data.pipeline import crop_batches, load_image
+from cvsa_jax.data.pipeline import Order, crop_batches, load_image
 from cvsa_jax.data.sources import procedural
 from cvsa_jax.evaluation import evaluator as summary
 from cvsa_jax.evaluation.augmented import fit_crops
+from cvsa_jax.evaluation.encode import Encoded
 from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.labelled import fraction_rows
 from cvsa_jax.evaluation.probe import MOMENTUM, ProbeResult, Standardization
-from cvsa_jax.evaluation.protocol import Knn, Probe
+from cvsa_jax.evaluation.protocol import EvalSpec, Knn, Probe
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime import distributed
-from cvsa_jax.training import step as steps
 from cvsa_jax.training.finetune_step import ProbeState, make_probe_step
 from cvsa_jax.training.state import Network, init_state
 
@@ -44,8 +46,6 @@ PROBE = Probe(
     crop_area=(0.3, 1.0),
 )
 NOTHING = Network({}, {})
-# Takes half the time to compile.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(autouse=True)
@@ -88,13 +88,13 @@ def test_step_for_all_rates_is_a_descent_for_each(mesh_of, devices):
     assert np.abs(expected[2]).max() > 1
 
 
-def colours(network: Network, images) -> steps.Encoded:
+def colours(network: Network, images) -> Encoded:
     """Mean colours of the four quarters of images (B, S, S, 3)."""
     x = jnp.asarray(images, jnp.float32) / 255
     middle = x.shape[1] // 2
     halves = (slice(0, middle), slice(middle, None))
     quarters = [x[:, rows, columns].mean((1, 2)) for rows in halves for columns in halves]
-    return steps.Encoded(jnp.concatenate(quarters, 1))
+    return Encoded(jnp.concatenate(quarters, 1))
 
 
 class Seen:
@@ -103,11 +103,15 @@ class Seen:
     def __init__(self, encode=colours):
         self.encode, self.images, self.pooled = encode, [], []
 
-    def __call__(self, network, images) -> steps.Encoded:
+    def __call__(self, network, images) -> Encoded:
         encoded = self.encode(network, images)
         self.images.append(np.asarray(images))
         self.pooled.append(np.asarray(encoded.pooled))
         return encoded
+
+    def of(self, network) -> Callable:
+        """What encodes images by one network."""
+        return functools.partial(self, network)
 
 
 def whole_images(indices: np.ndarray) -> np.ndarray:
@@ -120,8 +124,8 @@ def scale_of(indices: np.ndarray) -> Standardization:
 
 def fitted(mesh, rows: np.ndarray, rates=(0.1, 1.0), seed: int = 4, **changes):
     """(classifiers of standardised colours, the encoder's record) for `rows` of the train images in reverse order."""
-    seen, probe = Seen(), PROBE._replace(**changes)
-    fit = fit_crops(seen, NOTHING, mesh, SOURCE, TRAIN[::-1], scale_of(TRAIN), probe=probe, size=SIZE, seed=seed)
+    seen, probe = Seen(), dataclasses.replace(PROBE, **changes)
+    fit = fit_crops(seen.of(NOTHING), mesh, SOURCE, TRAIN[::-1], scale_of(TRAIN), probe, size=SIZE, seed=seed)
     return fit(rows, rates), seen
 
 
@@ -131,7 +135,7 @@ def test_fitting_is_a_descent_on_fresh_crops_of_its_rows(mesh_of):
     # 3 epochs of 11 images in batches of 8.
     assert len(seen.pooled) == round(3 * 11 / 8)
     pool = TRAIN[::-1][rows]
-    given = crop_batches(SOURCE, pool, area=(0.3, 1.0), size=SIZE, batch_size=8, steps=range(4), seed=4)
+    given = crop_batches(SOURCE, pool, Order(8, range(4), seed=4), area=(0.3, 1.0), size=SIZE)
     scale, batches = scale_of(TRAIN), []
     for batch, images, pooled in zip(given, seen.images, seen.pooled, strict=True):
         np.testing.assert_array_equal(images, batch["image"])
@@ -183,14 +187,12 @@ def test_a_feature_that_no_centre_crop_has_does_no_harm(mesh_of):
         cropped = [
             image.tobytes() not in plain and image[:, ::-1].tobytes() not in plain for image in np.asarray(images)
         ]
-        return steps.Encoded(jnp.concatenate([colours(network, images).pooled, jnp.array(cropped, float)[:, None]], 1))
+        return Encoded(jnp.concatenate([colours(network, images).pooled, jnp.array(cropped, float)[:, None]], 1))
 
     centre = np.asarray(encode(NOTHING, whole_images(TRAIN)).pooled)
     assert (centre[:, -1] == 0).all()
     seen = Seen(encode)
-    fit = fit_crops(
-        seen, NOTHING, mesh_of(1), SOURCE, TRAIN, Standardization.of(centre), probe=PROBE, size=SIZE, seed=0
-    )
+    fit = fit_crops(seen.of(NOTHING), mesh_of(1), SOURCE, TRAIN, Standardization.of(centre), PROBE, size=SIZE, seed=0)
     weights = fit(np.arange(24), (0.1,))
     assert np.concatenate(seen.pooled)[:, -1].mean() > 0.5
     assert np.abs(weights).max() < 1000
@@ -208,13 +210,13 @@ def test_features_of_trivial_crops_are_those_of_the_centre_crops_and_of_their_mi
     model = Siamese(depth=8, width=4, stem="small", head_hidden=4, head_out=4, axis_name=distributed.AXIS)
     network, mesh = tiny_network(model), mesh_of(1)
     network = jax.device_put(network, distributed.replicated(mesh))
-    evaluator = Evaluator(model, mesh, SOURCE, size=SIZE, resize=SIZE, batch_size=24, attention="others")
+    evaluator = Evaluator(model, mesh, SOURCE, EvalSpec(SIZE, SIZE, 24, "others"))
     centre = evaluator.features(network, TRAIN)
     mirrored = evaluator.encode[False](network, jnp.asarray(whole_images(TRAIN)[:, :, ::-1])).pooled
     assert np.abs(centre - mirrored).max() > 1e-2
     seen = Seen(evaluator.encode[False])
-    probe = PROBE._replace(crop_area=WHOLE, batch_size=24, epochs=4)
-    fit_crops(seen, network, mesh, SOURCE, TRAIN, Standardization.of(centre), probe=probe, size=SIZE, seed=0)(
+    probe = dataclasses.replace(PROBE, crop_area=WHOLE, batch_size=24, epochs=4)
+    fit_crops(seen.of(network), mesh, SOURCE, TRAIN, Standardization.of(centre), probe, size=SIZE, seed=0)(
         np.arange(24), (0.1,)
     )
     pooled = np.concatenate(seen.pooled)
@@ -229,9 +231,9 @@ def test_features_of_trivial_crops_are_those_of_the_centre_crops_and_of_their_mi
 
 
 def recognition(mesh, source=SOURCE, **changes) -> summary.Recognition:
-    evaluator = Evaluator(Siamese(), mesh, source, size=SIZE, resize=SIZE, batch_size=24, attention="others")
+    evaluator = Evaluator(Siamese(), mesh, source, EvalSpec(SIZE, SIZE, 24, "others"))
     evaluator.encode = {False: colours}
-    return evaluator.recognition(NOTHING, TRAIN, TEST, knn=Knn((), 0.07), probe=PROBE._replace(**changes))
+    return evaluator.recognition(NOTHING, TRAIN, TEST, knn=Knn((), 0.07), probe=dataclasses.replace(PROBE, **changes))
 
 
 def figures_of(mesh, **changes) -> dict[str, float]:
@@ -292,9 +294,10 @@ def test_augmented_crops_are_what_the_probe_learns_from(mesh_of):
 def test_each_probe_gets_the_rows_of_its_fraction_with_their_labels_and_its_seed(mesh_of, monkeypatch, area):
     calls, real = [], summary.linear_probe
 
-    def recorded(x, y, *rest, **options):
-        result = real(x, y, *rest, **options)
-        calls.append((x, y, options, result))
+    def recorded(x, y, *rest):
+        result = real(x, y, *rest)
+        *_, seed, fit = rest
+        calls.append((x, y, {"seed": seed, "fit": fit}, result))
         return result
 
     monkeypatch.setattr(summary, "linear_probe", recorded)

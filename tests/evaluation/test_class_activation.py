@@ -1,4 +1,3 @@
-import functools
 import io
 
 import flax.linen as nn
@@ -6,21 +5,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import quick
 from PIL import Image
 
 from cvsa_jax.data.sources import Source
+from cvsa_jax.evaluation.encode import make_class_activation
 from cvsa_jax.evaluation.evaluator import Evaluator
+from cvsa_jax.evaluation.protocol import EvalSpec
 from cvsa_jax.models.activation import class_activation, grad_cam
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime import distributed
 from cvsa_jax.training import photometric
-from cvsa_jax.training import step as steps
 from cvsa_jax.training.state import Network
 
 IMAGES, SIDE, CHANNELS, CLASSES = 5, 3, 4, 6
-# Takes half the time to compile.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def given(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -127,15 +126,15 @@ def activations(mesh_of):
     weights = rng.normal(0, 1, (17, CLASSES)).astype(np.float32)
     # No class wins everywhere.
     weights[-1] = -features.mean((0, 1, 2)) @ weights[:-1]
-    found = {}
+    ended = {}
     for devices in (1, 8):
         mesh = mesh_of(devices)
         placed = jax.device_put((network, weights), distributed.replicated(mesh))
         rows = distributed.to_mesh({"images": images}, mesh)["images"]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(steps.jax, "jit", quick)
-            found[devices] = jax.tree.map(np.asarray, steps.make_class_activation(model, mesh)(placed, rows))
-    return found, features, weights
+            patch.setattr(jax, "jit", quick)
+            ended[devices] = jax.tree.map(np.asarray, make_class_activation(model, mesh)(placed, rows))
+    return ended, features, weights
 
 
 def test_activation_is_of_the_class_that_the_classifier_predicts(activations):
@@ -194,7 +193,7 @@ def red_squares(count: int = 6, size: int = 16) -> Source:
 def test_maps_of_the_probe_point_at_the_object_that_its_class_is_read_from(mesh_of, winner, found):
     # Class 0 looks at the red of the object, class 1 at the blue around it; the bias decides which is predicted.
     source, test = red_squares(), np.arange(6)
-    evaluator = Evaluator(Pixels(2), mesh_of(1), source, size=16, resize=16, batch_size=4, attention="others")
+    evaluator = Evaluator(Pixels(2), mesh_of(1), source, EvalSpec(16, 16, 4, "others"))
     weights = np.zeros((5, 2))
     weights[0, 0] = weights[2, 1] = 1
     weights[-1, winner] = 100

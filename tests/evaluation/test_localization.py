@@ -6,17 +6,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import quick
 from sklearn.metrics import average_precision_score
 
 from cvsa_jax.data import sources
 from cvsa_jax.data.pipeline import image_batches
 from cvsa_jax.data.sources import Source, procedural
+from cvsa_jax.evaluation.encode import make_encoder
 from cvsa_jax.evaluation.evaluator import Evaluator, center_prior, chance
-from cvsa_jax.evaluation.localization import THRESHOLDS, attention_maps, iou, pointing_hit, score, square_mask, upsample
+from cvsa_jax.evaluation.localization import (
+    THRESHOLDS,
+    attention_maps,
+    iou,
+    pointing_score,
+    score,
+    square_mask,
+    upsample,
+)
+from cvsa_jax.evaluation.protocol import EvalSpec
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime import distributed
 from cvsa_jax.training import photometric
-from cvsa_jax.training import step as steps
 from cvsa_jax.training.state import Network, init_state
 
 
@@ -81,22 +91,39 @@ def mask_of(*cells: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def test_pointing_hit():
-    assert pointing_hit(MAP, mask_of((1, 2)))
-    assert not pointing_hit(MAP, ~mask_of((1, 2)))
-    assert not pointing_hit(MAP, mask_of((2, 1)))  # the maximum's cell, transposed
-    assert not pointing_hit(MAP, mask_of())
+def test_pointing_score():
+    assert pointing_score(MAP, mask_of((1, 2))) == 1
+    assert pointing_score(MAP, ~mask_of((1, 2))) == 0
+    assert pointing_score(MAP, mask_of((2, 1))) == 0  # the maximum's cell, transposed
+    assert pointing_score(MAP, mask_of()) == 0
+
+
+def test_equal_maxima_share_the_image():
+    level = np.ones((4, 4), np.float32)
+    assert pointing_score(level, mask_of((0, 0), (3, 1))) == 2 / 16
+    level[1:] = 0
+    assert pointing_score(level, mask_of((0, 0), (3, 1))) == 1 / 4
 
 
 def test_iou():
     # At least 0.5: (1, 1), (1, 2), (2, 1), (2, 2).
-    assert iou(MAP, mask_of((1, 1), (1, 2), (2, 1), (2, 2))) == 1
-    assert iou(MAP, mask_of((1, 1), (1, 2), (0, 0), (0, 1))) == pytest.approx(2 / 6)
-    assert iou(MAP, mask_of((3, 3))) == 0
-    assert iou(MAP, np.ones((4, 4), bool)) == pytest.approx(4 / 16)
-    assert iou(MAP, mask_of((1, 2)), threshold=0.95) == 1
-    assert iou(np.zeros((4, 4), np.float32), mask_of()) == 1
-    assert iou(np.zeros((4, 4), np.float32), mask_of((0, 0))) == 0
+    on = MAP >= 0.5
+    assert iou(on, mask_of((1, 1), (1, 2), (2, 1), (2, 2))) == 1
+    assert iou(on, mask_of((1, 1), (1, 2), (0, 0), (0, 1))) == pytest.approx(2 / 6)
+    assert iou(on, mask_of((3, 3))) == 0
+    assert iou(on, np.ones((4, 4), bool)) == pytest.approx(4 / 16)
+    assert iou(MAP >= 0.95, mask_of((1, 2))) == 1
+    assert iou(mask_of(), mask_of((0, 0))) == 0
+
+
+def test_an_image_without_an_object_counts_for_the_pixels_alone():
+    masks = np.stack([mask_of((1, 1), (1, 2), (2, 1), (2, 2)), mask_of((1, 2))])
+    maps = np.stack([MAP, MAP])
+    figures, more = score(maps, masks), score(np.stack([*maps, MAP]), np.stack([*masks, mask_of()]))
+    for name in ("pointing_game", "mask_iou", "mask_iou_best"):
+        assert figures[name] == more[name]
+    assert more["pixel_ap"] < figures["pixel_ap"]
+    assert score(maps[:1], mask_of()[None]) == {"pixel_ap": 0}
 
 
 PERFECT = {"pointing_game": 1, "mask_iou": 1, "mask_iou_best": 1, "pixel_ap": 1}
@@ -162,8 +189,10 @@ def test_chance():
 def test_chance_is_what_the_whole_image_and_a_random_point_give():
     masks = np.random.default_rng(7).random((6, 4, 4)) < 0.4
     figures = chance(source_with(None), np.arange(6), masks)
-    whole = np.mean([iou(np.ones((4, 4), np.float32), mask) for mask in masks])
-    points = np.mean([pointing_hit(np.eye(16, dtype=np.float32)[p].reshape(4, 4), m) for m in masks for p in range(16)])
+    whole = np.mean([iou(np.ones((4, 4), bool), mask) for mask in masks])
+    points = np.mean(
+        [pointing_score(np.eye(16, dtype=np.float32)[p].reshape(4, 4), m) for m in masks for p in range(16)]
+    )
     assert figures["mask_iou"] == pytest.approx(whole)
     assert figures["pointing_game"] == pytest.approx(points)
 
@@ -191,7 +220,9 @@ def soft_maps(images: int = 5, size: int = 12):
 def test_best_iou_is_that_of_one_threshold_for_all_images():
     maps, masks, scaled = soft_maps()
     masks[2] = False
-    by_threshold = [np.mean([iou(s, m, t) for s, m in zip(scaled, masks, strict=True)]) for t in THRESHOLDS]
+    by_threshold = [
+        np.mean([iou(s >= t, m) for s, m in zip(scaled, masks, strict=True) if m.any()]) for t in THRESHOLDS
+    ]
     figures = score(maps, masks)
     assert figures["mask_iou_best"] == pytest.approx(max(by_threshold))
     assert figures["mask_iou"] == pytest.approx(by_threshold[50])
@@ -216,7 +247,6 @@ def test_random_maps_have_the_masks_share_as_average_precision():
 SIZE, CELLS = 24, 9
 MODEL = Siamese(depth=8, width=4, stem="small", head_hidden=8, head_out=6, axis_name=distributed.AXIS)
 # Compiles in half the time.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @functools.cache
@@ -238,7 +268,7 @@ def encoded(mesh_of) -> Callable:
     placed = jax.device_put(network(), distributed.replicated(mesh))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "jit", quick)
-        encode = steps.make_encoder(MODEL, mesh, maps=True)
+        encode = make_encoder(MODEL, mesh, maps=True)
     return lambda images: jax.tree.map(
         np.asarray, encode(placed, distributed.to_mesh({"images": np.ascontiguousarray(images)}, mesh)["images"])
     )
@@ -299,7 +329,7 @@ def test_mirrored_attention_knows_no_other_image(encoded):
 def test_evaluator_reads_the_attention_that_is_asked_for(mesh_of, encoded, attention):
     source = sources.load("procedural", "", procedural.Spec(0, 2, 1, 4, 30))
     test, mesh = source.split("test"), mesh_of(2)
-    evaluator = Evaluator(MODEL, mesh, source, size=SIZE, resize=40, batch_size=8, attention=attention)
+    evaluator = Evaluator(MODEL, mesh, source, EvalSpec(SIZE, 40, 8, attention))
     # The compiled encoder of the other tests.
     evaluator.encode = {True: lambda _, images: encoded(np.asarray(images))}
     maps = evaluator.maps(network(), test)

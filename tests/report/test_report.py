@@ -1,14 +1,14 @@
 import base64
 import html.parser
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cvsa_jax.report import html as report
+from cvsa_jax.report import html as pages
 from cvsa_jax.report import pictures
+from cvsa_jax.report.columns import percent
 
 NASTY = '<script>alert("1 & 2")</script>'
 
@@ -40,9 +40,9 @@ def picture(tmp_path) -> pictures.Picture:
 
 @pytest.fixture
 def page(tmp_path, picture) -> Path:
-    table = report.Table((NASTY, "top-1"), [("BYOL", "1.0"), (NASTY, "2.0")])
+    table = pages.Table((NASTY, "top-1"), [("BYOL", "1.0"), (NASTY, "2.0")])
     blocks = [table, f"A note. {NASTY}", f"# Heading {NASTY}", picture, picture]
-    return report.write_page(tmp_path / "index.html", NASTY, blocks)
+    return pages.write_page(tmp_path / "index.html", NASTY, blocks)
 
 
 def test_page_is_self_contained(page, picture):
@@ -65,7 +65,7 @@ def test_text_is_escaped(page):
 
 
 def test_table_as_text_is_aligned():
-    table = report.Table(("%", "linear top-1", "kNN"), [("random weights", "9.6", "–"), ("CVSA", "61.5", "100.0")])
+    table = pages.Table(("%", "linear top-1", "kNN"), [("random weights", "9.6", "–"), ("CVSA", "61.5", "100.0")])
     assert table.as_text().split("\n") == [
         "%               linear top-1    kNN",
         "-----------------------------------",
@@ -78,7 +78,7 @@ def test_table_as_text_is_aligned():
     ("value", "text"), [(0.615, "61.5"), (1.0, "100.0"), (0.0, "0.0"), (0.12349, "12.3"), (None, "–")]
 )
 def test_percent(value, text):
-    assert report.percent(value) == text
+    assert percent(value) == text
 
 
 @pytest.fixture
@@ -126,10 +126,3 @@ def test_pictures_of_views_and_attention(tmp_path, figures, with_masks):
         expected = [with_masks, False]
         # The view as the network sees it bears no outline.
         assert outlined == ([expected, [False, False]] * 2 if count == 4 else [expected] * 3)
-
-
-def test_figures_as_json(tmp_path):
-    path = tmp_path / "new" / "report" / "results.json"
-    figures = {"cvsa": {"linear_top1": 0.5}, "chance": {}}
-    report.write_json(path, figures)
-    assert json.loads(path.read_text()) == figures

@@ -5,24 +5,24 @@ import gc
 import json
 import re
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-import tensorboard.summary
 from etils.epath import backend
 from ml_collections import ConfigDict
 from test_store import SHARD, N, make, shards, small_shards, source_of  # noqa: F401  small_shards is autouse
 
-from cvsa_jax import settings
-from cvsa_jax.report import html as report
-from cvsa_jax.report import pictures
+from cvsa_jax.report import html, pictures
 from cvsa_jax.runtime.distributed import check_shared
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import AnyPath, LocalCopy, as_path, is_local, write_atomically
+from cvsa_jax.runtime.files import AnyPath, LocalCopy, as_path, is_local, write_atomically, write_json_atomically
 from cvsa_jax.saliency.store import SaliencyStore, store_path
+from cvsa_jax.training import log
 from cvsa_jax.training.checkpoint import Checkpointer
-from cvsa_jax.training.monitor import Writer, read_metrics
-from cvsa_jax.training.perf import Profile
+from cvsa_jax.training.log import read_metrics, run_log
+from cvsa_jax.training.perf import profile
+from cvsa_jax.training.resume import read_config, write_config
 
 
 class InMemory:
@@ -52,13 +52,14 @@ def bucket(monkeypatch, request) -> AnyPath:
 
 @pytest.fixture
 def no_board(monkeypatch):
-    class Board:
+    class Board(log._Scalars):
         def __init__(self, folder: str):
             assert folder.startswith("gs://bucket/")
 
-        add_scalar = close = lambda self, *args: None
+        def write_scalars(self, step, scalars): ...
+        def close(self): ...
 
-    monkeypatch.setattr(tensorboard.summary, "Writer", Board)
+    monkeypatch.setattr(log, "SummaryWriter", Board)
 
 
 @pytest.mark.parametrize(
@@ -90,30 +91,29 @@ def test_an_object_is_written_whole_or_not_at_all(bucket):
 
 def test_the_log_goes_on(bucket, no_board):
     workdir = bucket / "run"
-    writer = Writer(workdir, 0)
-    for step in range(1, 5):
-        writer.write(step, {"loss": 1 / step})
-        assert read_metrics(workdir)[-1] == {"step": step, "loss": 1 / step}  # readable while the run goes on
-    writer.close()
-    writer = Writer(workdir, 2)
-    writer.write(3, {"loss": 0.0})
-    writer.close()
+    with run_log(workdir, 0) as writer:
+        for step in range(1, 5):
+            writer.write_scalars(step, {"loss": 1 / step})
+            writer.flush()
+            assert read_metrics(workdir)[-1] == {"step": step, "loss": 1 / step}  # readable while the run goes on
+    with run_log(workdir, 2) as writer:
+        writer.write_scalars(3, {"loss": 0.0})
     assert read_metrics(workdir) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 0.0}]
 
 
 def test_config_of_a_run(bucket):
     config = ConfigDict({"mode": "pretrain", "seed": 3})
-    settings.write_config(config, bucket / "run")
-    assert settings.read_config("gs://bucket/run").to_dict() == config.to_dict()
+    write_config(config, bucket / "run")
+    assert read_config("gs://bucket/run").to_dict() == config.to_dict()
     with pytest.raises(UserError, match=r"'gs://bucket/other' is not the workdir of a run"):
-        settings.read_config("gs://bucket/other")
+        read_config("gs://bucket/other")
 
 
 def test_page_with_a_picture(bucket):
     folder = bucket / "run" / "report"
     drawn = pictures.histograms_picture(folder / "areas.png", {"area": np.arange(4.0)}, "Areas.")
-    report.write_json(folder / "results.json", {"iou": 0.5})
-    page = report.write_page(folder / "index.html", "A run", [drawn])
+    write_json_atomically(folder / "results.json", {"iou": 0.5})
+    page = html.write_page(folder / "index.html", "A run", [drawn])
     picture = (folder / "areas.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert base64.b64encode(picture).decode() in page.read_text()
@@ -163,5 +163,12 @@ def test_checkpoints_there_need_google_s_library(bucket, monkeypatch):
         Checkpointer(bucket / "run")
 
 
-def test_traces_stay_on_the_machine(bucket):
-    assert is_local(Profile(bucket / "run", 0, 20, 5).folder)
+def test_traces_stay_on_the_machine(bucket, monkeypatch, capsys):
+    folders = []
+    monkeypatch.setattr(jax.profiler, "start_trace", folders.append)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: None)
+    trace = profile(bucket / "run", 0, 2, 2)
+    for step in range(3):
+        trace(step, {})
+    (folder,) = folders
+    assert is_local(as_path(folder)) and folder in capsys.readouterr().out

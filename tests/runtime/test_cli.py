@@ -7,7 +7,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CONFIG = "--config=configs/folder.py"
 # The command line of every command, in one that imports neither jax nor tensorflow, for what takes no more.
-LIGHT = ("-c", "from cvsa_jax import cli; cli.run(lambda: print(cli.config().mode))")
+LIGHT = ("-c", "from cvsa_jax.runtime import cli; cli.run(lambda: print(cli.config().mode))")
 # Name -> command, and what its error names.
 WRONG = {
     "no workdir": (("-m", "cvsa_jax.main", CONFIG), "--workdir"),

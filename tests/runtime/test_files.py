@@ -1,9 +1,10 @@
 import errno
+import json
 
 import pytest
 
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import write_atomically
+from cvsa_jax.runtime.files import write_atomically, write_json_atomically
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "broken"), KeyboardInterrupt()])
@@ -39,3 +40,10 @@ def test_two_that_write_the_same_file_do_not_meet(tmp_path):
     write_atomically(path, slow)
     assert path.read_bytes() == b"later"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_json_makes_its_folder(tmp_path):
+    path = tmp_path / "new" / "report" / "results.json"
+    figures = {"cvsa": {"linear_top1": 0.5}, "chance": {}}
+    write_json_atomically(path, figures)
+    assert json.loads(path.read_text()) == figures

@@ -60,7 +60,7 @@ def test_another_error_is_not_replaced():
 def test_a_command_ends_with_42_and_one_line(tmp_path):
     script = tmp_path / "command.py"
     script.write_text(
-        "import os, signal\nfrom cvsa_jax import cli\ncli.run(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "import os, signal\nfrom cvsa_jax.runtime import cli\ncli.run(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
     )
     environment = os.environ | {"PYTHONPATH": os.getcwd()}
     ended = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, check=False)

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import tiny_run
 from benchmarks.tiny_run import ended, final_state, kill, wait_for_step
-from cvsa_jax.training.monitor import read_metrics
+from cvsa_jax.training.log import read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -5,46 +5,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import Step
+from helpers import Step, few_devices
 
-from configs import common, demo, saliency_unet
+from configs import common, demo
+from configs import saliency_unet as unet_config
 from cvsa_jax import settings
 from cvsa_jax.data.pipeline import load_image
 from cvsa_jax.models.activation import READOUTS, channel_mean, first_component
-from cvsa_jax.runs import linear as classify
-from cvsa_jax.runs import pretrain
-from cvsa_jax.runs import saliency_unet as train_unet
+from cvsa_jax.runs import linear, pretrain, saliency_unet
 from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.compute import compute
-from cvsa_jax.saliency.detectors import network
+from cvsa_jax.saliency.detectors import encoder, network, unet
 from cvsa_jax.saliency.detectors.annotation import center
 from cvsa_jax.saliency.detectors.rbd import reduced, robust_background
 from cvsa_jax.saliency.registry import Options, build
 from cvsa_jax.saliency.store import SaliencyStore, make_record
-from cvsa_jax.training.monitor import read_metrics
+from cvsa_jax.training import checkpoint
+from cvsa_jax.training.log import read_metrics
 from cvsa_jax.training.photometric import MEAN, STD
+from cvsa_jax.training.state import empty_network
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    """Two devices, and compilation that is quick and done once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_disable_most_optimizations", True)
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (train_unet, network, pretrain):
-            patch.setattr(module, "make_mesh", lambda devices=None: make_mesh(jax.devices()[:2]))
+def small_runs(quick_compilation):
+    with few_devices(2, saliency_unet, unet, encoder, pretrain, linear):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 def tiny_unet():
     """The detector's config on a budget of seconds."""
-    config = saliency_unet.get_config()
+    config = unet_config.get_config()
     config.data.kind = "procedural"
     config.data.procedural.update(classes=3, train_per_class=4, test_per_class=3, size=32)
     config.with_procedural = False
@@ -71,7 +64,7 @@ def source():
 @pytest.fixture(scope="module")
 def unet_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("unet") / "run"
-    train_unet.train_unet(tiny_unet(), workdir)
+    saliency_unet.train_unet(tiny_unet(), workdir)
     return workdir
 
 
@@ -88,12 +81,12 @@ def detect(detector, source, indices):
 
 def parameters(workdir):
     model = settings.unet(tiny_unet().model)
-    like = network.empty_params(model)
-    return network.checkpoint.restore_item(workdir, "params", like, make_mesh(jax.devices()[:1]))[0]
+    like = unet.empty_params(model)
+    return checkpoint.restore_item(workdir, "params", like, make_mesh(jax.devices()[:1]))[0]
 
 
 def test_six_steps_are_three_and_a_kill_and_three(tmp_path, unet_run, monkeypatch):
-    real = train_unet.make_unet_step
+    real = saliency_unet.make_unet_step
 
     def dying(*args, **kwargs):
         step = real(*args, **kwargs)
@@ -106,9 +99,9 @@ def test_six_steps_are_three_and_a_kill_and_three(tmp_path, unet_run, monkeypatc
         return Step(run)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train_unet, "make_unet_step", dying)
-        train_unet.train_unet(tiny_unet(), tmp_path)
-    train_unet.train_unet(tiny_unet(), tmp_path)
+        patch.setattr(saliency_unet, "make_unet_step", dying)
+        saliency_unet.train_unet(tiny_unet(), tmp_path)
+    saliency_unet.train_unet(tiny_unet(), tmp_path)
     assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 7))
     for once, resumed in zip(*(jax.tree.leaves(parameters(w)) for w in (unet_run, tmp_path)), strict=True):
         np.testing.assert_array_equal(once, resumed)
@@ -117,7 +110,7 @@ def test_six_steps_are_three_and_a_kill_and_three(tmp_path, unet_run, monkeypatc
 def test_a_unet_run_leaves_its_figures(unet_run, source):
     figures = json.loads((unet_run / "report" / "results.json").read_text())
     assert figures.keys() == {"mae", "iou", "box_iou", "pointing_game", "max_f"}
-    detector = network.unet(unet_run)
+    detector = unet.unet(unet_run)
     test = source.split("test")
     errors = []
     for i, found in zip(test, detect(detector, source, test), strict=True):
@@ -131,7 +124,7 @@ def test_a_unet_run_leaves_its_figures(unet_run, source):
 def test_unet_trains_on_the_procedural_set_too(tmp_path, capsys):
     config = tiny_unet()
     config.with_procedural, config.total_steps = True, 2
-    train_unet.train_unet(config, tmp_path)
+    saliency_unet.train_unet(config, tmp_path)
     # The set is procedural itself, so its 12 images come twice.
     assert "24 images with masks" in capsys.readouterr().out
 
@@ -150,18 +143,18 @@ def test_unet_settings_that_cannot_work(tmp_path, change, message):
     config = tiny_unet()
     config.update_from_flattened_dict(change)
     with pytest.raises(UserError, match=message):
-        train_unet.train_unet(config, tmp_path)
+        saliency_unet.train_unet(config, tmp_path)
 
 
 def test_unet_workdir_of_another_size(unet_run):
     config = tiny_unet()
     config.size = 64
     with pytest.raises(UserError, match=r"size: 32 -> 64"):
-        train_unet.train_unet(config, unet_run)
+        saliency_unet.train_unet(config, unet_run)
 
 
 def test_unet_detector_gives_the_probabilities_of_its_run(unet_run, source):
-    detector = network.unet(unet_run)
+    detector = unet.unet(unet_run)
     assert (detector.name, detector.supervision) == ("unet", "supervised")
     found = detect(detector, source, range(3))
     model = settings.unet(tiny_unet().model)
@@ -202,7 +195,7 @@ def test_channel_mean():
 
 @pytest.mark.parametrize("kind", list(READOUTS))
 def test_encoder_detector_reads_the_backbone_of_its_run(byol_run, source, kind):
-    detector = network.encoder(byol_run, kind)
+    detector = encoder.encoder(byol_run, kind)
     assert (detector.supervision, detector.settings["size"], detector.settings["map"]) == ("unsupervised", 64, kind)
     found = detect(detector, source, range(2))
     assert [f.saliency.shape for f in found] == [(8, 8)] * 2
@@ -210,7 +203,7 @@ def test_encoder_detector_reads_the_backbone_of_its_run(byol_run, source, kind):
         assert (detection.saliency.min(), detection.saliency.max()) == (0, 1)
         assert 0 < detection.confidence <= 1
     model = settings.model(tiny_pretrain().model)
-    online, _ = network.checkpoint.restore_online(byol_run, network.empty_network(model), make_mesh(jax.devices()[:1]))
+    online, _ = checkpoint.restore_online(byol_run, empty_network(model), make_mesh(jax.devices()[:1]))
     pixels = (detector.prepare(0, load_image(source, 0)) / 255.0 - np.array(MEAN)) / np.array(STD)
     single = model.clone(axis_name=None)
     feature_map, _ = single.apply(online.variables, jnp.asarray(pixels[None], jnp.float32), method="features")
@@ -220,11 +213,11 @@ def test_encoder_detector_reads_the_backbone_of_its_run(byol_run, source, kind):
 
 def test_detectors_refuse_runs_of_another_kind(unet_run, byol_run, tmp_path):
     with pytest.raises(UserError, match=r"mode 'pretrain'; --detector=unet needs one of 'saliency_unet'"):
-        network.unet(byol_run)
+        unet.unet(byol_run)
     with pytest.raises(UserError, match=r"mode 'saliency_unet'; --detector=encoder needs a pre-training run"):
-        network.encoder(unet_run, "mean")
+        encoder.encoder(unet_run, "mean")
     with pytest.raises(UserError, match=r"is not the workdir of a run"):
-        network.unet(tmp_path)
+        unet.unet(tmp_path)
 
 
 def test_other_commands_refuse_a_detectors_run(unet_run, tmp_path):
@@ -236,7 +229,7 @@ def test_other_commands_refuse_a_detectors_run(unet_run, tmp_path):
     config.data.update(tiny_pretrain().data)
     config.init_from = str(unet_run)
     with pytest.raises(UserError, match=r"mode 'saliency_unet': a pre-training run is needed"):
-        classify.linear_probe(config, tmp_path / "linear")
+        linear.linear_probe(config, tmp_path / "linear")
 
 
 def test_weights_hash_changes_with_any_value():

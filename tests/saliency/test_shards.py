@@ -97,17 +97,36 @@ def test_a_share_is_not_made_twice(tmp_path):
     assert sorted(seen) == list(range(SHARD, THIRD))
 
 
-def test_only_a_pass_over_everything_removes_what_a_killed_one_had_begun(tmp_path):
-    unfinished = tmp_path / "shard-00001.npy.0123abcd.part"
+def test_what_a_killed_pass_had_begun_goes_and_what_another_is_writing_stays(tmp_path):
+    # The same pass may run in another shell, which renames its file in the next moment.
+    old, young = (tmp_path / f"shard-00001.npy.{k}.part" for k in ("01234567", "89abcdef"))
     share(tmp_path, 0, 2)
-    unfinished.write_bytes(b"half")
-    (tmp_path / "manifest.json.0123abcd.part").write_bytes(b"half")
-    share(tmp_path, 0, 2)
-    assert unfinished.read_bytes() == b"half"  # of another machine, at work
+    for unfinished in (old, young):
+        unfinished.write_bytes(b"half")
+    hours_ago = time.time() - compute_module.STALE - 10
+    os.utime(old, (hours_ago, hours_ago))
     make(source_of(), tmp_path)
-    assert not list(tmp_path.glob("*.part"))
+    assert [path.name for path in tmp_path.glob("*.part")] == [young.name]
+    young.unlink()
     make(source_of(), tmp_path.with_name("whole"))
     assert contents(tmp_path) == contents(tmp_path.with_name("whole"))
+
+
+def test_two_passes_at_once_make_the_same_store(tmp_path):
+    # The second begins while the first is in its first file, and ends before it.
+    source = source_of()
+
+    def second(images):
+        if not (tmp_path / "both" / "manifest.json").exists():
+            make(source, tmp_path / "both")
+        return images
+
+    detector = masks(source)
+    first = dataclasses.replace(detector, detect=lambda maps: detector.detect(second(maps)))
+    make(source, tmp_path / "both", first)
+    make(source, tmp_path / "alone")
+    assert contents(tmp_path / "both") == contents(tmp_path / "alone")
+    assert not list((tmp_path / "both").glob("*.part"))
 
 
 # Batches.

@@ -222,8 +222,11 @@ def test_a_file_half_written_is_not_taken_for_a_shard(tmp_path):
     dying, _ = watched(source, dies_at=0)
     with pytest.raises(KeyboardInterrupt):
         make(source, tmp_path / "killed", dying)
-    (tmp_path / "killed/shard-00001.npy.0123abcd.part").write_bytes(b"half")
+    unfinished = tmp_path / "killed/shard-00001.npy.0123abcd.part"
+    unfinished.write_bytes(b"half")
     make(source, tmp_path / "killed")
+    assert unfinished.exists()  # young, so perhaps another's
+    unfinished.unlink()
     assert shards(tmp_path / "killed") == shards(tmp_path / "whole")
 
 
@@ -351,7 +354,7 @@ def test_a_store_deleted_in_use_stops_the_batches_with_its_name(tmp_path):
     np.testing.assert_array_equal(store[np.arange(SHARD)], first)  # a file in use stays readable
     with pytest.raises(UserError, match=r"was changed while it was in use .*shard-00002\.npy"):
         store.record(2 * SHARD)
-    batches = pipeline.train_batches(source, np.arange(N), store, SWAP, batch_size=3, steps=range(8), seed=0)
+    batches = pipeline.train_batches(source, np.arange(N), store, SWAP, pipeline.Order(3, range(8), seed=0))
     with pytest.raises(UserError, match=r"was changed while it was in use"):
         list(batches)
 

@@ -54,7 +54,7 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_goes(workdir, mesh_of):
     shutil.copytree(workdir / "ckpt" / "7", unfinished)
     with opened(workdir) as checkpoints:
         assert checkpoints.latest == 7
-        restored, meta = checkpoints.restore(state(0), mesh_of(1))
+        restored, meta = checkpoints.restore(state(0), mesh_of(1)), checkpoints.meta()
     assert int(restored.step) == 7 and meta == {"at": 7}
     np.testing.assert_array_equal(restored.params["w"], state(7).params["w"])
     assert not unfinished.exists()
@@ -72,7 +72,7 @@ def test_a_checkpoint_that_is_cut_off_is_named_with_what_to_do(workdir, mesh_of)
         checkpoint.restore_item(workdir, "params", state(0).params, mesh_of(1))
     shutil.rmtree(workdir / "ckpt" / "7")
     with opened(workdir) as checkpoints:
-        assert int(checkpoints.restore(state(0), mesh_of(1))[0].step) == 3
+        assert int(checkpoints.restore(state(0), mesh_of(1)).step) == 3
     cut_off(workdir / "ckpt" / "3" / "params")
     with opened(workdir) as checkpoints, pytest.raises(UserError, match="the same command will begin anew"):
         checkpoints.restore(state(0), mesh_of(1))
@@ -81,8 +81,8 @@ def test_a_checkpoint_that_is_cut_off_is_named_with_what_to_do(workdir, mesh_of)
 def test_meta_that_is_cut_off(workdir):
     (file,) = (p for p in (workdir / "ckpt" / "7" / "meta").rglob("*") if p.is_file() and "metadata" in p.name)
     file.write_text(file.read_text()[:3])
-    with pytest.raises(UserError, match=r"ckpt/7 cannot be read"):
-        checkpoint.read_meta(workdir)
+    with opened(workdir) as checkpoints, pytest.raises(UserError, match=r"ckpt/7 cannot be read"):
+        checkpoints.meta()
 
 
 @contextlib.contextmanager
@@ -103,8 +103,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, mesh_of):
         checkpoints = Checkpointer(folder)
         checkpoints.save(state(1, size), {})
         checkpoints.wait()
-        said = r"cannot be written to .*small/ckpt \(.*No space left.*\); the newest whole one is step 1\. Make room"
-        with pytest.raises(UserError, match=said):
+        message = r"cannot be written to .*small/ckpt \(.*No space left.*\); the newest whole one is step 1\. Make room"
+        with pytest.raises(UserError, match=message):
             checkpoints.save(state(2, size), {})
             checkpoints.wait()
         with contextlib.suppress(UserError):
@@ -112,7 +112,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, mesh_of):
         subprocess.run(["mount", "-o", "remount,size=8m", folder], check=True)
         with opened(folder) as checkpoints:
             assert checkpoints.latest == 1
-            restored, _ = checkpoints.restore(state(0, size), mesh_of(1))
+            restored = checkpoints.restore(state(0, size), mesh_of(1))
             np.testing.assert_array_equal(restored.params["w"], state(1, size).params["w"])
             checkpoints.save(state(2, size), {})
             checkpoints.wait()
@@ -125,6 +125,6 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         locked = contextlib.nullcontext(tmp_path / "locked")
     else:  # root may write where permissions forbid it
         locked = tmpfs(tmp_path / "locked", "ro")
-    said = r"the folder of checkpoints .*locked/ckpt cannot be used \(.*([Rr]ead-only|denied)"
-    with locked as folder, pytest.raises(UserError, match=said):
+    message = r"the folder of checkpoints .*locked/ckpt cannot be used \(.*([Rr]ead-only|denied)"
+    with locked as folder, pytest.raises(UserError, match=message):
         Checkpointer(folder)

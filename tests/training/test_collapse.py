@@ -19,8 +19,8 @@ from cvsa_jax import losses, settings
 from cvsa_jax.data import pipeline
 from cvsa_jax.runtime import distributed
 from cvsa_jax.training import photometric
-from cvsa_jax.training import step as steps
 from cvsa_jax.training.state import init_state
+from cvsa_jax.training.step import Alignment, StepSpec, make_train_step
 
 STEPS = 200
 DISTINCT = 15  # batches, shown again and again; they show each of the 240 images twice
@@ -49,8 +49,8 @@ def config():
 def batches(config, mesh_of) -> list[dict[str, jax.Array]]:
     """Batches of random resized crops, augmented once and for all: this takes longer than a step."""
     source = settings.load_source(config.data)
-    spec = settings.view_spec(config.views, settings.model(config.model).stride)
-    given = {"batch_size": config.batch_size, "steps": range(DISTINCT), "seed": 0}
+    spec = settings.view_spec(config, settings.model(config.model).stride)
+    order = pipeline.Order(config.batch_size, range(DISTINCT), seed=0)
     augmented = jax.jit(photometric.augment)
 
     def augment(rows: dict, view: int) -> np.ndarray:
@@ -60,7 +60,7 @@ def batches(config, mesh_of) -> list[dict[str, jax.Array]]:
 
     return [
         distributed.to_mesh(rows | {f"view{view}": augment(rows, view) for view in (1, 2)}, mesh_of(1))
-        for rows in pipeline.train_batches(source, source.split("train"), None, spec, **given)
+        for rows in pipeline.train_batches(source, source.split("train"), None, spec, order)
     ]
 
 
@@ -76,24 +76,14 @@ def trained(config, batches, mesh_of) -> Callable:
     def train(objective: losses.Objective, tau: float) -> tuple[dict[str, float], dict[str, float]]:
         strengths = settings.photometric(config.augment.view1)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(steps.photometric, "augment", lambda views, keys, strengths: views)
-            step = steps.make_train_step(
-                model,
-                OPTIMIZER,
-                mesh,
-                objective=objective,
-                temperature=0.2,
-                tau=lambda step: jnp.float32(tau),
-                augment1=strengths,
-                augment2=strengths,
-                align_form="kl",
-                align_weight=0.0,
-                seed=0,
-            )
+            patch.setattr(photometric, "augment", lambda views, keys, strengths: views)
+            align, decay = Alignment(0.0, "kl", 0.2), lambda step: jnp.float32(tau)
+            spec = StepSpec(objective, 0.2, align, (strengths, strengths), decay, seed=0)
+            step = make_train_step(model, OPTIMIZER, mesh, spec)
             state = jax.tree.map(jnp.copy, initial)
             state = state.replace(
                 target=state.target if objective.target else None,
-                queue=state.queue if objective.loss == "info_nce" else None,
+                queue=state.queue if objective.queue else None,
             )
             step = compiled(step, donate_argnums=0).lower(state, batches[0]).compile()
         figures = []

@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 from cvsa_jax.training import optim, state
 
@@ -119,18 +118,6 @@ def networks() -> tuple[dict, dict]:
     parts = ("backbone", "projector", "conv_projector", "predictor", "conv_predictor")
     online = {name: on_device(tree(seed)) for seed, name in enumerate(parts)}
     return {name: on_device(tree(seed + 10)) for seed, name in enumerate(parts[:3])}, online
-
-
-@pytest.mark.parametrize("tau", [0.0, 0.25, 1.0])
-def test_ema_keeps_tau_of_the_target(tau):
-    target, online = networks()
-    moved = state.ema(target, online, jnp.float32(tau))
-    assert set(moved) == {"backbone", "projector", "conv_projector"}
-    for part in moved:
-        expected = {n: tau * target[part][n] + (1 - tau) * online[part][n] for n in target[part]}
-        if tau in (0, 1):
-            jax.tree.map(np.testing.assert_array_equal, moved[part], (online, target)[int(tau)][part])
-        assert_trees_close(moved[part], expected)
 
 
 def test_initial_target_is_a_copy_without_the_predictors():

@@ -7,7 +7,7 @@ import pytest
 
 from cvsa_jax.runtime import distributed
 from cvsa_jax.training import perf
-from cvsa_jax.training.perf import GIB, Profile, Speed, StepCost, compiled_step
+from cvsa_jax.training.perf import GIB, Speed, StepCost, compiled_step, profile
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def clock(monkeypatch):
 
 
 def test_speed_since_the_last_restart(clock):
-    speed = Speed(64, 4, StepCost(flops=3e9, peak=12e9, memory=0, said=""))
+    speed = Speed(64, 4, StepCost(flops=3e9, peak=12e9, memory=0, summary=""))
     speed.count()
     clock.seconds += 100
     speed.restart()
@@ -42,9 +42,9 @@ def test_speed_since_the_last_restart(clock):
 
 
 def test_what_is_not_known_is_not_told(clock):
-    figures = Speed(64, 4, StepCost(flops=0.0, peak=None, memory=0, said="")).figures()
+    figures = Speed(64, 4, StepCost(flops=0.0, peak=None, memory=0, summary="")).figures()
     assert figures.keys() == {"perf/images_per_s_per_device", "perf/input_wait", "perf/host_memory_gib"}
-    assert "perf/peak_share" not in Speed(64, 4, StepCost(flops=1.0, peak=None, memory=0, said="")).figures()
+    assert "perf/peak_share" not in Speed(64, 4, StepCost(flops=1.0, peak=None, memory=0, summary="")).figures()
 
 
 def test_cost_of_a_matrix_product(mesh_of, clock):
@@ -54,7 +54,7 @@ def test_cost_of_a_matrix_product(mesh_of, clock):
     step, cost = compiled_step(jax.jit(lambda state, batch: (state, batch["x"] @ state)), state, batch, mesh)
     assert cost.flops == pytest.approx(2 * n**3, rel=0.01)  # each device has n of the rows
     # In and out of each device: the state twice, and twice n of the rows.
-    assert cost.said == f"step compiled in 0 s; on each device: 0.0336 GFLOP, {4 * 4 * n * n / GIB:.2f} GiB"
+    assert cost.summary == f"step compiled in 0 s; on each device: 0.0336 GFLOP, {4 * 4 * n * n / GIB:.2f} GiB"
     assert cost.peak is None and cost.memory == pytest.approx(4 * 4 * n * n, rel=0.01)
     np.testing.assert_array_equal(step(state, batch)[1], np.full((2 * n, n), n))
 
@@ -66,16 +66,15 @@ def test_profile_of_some_steps_after_the_first(tmp_path, monkeypatch, start, tot
     calls = []
     monkeypatch.setattr(perf.jax.profiler, "start_trace", lambda folder: calls.append((folder, step)))
     monkeypatch.setattr(perf.jax.profiler, "stop_trace", lambda: calls.append((None, step)))
-    profile = Profile(tmp_path, start, total, steps)
-    for step in range(start + 1, total + 1):
-        profile.before(step)
-        profile.after(step, {})
-    assert calls == [(str(tmp_path / "profile"), traced[0]), (None, traced[1])]
+    trace = profile(tmp_path, start, total, steps)
+    for step in range(start, total + 1):
+        trace(step, {})
+    # Called before the first step, and after each.
+    assert calls == [(str(tmp_path / "profile"), traced[0] - 1), (None, traced[1])]
 
 
 def test_no_profile_unless_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(perf.jax.profiler, "start_trace", None)
-    profile = Profile(tmp_path, 0, 50, 0)
-    for step in range(1, 51):
-        profile.before(step)
-        profile.after(step, {})
+    trace = profile(tmp_path, 0, 50, 0)
+    for step in range(51):
+        trace(step, {})

@@ -9,15 +9,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers import few_devices
 from test_torchvision import torch_weights, write
 
 from configs import demo
 from cvsa_jax import settings
 from cvsa_jax.runs import pretrain
-from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.training import checkpoint
 from cvsa_jax.training.checkpoint import Checkpointer
+from cvsa_jax.training.resume import write_config
 from cvsa_jax.training.state import init_state, initial_target
 from cvsa_jax.weights import backbones
 
@@ -27,21 +28,8 @@ TENSORS = 5 * (1 + 3 * 2 + 2)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-    # Nearly all the time would go into compiling.
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def two_devices():
-    # Eight simulated devices are for the steps; whole runs on them would spend their time in rendezvous.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
+def small_runs(quick_compilation):
+    with few_devices(1, pretrain):
         yield
 
 
@@ -108,9 +96,9 @@ def started(tmp_path_factory, weights_file):
     workdir, states = tmp_path_factory.mktemp("pretrained") / "run", []
     loop = pretrain.run_steps
 
-    def run_steps(config, workdir, train_step, state, *args, **kwargs):
-        states.append(numpy_of(state))
-        return loop(config, workdir, train_step, state, *args, **kwargs)
+    def run_steps(run, *args, **kwargs):
+        states.append(numpy_of(run.state))
+        return loop(run, *args, **kwargs)
 
     config = tiny()
     config.init_from = str(weights_file)
@@ -126,7 +114,7 @@ def random_start():
     """The state of a run from random weights."""
     config = tiny()
     optimizer, _ = settings.optimizer(config, 21)
-    initialize = lambda key: init_state(settings.model(config.model), optimizer, 32, key, classes=3)  # noqa: E731
+    initialize = functools.partial(init_state, settings.model(config.model), optimizer, 32, classes=3)
     return numpy_of(jax.jit(initialize)(jax.random.key(config.seed)))
 
 
@@ -166,7 +154,7 @@ def test_pre_training_from_a_file_at_a_rate_of_0_ends_with_it(started, mesh_of):
 def test_without_a_target_only_the_online_network_starts_from_the_file(weights_file, mesh_of):
     like = random_start().replace(target=None)
     network = backbones.load_file(weights_file, settings.model(tiny().model), mesh_of(1))
-    state = checkpoint.with_backbone(like, network, mesh_of(1))
+    state = like.starting_from(like.online.with_parts(network))
     assert state.target is None
     assert_equal_trees(state.online.params["backbone"], in_our_layout(WEIGHTS)[0])
 
@@ -174,7 +162,8 @@ def test_without_a_target_only_the_online_network_starts_from_the_file(weights_f
 def test_target_has_buffers_of_its_own(weights_file, mesh_of):
     # The step donates those of the online network.
     network = backbones.load_file(weights_file, settings.model(tiny().model), mesh_of(1))
-    state = checkpoint.with_backbone(random_start(), network, mesh_of(1))
+    state = random_start()
+    state = state.starting_from(state.online.with_parts(network))
     target = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.target.params["backbone"])}
     online = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.online.params["backbone"])}
     assert len(target) == len(online) and not target & online
@@ -252,7 +241,7 @@ def other_target(tmp_path_factory, mesh_of):
     checkpoints = Checkpointer(workdir)
     checkpoints.save(jax.device_put(state, jax.devices()[0]), {})
     checkpoints.close()
-    settings.write_config(tiny(), workdir)
+    write_config(tiny(), workdir)
     return workdir, state
 
 
@@ -285,7 +274,7 @@ def test_folder_or_name_that_is_no_run_is_refused(tmp_path, mesh_of):
 
 
 def test_run_without_a_checkpoint_is_refused(tmp_path, mesh_of):
-    settings.write_config(tiny(), tmp_path)
+    write_config(tiny(), tmp_path)
     with pytest.raises(UserError, match="holds no checkpoint"):
         backbones.load(str(tmp_path), tiny().model, mesh_of(1))
 

@@ -3,7 +3,6 @@
 The reference reads the same file with torch's layouts, (out, in, h, w) and channels first, and knows nothing of ours.
 """
 
-import functools
 import json
 import struct
 import sys
@@ -14,6 +13,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers import quick
 from safetensors.numpy import save_file
 
 from cvsa_jax.models.siamese import Siamese
@@ -125,7 +125,6 @@ def test_features_are_those_of_torchvisions_network(tmp_path, mesh_of, depth, wi
     network = backbones.load_file(path, model, mesh_of(2))
     images = np.random.default_rng(1).standard_normal((2, 64, 64, 3)).astype(np.float32)
 
-    quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     feature_map, pooled = quick(lambda v, x: model.apply(v, x, method="features"))(network.variables, images)
 
     bare = {name.removeprefix(prefix): array for name, array in weights.items()}

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from scipy.special import expit
 
+from cvsa_jax.runtime import checks
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.detector import Detection, Detector, squeezed
 
@@ -107,26 +108,27 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def custom_preset(
-    size: int | None, mean: Sequence[str | float] | None, std: Sequence[str | float] | None, sigmoid: bool | None
-) -> Preset:
-    """The preset of a model that PRESETS lacks, from the flags of the command; images are divided by 255.
+def choose_preset(name: str, custom: dict) -> Preset:
+    """The preset `name`, or of `custom` the one that the flags `size`, `mean`, `std` and `sigmoid` describe (None where
+    not given); images are then divided by 255.
 
     Raises:
-        UserError: a flag is absent or of no use; names it.
+        UserError: there is no such preset, or a flag is absent, of no use, or not for this preset; names it.
     """
-    given = {"size": size, "mean": mean, "std": std, "sigmoid": sigmoid}
-    if absent := [f"--{flag}" for flag, value in given.items() if value is None]:
+    if name != "custom":
+        checks.choice("--preset", name, (*PRESETS, "custom"))
+        if given := [flag for flag, value in custom.items() if value is not None]:
+            raise UserError(f"--{given[0]} is for --preset=custom; {name} has its own")
+        return PRESETS[name]
+    if absent := [f"--{flag}" for flag, value in custom.items() if value is None]:
         raise UserError(f"--preset=custom needs {', '.join(absent)}; all flags, for example: {_flags(_U2NET)}")
-    if size < 1:
-        raise UserError(f"--size={size} is no size: give the side of the model's input in px")
-    mean, std = _three_numbers("mean", mean), _three_numbers("std", std)
+    size, mean, std = custom["size"], _three_numbers("mean", custom["mean"]), _three_numbers("std", custom["std"])
+    checks.at_least("--size", size, 1)
     if not all(0 <= value <= 1 for value in mean):
         raise UserError(f"--mean={_joined(mean)} is not that of images in [0, 1]: divide it, and --std, by 255")
     if not all(value > 0 for value in std):
         raise UserError(f"--std={_joined(std)}: give three numbers above 0, of images in [0, 1]")
-    page, licence = "the one that the file comes from", "to be checked there"
-    return Preset(size, mean, std, "255", sigmoid, page, licence)
+    return Preset(size, mean, std, "255", custom["sigmoid"], "the one that the file comes from", "to be checked there")
 
 
 def onnx(path: Path, name: str, preset: Preset) -> Detector:
@@ -271,47 +273,30 @@ def _cores() -> int:
 
 def _fixed_batch(session: Any, path: Path, name: str, preset: Preset) -> int | None:
     """How many images the model takes at a time, None for any number; UserError where it does not fit the preset."""
-    taken, output = session.get_inputs(), session.get_outputs()[0]
-    if len(taken) != 1:
-        raise UserError(f"{path} takes {len(taken)} inputs, not only an image: export it with one")
-    shape = taken[0].shape
-    channels_last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3
-    if channels_last or len(shape) != 4 or _fixed(shape[1:2], 3) or taken[0].type not in FLOATS:
-        advice = "export it with such an input"
-        if channels_last:
-            advice = "its channels come last (NHWC), so export it with the channels first (NCHW)"
+    inputs, output = session.get_inputs(), session.get_outputs()[0]
+    shape = inputs[0].shape
+    channels_first = len(shape) == 4 and _fits(shape[1], 3) and (shape[1] == 3 or shape[3] != 3)
+    if len(inputs) != 1 or not channels_first or inputs[0].type not in FLOATS:
+        kinds = "; ".join(f"{i.type} of shape ({', '.join(map(str, i.shape))})" for i in inputs)
         raise UserError(
-            f"{path} takes {taken[0].type} of shape {_dimensions(shape)}, not images (batch, 3, height, width) of "
-            f"float32 or float16: {advice}"
+            f"{path} takes {kinds}, not only images (batch, 3, height, width) of float32 or float16: export it with "
+            "such an input, channels first"
         )
-    if wrong := _fixed(shape[2:], preset.size):
+    if not all(_fits(side, preset.size) for side in shape[2:]):
+        fitting = [other for other, p in PRESETS.items() if all(_fits(side, p.size) for side in shape[2:])]
         raise UserError(
-            f"{path} takes {_dimensions(shape[2:], '×')} px, preset {name} gives {preset.size}: {_other_size(wrong)}"
+            f"{path} takes {shape[2]}×{shape[3]} px, preset {name} gives {preset.size}: take a preset with that size "
+            f"({', '.join(fitting) or 'there is none'}), or --preset=custom with the model's --size (square), --mean, "
+            "--std and --sigmoid or --nosigmoid"
         )
     if output.type not in FLOATS:
         raise UserError(f"{path} gives {output.type} as first output: export it with a map of float32 or float16 there")
     return shape[0] if isinstance(shape[0], int) else None
 
 
-def _fixed(shape: Sequence[int | str | None], wanted: int) -> list[int]:
-    """The dimensions that the model fixes at something else than `wanted`; names and None stand for any size."""
-    return [d for d in shape if isinstance(d, int) and d != wanted]
-
-
-def _dimensions(shape: Sequence[int | str | None], between: str = ", ") -> str:
-    text = between.join("any" if d is None else str(d) for d in shape)
-    return f"({text})" if between == ", " else text
-
-
-def _other_size(sizes: list[int]) -> str:
-    """What to do about a model that is fixed at other sizes than its preset's."""
-    if len(set(sizes)) > 1:
-        return "only square inputs are supported, so export it with one"
-    fitting = [name for name, preset in PRESETS.items() if preset.size == sizes[0]]
-    return (
-        f"take a preset with that size ({', '.join(fitting) or 'there is none'}), or --preset=custom "
-        f"--size={sizes[0]} with the model's --mean, --std and --sigmoid or --nosigmoid"
-    )
+def _fits(dimension: int | str | None, wanted: int) -> bool:
+    """True of the wanted number, and of names and None, which stand for any size."""
+    return not isinstance(dimension, int) or dimension == wanted
 
 
 def _batch_size(size: int, fixed: int | None) -> int:

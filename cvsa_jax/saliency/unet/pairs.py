@@ -36,7 +36,7 @@ def make_pairs(parts: list[tuple[Source, np.ndarray]], size: int, folder: Path) 
     return images, masks
 
 
-def pair_batches(pairs: Pairs, *, batch_size: int, steps: range, seed: int) -> Iterator[dict[str, np.ndarray]]:
+def pair_batches(pairs: Pairs, batch_size: int, steps: range, seed: int) -> Iterator[dict[str, np.ndarray]]:
     """`image` and `mask` of the batches, a pure function of (seed, step); every epoch sees each pair once."""
     n = len(pairs[0])
     order = functools.lru_cache(maxsize=2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(n))
@@ -46,10 +46,10 @@ def pair_batches(pairs: Pairs, *, batch_size: int, steps: range, seed: int) -> I
 
 
 def _write(parts: list[tuple[Source, np.ndarray]], size: int, files: list[Path]) -> None:
-    # With TensorFlow and TensorBoard, which need not be where the arrays are only read.
+    # With TensorFlow, which need not be where the arrays are only read.
     from cvsa_jax.data.decode import Unreadable
     from cvsa_jax.data.pipeline import load_image, unreadable_error
-    from cvsa_jax.training.monitor import Progress
+    from cvsa_jax.runtime.progress import Progress
 
     total = sum(len(indices) for _, indices in parts)
     images = np.lib.format.open_memmap(files[0], "w+", np.uint8, (total, size, size, 3))

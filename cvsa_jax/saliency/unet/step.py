@@ -1,7 +1,9 @@
 """The training step of the U-Net detector: augmentation on the device, loss, update. Imports no TensorFlow."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax
@@ -11,7 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key, UInt8
 
 from cvsa_jax.models.unet import UNet
+from cvsa_jax.runtime import checks
 from cvsa_jax.runtime.distributed import AXIS, replicated
+from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.training import photometric
 
 MARGIN = 0.25  # of the image's side: what is repeated beyond each border, for windows larger than the image
@@ -27,14 +31,28 @@ class UNetState:
     opt_state: optax.OptState
 
 
-class Geometry(NamedTuple):
-    """Ranges of the random window: its side as a fraction of the image's (above 1 zooms out, over repeated border
-    pixels), the factor by which it may be wider than high or higher than wide (side · √aspect at most MAX_SIDE), and
-    the share of images whose object is laid over another image of the batch."""
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """`config.augment`: ranges of the random window, and composites.
 
-    side: tuple[float, float]
+    Attributes:
+        side: the window's side as a fraction of the image's; above 1 zooms out, over repeated border pixels.
+        aspect: by which factor it may be wider than high or higher than wide; side · √aspect at most MAX_SIDE.
+        composite_prob: share of images whose object is laid over another image of the batch.
+    """
+
+    side: tuple[float, ...]
     aspect: float
     composite_prob: float
+
+    def __post_init__(self):
+        checks.probability("config.augment.composite_prob", self.composite_prob)
+        low, high = self.side
+        if self.aspect < 1 or not 0 < low <= high <= MAX_SIDE / self.aspect**0.5:
+            raise UserError(
+                f"config.augment.side={(low, high)} must be a range within (0, {MAX_SIDE:g} / √aspect], with "
+                f"config.augment.aspect={self.aspect:g} at least 1"
+            )
 
 
 def make_unet_step(
@@ -103,7 +121,7 @@ def augment(
     """
     crop_key, composite_key, colour_key = jax.random.split(key, 3)
     pixels = jnp.concatenate([photometric.to_float(images), masks[..., None] / jnp.float32(255)], -1)
-    pixels = jax.vmap(_crop, (0, 0, None))(pixels, jax.random.split(crop_key, len(images)), geometry)
+    pixels = jax.vmap(functools.partial(_crop, geometry))(pixels, jax.random.split(crop_key, len(images)))
     images, masks = pixels[..., :3], pixels[..., 3]
     chosen = jax.random.bernoulli(composite_key, geometry.composite_prob, (len(images),))[:, None, None]
     alpha = jnp.where(chosen, masks, 1)[..., None]
@@ -113,7 +131,7 @@ def augment(
     return photometric.apply(images, photometric.draw(keys, colour)), masks
 
 
-def _crop(pixels: Float[Array, "s s 4"], key: Key[Array, ""], geometry: Geometry) -> Float[Array, "s s 4"]:
+def _crop(geometry: Geometry, pixels: Float[Array, "s s 4"], key: Key[Array, ""]) -> Float[Array, "s s 4"]:
     """A random window of one image, resized back to its size, flipped half of the time."""
     u = jax.random.uniform(key, (5,))
     low, high = geometry.side

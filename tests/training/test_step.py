@@ -4,6 +4,7 @@ A compilation takes most of a test's time, so the compiled steps are shared, and
 a test sets the step in the state to choose its tau.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -12,14 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import assert_close, assert_equal, assert_moved, numpy_of, on_mesh, quick
 from jax.sharding import PartitionSpec
 
 from cvsa_jax import losses
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime import distributed
+from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.training import photometric
 from cvsa_jax.training import step as steps
+from cvsa_jax.training.accumulation import Pass, Stats, accumulated
 from cvsa_jax.training.state import Network, TrainState, init_state, target_parts
+from cvsa_jax.training.step import Alignment, StepSpec
 
 BATCH, SIZE, MASK, SEED = 16, 16, 4, 7
 LEARNING_RATE = 0.01
@@ -33,23 +38,6 @@ AUGMENT2 = photometric.Photometric(0.4, 0.4, 0.2, 0.1, 0.8, 0.2, 0.1, 0.2)
 # Two devices hold nothing usable, two hold one usable pair of two, four hold usable pairs only.
 EMPTY_MASK1, EMPTY_MASK2 = [0, 1, 2, 9], [3, 9, 12]
 USABLE = 10
-
-numpy_of = functools.partial(jax.tree.map, np.asarray)
-assert_equal = functools.partial(jax.tree.map, np.testing.assert_array_equal)
-
-
-# Takes half the time to compile.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def assert_close(got, expected, rtol: float = 1e-5, atol: float = 1e-5):
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol), got, expected)
-
-
-def assert_moved(got, old):
-    """Every leaf of rank > 1 has changed (the bias before a normalisation has no gradient)."""
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(old), strict=True):
-        assert a.ndim == 1 or np.any(a != b)
 
 
 @functools.cache
@@ -85,21 +73,20 @@ def batch() -> dict[str, np.ndarray]:
     }
 
 
-def train_step_on(mesh, weight: float, **options) -> Callable:
-    return steps.make_train_step(
-        MODEL,
-        OPTIMIZER,
-        mesh,
-        objective=losses.OBJECTIVES["byol"],
+def spec_of(weight: float, accumulate: int = 1, name: str = "byol") -> StepSpec:
+    return StepSpec(
+        objective=losses.OBJECTIVES[name],
         temperature=0.2,
+        align=Alignment(weight, "kl", 0.2),
+        augment=(AUGMENT1, AUGMENT2),
         tau=lambda step: jnp.array(TAUS)[step],
-        augment1=AUGMENT1,
-        augment2=AUGMENT2,
-        align_form="kl",
-        align_weight=weight,
         seed=SEED,
-        **options,
+        accumulate=accumulate,
     )
+
+
+def train_step_on(mesh, weight: float, accumulate: int = 1) -> Callable:
+    return steps.make_train_step(MODEL, OPTIMIZER, mesh, spec_of(weight, accumulate))
 
 
 @pytest.fixture(scope="module")
@@ -146,15 +133,16 @@ def by_definition() -> tuple[dict, dict, Network, Network]:
     @quick
     @functools.partial(jax.jacrev, has_aux=True)
     def loss_fn(params):
-        goal, target_stats = model.apply(old.target.variables, views, True, method="project", mutable=["batch_stats"])
+        target, target_stats = model.apply(old.target.variables, views, True, method="project", mutable=["batch_stats"])
         out, stats = model.apply(
             {"params": params, "batch_stats": old.online.batch_stats}, views, True, mutable=["batch_stats"]
         )
         of1, of2 = slice(0, BATCH), slice(BATCH, 2 * BATCH)
-        contrastive = losses.regression(out.prediction[of1], goal.projection[of2])
-        contrastive += losses.regression(out.prediction[of2], goal.projection[of1])
-        aligned = losses.alignment("kl", out.prediction_map[of1], goal.projection_map[of2], mask1, mask2)
-        aligned += losses.alignment("kl", out.prediction_map[of2], goal.projection_map[of1], mask2, mask1)
+        contrastive = losses.regression(out.prediction[of1], target.projection[of2])
+        contrastive += losses.regression(out.prediction[of2], target.projection[of1])
+        kl = losses.ALIGNMENT_FORMS["kl"]
+        aligned = kl(out.prediction_map[of1], target.projection_map[of2], mask1, mask2, 0.2)
+        aligned += kl(out.prediction_map[of2], target.projection_map[of1], mask2, mask1, 0.2)
         both = {"contrastive": contrastive.mean(), "align": aligned[usable].mean()}
         return both, (both, stats["batch_stats"], target_stats["batch_stats"])
 
@@ -259,7 +247,7 @@ def test_align_hit_is_the_share_of_pairs_whose_most_attended_cell_is_on_the_obje
 
     def alignment(queries1, queries2, keys1, keys2, rows):
         both = jnp.concatenate([queries1, queries2]), jnp.concatenate([keys1, keys2])
-        return steps._alignment("kl", *both, steps._masks_in_cells(rows, 2, 1))[1]
+        return steps._alignment(spec_of(1.0).align, *both, steps._masks_in_cells(rows, 2, 1))[1]
 
     got = on_mesh(alignment, mesh_of(8))(queries, queries, keys, keys, rows)
     assert got == {"align_hit": 0.75, "usable_pairs": 0.5}
@@ -270,12 +258,12 @@ def test_micro_batches_that_are_alike_give_the_step_of_the_whole_batch(mesh_of):
     # pairs is unusable.
     half = {name: np.repeat(values[8:12].reshape(2, 1, 2, *values.shape[1:]), 2, 1) for name, values in batch().items()}
     rows = {name: values.reshape(8, *values.shape[3:]) for name, values in half.items()}
-    mesh, found = mesh_of(2), {}
+    mesh, ended = mesh_of(2), {}
     for parts in (1, 2):
         step = quick(train_step_on(mesh, WEIGHT, accumulate=parts))
         state = jax.device_put(jax.tree.map(np.copy, start()), distributed.replicated(mesh))
-        found[parts] = numpy_of(step(state, distributed.to_mesh(rows, mesh)))
-    (whole, metrics), (state, of_parts) = found[1], found[2]
+        ended[parts] = numpy_of(step(state, distributed.to_mesh(rows, mesh)))
+    (whole, metrics), (state, of_parts) = ended[1], ended[2]
     assert of_parts.keys() == metrics.keys() and of_parts["usable_pairs"] == 0.75
     assert_close(of_parts, metrics, rtol=1e-4)
     assert_close(state.online.params, whole.online.params, rtol=1e-3)
@@ -300,82 +288,43 @@ def test_parts_of_a_batch_give_its_mean_over_the_usable_pairs_and_its_vectors_in
         def loss_fn(params):
             loss = jax.lax.psum((rows["weight"] * rows["value"] * params["scale"]).sum(), distributed.AXIS)
             vectors = jnp.concatenate([rows["value"], -rows["value"]])[:, None]
-            return loss, steps._Pass(stats, {"loss": loss}, *(k * vectors for k in (1, 2, 3, 4)))
+            return loss, Pass(stats, {"loss": loss}, *(k * vectors for k in (1, 2, 3, 4)))
 
         return jax.grad(loss_fn, has_aux=True)(params)
 
     def whole(rows):
         rows = rows | steps._masks_in_cells(rows, 1, 2)
-        grads, seen = steps._accumulated(one, params, steps._Stats({}, None), rows, 2)
-        return grads["scale"], seen.metrics["loss"], seen.goals[:, 0]
+        grads, done = accumulated(one, params, Stats({}, None), rows, 2)
+        return grads["scale"], done.metrics["loss"], done.key[:, 0]
 
     mesh, split, same = mesh_of(2), PartitionSpec(distributed.AXIS), PartitionSpec()
-    grad, loss, goals = jax.jit(jax.shard_map(whole, mesh=mesh, in_specs=split, out_specs=(same, same, split)))(rows)
+    grad, loss, keys = jax.jit(jax.shard_map(whole, mesh=mesh, in_specs=split, out_specs=(same, same, split)))(rows)
     assert grad == value[usable].mean() and loss == 3 * value[usable].mean()
     # On each device view 1 of its rows, then view 2.
-    np.testing.assert_array_equal(goals, 4 * np.concatenate([value[:4], -value[:4], value[4:], -value[4:]]))
+    np.testing.assert_array_equal(keys, 4 * np.concatenate([value[:4], -value[:4], value[4:], -value[4:]]))
 
 
-def on_mesh(function: Callable, mesh) -> Callable:
-    split = PartitionSpec(distributed.AXIS)
-    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=split, out_specs=PartitionSpec()))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": 0.0}, r"config\.contrast\.temperature=0 must be above 0"),
+        ({"accumulate": 0}, r"config\.accumulate_steps=0 must be at least 1"),
+        ({"accumulate": 2, "objective": losses.OBJECTIVES["simclr"]}, r"config\.accumulate_steps=2 would split"),
+    ],
+)
+def test_a_step_that_cannot_be_names_the_key(change, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(spec_of(0.0), **change)
 
 
-def test_collapse_indicators_of_isotropic_projections(mesh_of):
-    dimensions, count = 8, 512
-    rng = np.random.default_rng(3)
-    projection, prediction, goal = rng.standard_normal((3, count, dimensions)).astype(np.float32)
-    health = on_mesh(steps._health, mesh_of(8))(projection, prediction, goal)
-
-    unit = (projection / np.linalg.norm(projection, axis=1, keepdims=True)).astype(np.float64)
-    eigenvalues = np.linalg.eigvalsh(np.cov(unit.T, bias=True))
-    cosines = (prediction * goal).sum(1) / np.linalg.norm(prediction, axis=1) / np.linalg.norm(goal, axis=1)
-    expected = {
-        "projection_std": unit.std(0).mean() * dimensions**0.5,
-        "effective_rank": eigenvalues.sum() ** 2 / (eigenvalues**2).sum(),
-        "target_cosine": cosines.mean(),
-    }
-    assert_close(numpy_of(health), expected, rtol=1e-4)
-    assert 0.97 < health["projection_std"] < 1.03
-    assert 0.95 * dimensions < health["effective_rank"] <= dimensions
-
-
-def test_collapse_indicators_of_collapsed_projections(mesh_of):
-    rng = np.random.default_rng(4)
-    health = on_mesh(steps._health, mesh_of(8))
-    vector = rng.standard_normal(8).astype(np.float32)
-    constant = np.tile(vector, (64, 1))
-    collapsed = health(constant, constant, 3 * constant)
-    assert collapsed["projection_std"] < 5e-3
-    np.testing.assert_allclose(collapsed["target_cosine"], 1, rtol=1e-5)
-    assert np.isfinite(collapsed["effective_rank"])
-
-    # All projections on one line: one dimension is left.
-    line = rng.choice([-1.0, 1.0], (64, 1)).astype(np.float32) * vector
-    on_line = health(line, line, -line)
-    np.testing.assert_allclose(on_line["effective_rank"], 1, rtol=1e-3)
-    np.testing.assert_allclose(on_line["target_cosine"], -1, rtol=1e-5)
-
-
-def test_encoder_gives_unit_maps_and_pooled_vectors_of_the_online_network(mesh_of):
-    mesh, network, images = mesh_of(8), start().online, batch()["view1"]
-    encode = steps.make_encoder(MODEL, mesh, maps=True)
-    rows = distributed.to_mesh({"images": images}, mesh)["images"]
-    placed = jax.device_put(network, distributed.replicated(mesh))
-    encoded = encode(placed, rows)
-    assert_close(steps.make_encoder(MODEL, mesh, maps=False)(placed, rows).pooled, encoded.pooled)
-
-    views = photometric.normalize(photometric.to_float(jnp.asarray(images)))
-
-    @quick
-    def plain(variables, x):
-        model = MODEL.clone(axis_name=None)
-        return model.apply(variables, x, train=False), model.apply(variables, x, method="features")
-
-    out, (last, expected) = plain(network.variables, views)
-    assert_close(encoded.pooled, expected)
-    assert_close(encoded.mean, np.asarray(last).mean(-1))
-    assert encoded.component.shape == last.shape[:3]
-    for got, feature_map in ((encoded.queries, out.prediction_map), (encoded.keys, out.projection_map)):
-        cells = np.asarray(feature_map).reshape(BATCH, 4, 8)
-        assert_close(got, cells / np.linalg.norm(cells, axis=-1, keepdims=True))
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((-1.0, "kl", 0.2), r"config\.align\.weight=-1 must be at least 0"),
+        ((1.0, "kld", 0.2), r"config\.align\.form='kld' is unknown; take one of kl, "),
+        ((1.0, "kl", 0.0), r"config\.align\.temperature=0 must be above 0"),
+    ],
+)
+def test_an_alignment_that_cannot_be_names_the_key(values, message):
+    with pytest.raises(UserError, match=message):
+        Alignment(*values)

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import shutil
@@ -5,62 +6,26 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import Step, logged
+from helpers import Step, assert_equal_trees, few_devices, logged
+from tiny_runs import LOCALIZATION, tiny, tiny_probe
 
-import cvsa_jax.demo
-from configs import demo
 from cvsa_jax import settings
 from cvsa_jax.evaluation import evaluator as summary
-from cvsa_jax.report.comparison import compare_runs
-from cvsa_jax.runs import finetune, pretrain
-from cvsa_jax.runs import linear as classify
-from cvsa_jax.runtime.distributed import make_mesh, replicated
+from cvsa_jax.runs import linear, pretrain
+from cvsa_jax.runs.compare import compare_runs
+from cvsa_jax.runtime.distributed import replicated
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.detectors.annotation import center, masks
 from cvsa_jax.training import checkpoint
-from cvsa_jax.training.monitor import read_metrics
+from cvsa_jax.training.log import read_metrics
 from cvsa_jax.training.state import init_state
 
-LOCALIZATION = {"pointing_game", "mask_iou", "mask_iou_best", "pixel_ap", "max_box_acc_v2", "corloc"}
-
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-    # Nearly all the time would go into compiling: runs of one configuration compile once, and not for speed.
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def two_devices():
-    # Eight simulated devices are for the steps; whole runs on them would spend their time in rendezvous.
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (pretrain, classify, finetune, cvsa_jax.demo):
-            patch.setattr(module, "make_mesh", lambda: make_mesh(jax.devices()[:2]))
+def small_runs(quick_compilation):
+    with few_devices(2, pretrain, linear):
         yield
-
-
-def tiny(arg=""):
-    """The demo's config on a budget of seconds."""
-    config = demo.get_config(arg)
-    config.data.procedural.update(classes=3, train_per_class=7, test_per_class=5, size=32)
-    config.views.size = config.eval.size = config.eval.resize = 32
-    config.model.update(width=4, head_hidden=16, head_out=8)
-    config.batch_size, config.total_steps, config.optim.warmup_steps = 8, 10, 2
-    config.log_steps, config.checkpoint_steps = 1, 5
-    return config
-
-
-def tiny_probe():
-    config = demo.get_probe_config()
-    config.data.procedural.update(tiny().data.procedural)
-    config.probe.total_epochs = 3
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +59,9 @@ def final_state(workdir, config):
     optimizer, _ = settings.optimizer(config, 21)
     like = init_state(model, optimizer, config.views.size, jax.random.key(99))
     checkpoints = checkpoint.Checkpointer(workdir)
-    state, _ = checkpoints.restore(like, pretrain.make_mesh())
+    state = checkpoints.restore(like, pretrain.make_mesh())
     checkpoints.close()
     return state
-
-
-def assert_equal_trees(a, b):
-    for (path, x), (_, y) in zip(jax.tree.leaves_with_path(a), jax.tree.leaves_with_path(b), strict=True):
-        np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
 
 
 def kill_at(monkeypatch, step):
@@ -149,7 +109,7 @@ def test_saved_on_eight_devices_restored_on_two(tmp_path, mesh_of):
     checkpoints.save(saved, {"images": 21})
     checkpoints.close()
     checkpoints = checkpoint.Checkpointer(tmp_path)
-    state, meta = checkpoints.restore(other, mesh_of(2))
+    state, meta = checkpoints.restore(other, mesh_of(2)), checkpoints.meta()
     checkpoints.close()
     assert meta == {"images": 21} and int(state.step) == 7
     assert all(leaf.sharding.device_set == set(jax.devices()[:2]) for leaf in jax.tree.leaves(state))
@@ -160,6 +120,7 @@ def test_the_run_leaves_what_the_readme_promises(finished):
     assert (finished / "report" / "index.html").stat().st_size > 10_000
     assert json.loads((finished / "config.json").read_text())["mode"] == "pretrain"
     assert any((finished / "tensorboard").iterdir())
+    assert "backbone/stem_conv/kernel" in (finished / "parameters.txt").read_text()
     figures = json.loads((finished / "report" / "results.json").read_text())
     assert figures.keys() > {"knn_top1", "recall_at_1"} | LOCALIZATION
     rows = logged(finished)
@@ -205,7 +166,7 @@ def test_linear_probe_loads_and_counts_the_backbone(tmp_path, finished, capsys, 
     monkeypatch.setattr(summary.Evaluator, "recognition", spy)
     config = tiny_probe()
     config.init_from = str(finished)
-    figures = classify.linear_probe(config, tmp_path / "linear")
+    figures = linear.linear_probe(config, tmp_path / "linear")
     # A ResNet-8: a stem and three blocks, two convolutions and two normalisations each, two blocks with a shortcut.
     convolutions = 1 + 3 * 2 + 2
     assert f"loaded {5 * convolutions}/{5 * convolutions} backbone tensors" in capsys.readouterr().out
@@ -218,7 +179,7 @@ def test_linear_probe_of_no_run(tmp_path):
     config = tiny_probe()
     config.init_from = str(tmp_path)
     with pytest.raises(UserError, match=r"not the workdir of a run"):
-        classify.linear_probe(config, tmp_path / "linear")
+        linear.linear_probe(config, tmp_path / "linear")
 
 
 def test_runs_side_by_side_have_the_figures_that_they_have_alone(tmp_path, finished, capsys):
@@ -229,7 +190,7 @@ def test_runs_side_by_side_have_the_figures_that_they_have_alone(tmp_path, finis
     assert figures.keys() == {"run", "twin", "chance", "center_prior"}
     assert figures["run"] == figures["twin"]
     config.init_from = str(finished)
-    alone = classify.linear_probe(config, tmp_path / "linear")
+    alone = linear.linear_probe(config, tmp_path / "linear")
     alone |= json.loads((finished / "report" / "results.json").read_text())
     # The jitted passes differ, so features do in the last bits.
     assert {name: figures["run"][name] for name in alone} == pytest.approx(alone, abs=0.07)
@@ -275,12 +236,20 @@ def test_workdir_of_another_config(finished, cvsa_config):
 
 
 def test_workdir_of_other_data(tmp_path, finished, cvsa_config, monkeypatch):
-    workdir = shutil.copytree(finished, tmp_path / "run")
-    monkeypatch.setattr(
-        checkpoint.Checkpointer, "restore", lambda self, like, mesh: (like, {"images": 3, "fingerprint": "x"})
-    )
-    with pytest.raises(UserError, match=r"trained on other data \(3 images, fingerprint x"):
-        pretrain.train(cvsa_config(), workdir)
+    # The pictures of another seed, one of them no longer for training; and as many of the same, one exchanged.
+    workdir, load = shutil.copytree(finished, tmp_path / "run"), settings.load_source
+    source = load(cvsa_config().data)
+    fewer = dataclasses.replace(source, splits=source.splits | {"train": source.splits["train"][1:]})
+    other = dataclasses.replace(source, fingerprint="another")
+    before = final_state(workdir, cvsa_config())
+    for changed, reason in ((fewer, r"images 21; now images 20"), (other, r"fingerprint \w+; now fingerprint another")):
+        monkeypatch.setattr(settings, "load_source", lambda data, changed=changed: changed)
+        config = tiny("byol")
+        config.update(cvsa_config().to_dict())
+        monkeypatch.setattr(pretrain, "open_store", lambda *args: None)
+        with pytest.raises(UserError, match=rf"was trained on other data \({reason}\): restore the data"):
+            pretrain.train(config, workdir)
+    assert_equal_trees(final_state(workdir, cvsa_config()), before)
 
 
 def test_init_from_another_architecture_names_the_tensor(tmp_path, finished, cvsa_config):
@@ -325,4 +294,6 @@ def test_bad_image_found_by_the_store_stops_training_or_is_skipped(tmp_path, cap
     config.data.on_bad_image = "skip"
     pretrain.train(config, tmp_path / "run")
     assert "skipped: class_00/0000.png" in capsys.readouterr().out
-    assert checkpoint.read_meta(tmp_path / "run")["images"] == 20
+    checkpoints = checkpoint.Checkpointer(tmp_path / "run")
+    assert checkpoints.meta()["images"] == 20
+    checkpoints.close()

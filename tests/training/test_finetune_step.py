@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import assert_close, numpy_of, quick
 
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.runtime import distributed
@@ -21,14 +22,6 @@ MODEL = Classifier(CLASSES, depth=8, width=4, stem="small", axis_name=distribute
 OPTIMIZER = optax.sgd(LEARNING_RATE)
 # Unequal shares, and no device of eight that holds as many of each as another.
 LABELS = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 4], np.int32)
-
-numpy_of = functools.partial(jax.tree.map, np.asarray)
-# Compiles in a fraction of the time.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def assert_close(got, expected, rtol: float = 1e-5, atol: float = 1e-5):
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol), got, expected)
 
 
 @functools.cache

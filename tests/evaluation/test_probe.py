@@ -1,32 +1,41 @@
-import functools
+import dataclasses
 import itertools
 
 import jax
 import numpy as np
 import pytest
+from helpers import quick
 from sklearn.linear_model import LogisticRegression
 
 from cvsa_jax.evaluation import probe as linear
 from cvsa_jax.evaluation.labelled import validation_rows
 from cvsa_jax.evaluation.probe import Standardization, linear_probe
+from cvsa_jax.evaluation.protocol import Probe
 
-# Compiles in a third of the time.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-SETTINGS = {"learning_rates": (0.1, 1.0), "epochs": 5, "batch_size": 16, "validation_share": 0.2, "folds": 1, "seed": 0}
+SETTINGS = Probe(
+    learning_rates=(0.1, 1.0),
+    epochs=5,
+    batch_size=16,
+    validation_share=0.2,
+    folds=1,
+    fractions=(1.0,),
+    seeds=(0,),
+    list_seed=0,
+    crop_area=None,
+)
 
 
 @pytest.fixture(autouse=True)
 def quick_compilation(monkeypatch):
-    monkeypatch.setattr(linear.jax, "jit", quick)
+    monkeypatch.setattr(jax, "jit", quick)
 
 
 def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
     return np.eye(classes, dtype=np.float32)[labels]
 
 
-def probe(train, y, test, y_test, classes: int, **changes):
-    return linear_probe(train, y, test, y_test, classes=classes, **SETTINGS | changes)
+def probe(train, y, test, y_test, classes: int, seed: int = 0, fit=None, **changes):
+    return linear_probe(train, y, test, y_test, classes, dataclasses.replace(SETTINGS, **changes), seed, fit)
 
 
 def test_separable_features_are_all_recognised():
@@ -128,19 +137,7 @@ def test_mean_per_class_of_the_probe_is_of_the_test_rows():
     labels, y_test = np.repeat([0, 1], 40), np.array([0] * 30 + [1] * 2)
     x, x_test = (np.stack([2.0 * y - 1, rng.normal(0, 1, len(y))], 1).astype(np.float32) for y in (labels, y_test))
     x_test[-1, 0] = -1  # looks like class 0
-    result = linear_probe(
-        x,
-        labels,
-        x_test,
-        y_test,
-        classes=2,
-        learning_rates=(0.3,),
-        epochs=20,
-        batch_size=16,
-        validation_share=0.2,
-        folds=1,
-        seed=0,
-    )
+    result = probe(x, labels, x_test, y_test, 2, learning_rates=(0.3,), epochs=20)
     assert (result.figures["top1"], result.figures["mean_class"]) == (pytest.approx(31 / 32), pytest.approx(0.75))
 
 
@@ -208,7 +205,7 @@ def test_a_given_fit_gets_the_rows_without_the_validation_part_and_then_all():
     x = one_hot(y, 4)
     fit = Recorded(x, {0.1: says(-1), 0.2: says(1), 0.3: says(0)})
     result = probe(x, y, one_hot(np.arange(4), 4), np.arange(4), 4, learning_rates=(0.1, 0.2, 0.3), fit=fit, seed=7)
-    held = validation_rows(y, SETTINGS["validation_share"], seed=7)
+    held = validation_rows(y, SETTINGS.validation_share, seed=7)
     assert held.sum() == 8
     assert fit.calls == [(np.flatnonzero(~held).tolist(), (0.1, 0.2, 0.3)), (list(range(40)), (0.2,))]
     assert result.learning_rate == 0.2

@@ -1,0 +1,60 @@
+"""How the two views of each image are made, as plain settings that check themselves."""
+
+import dataclasses
+
+from cvsa_jax.runtime import checks
+from cvsa_jax.runtime.errors import UserError
+
+KINDS = ("saliency_swap", "random_resized_crop")
+PASTES = ("stretch", "keep_aspect")
+MASK_STRIDE = 4  # pixels of the view per cell of the mask that travels to the device
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewSpec:
+    """`config.views`; areas are (low, high) fractions.
+
+    Attributes:
+        kind: one of KINDS.
+        size: side of the view in px.
+        group: images decoded together, which lend each other their backgrounds.
+        swap_prob: share of the views that are swapped; the others are Random Resized Crops.
+        swapped_views: 2, or 1 and only view 1 is swapped.
+        source_area, paste_area: ranges of the box's share of the source and of the canvas.
+        paste: `stretch` draws the pasted box's aspect anew and resizes the crop to fit; `keep_aspect` gives the pasted
+            box the crop's aspect.
+        canvas_min: smallest side of the canvas window as a fraction of the background; 1 takes it whole.
+        crop_area: range of the share of Random Resized Crop.
+        threshold: `config.saliency.threshold`; a map that is nowhere so high shows no object, and its boxes lie in the
+            middle.
+    """
+
+    kind: str
+    size: int
+    group: int
+    swap_prob: float
+    swapped_views: int
+    source_area: tuple[float, ...]
+    paste_area: tuple[float, ...]
+    paste: str
+    canvas_min: float
+    crop_area: tuple[float, ...]
+    threshold: float
+
+    def __post_init__(self):
+        checks.choice("config.views.kind", self.kind, KINDS)
+        checks.choice("config.views.paste", self.paste, PASTES)
+        checks.choice("config.views.swapped_views", self.swapped_views, (1, 2))
+        checks.probability("config.views.swap_prob", self.swap_prob)
+        checks.area("config.views.source_area", self.source_area)
+        checks.area("config.views.paste_area", self.paste_area)
+        checks.area("config.views.crop_area", self.crop_area)
+        if self.group < 3:
+            raise UserError(f"config.views.group={self.group}: an image and two different backgrounds need at least 3")
+        if not 0 < self.canvas_min <= 1:
+            raise UserError(f"config.views.canvas_min={self.canvas_min:g} does not lie in (0, 1]")
+
+    def check_stride(self, stride: int) -> None:
+        """UserError unless the backbone's stride divides the size."""
+        if self.size % stride:
+            raise UserError(f"config.views.size={self.size} is not a multiple of the backbone's stride {stride}")

@@ -1,0 +1,83 @@
+"""Evaluation passes of a network over images: pooled features, the maps of where it looks, class activation."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from cvsa_jax.losses import unit
+from cvsa_jax.models.activation import READOUTS, class_activation, grad_cam
+from cvsa_jax.models.classifier import Classifier
+from cvsa_jax.models.siamese import Siamese
+from cvsa_jax.runtime.distributed import AXIS
+from cvsa_jax.training import photometric
+from cvsa_jax.training.state import Network
+
+
+class Encoded(NamedTuple):
+    """Of B images, float32: `pooled` (B, C); where maps were asked for, the unit queries P and keys Z of the attention
+    (B, h·w, D), the attention to the image's own mirror image (B, h, w), and the backbone's activation (B, h, w), as
+    `mean` and as first `component`."""
+
+    pooled: jax.Array
+    queries: jax.Array | None = None
+    keys: jax.Array | None = None
+    mirrored: jax.Array | None = None
+    mean: jax.Array | None = None
+    component: jax.Array | None = None
+
+
+def make_encoder(model: Siamese | Classifier, mesh: Mesh, *, maps: bool) -> Callable[[Network, jax.Array], Encoded]:
+    """Evaluation pass of a network on uint8 images (B, S, S, 3), split over the mesh; B must divide by the devices.
+    Only a Siamese network has maps."""
+
+    def encode(network: Network, images: jax.Array) -> Encoded:
+        views = photometric.normalize(photometric.to_float(images))
+        feature_map, pooled = model.apply(network.variables, views, method="features")
+        if not maps:
+            return Encoded(pooled)
+        out, mirror = (model.apply(network.variables, x, train=False) for x in (views, views[:, :, ::-1]))
+        queries, keys, mirror_keys = map(_unit_cells, (out.prediction_map, out.projection_map, mirror.projection_map))
+        mirrored = jnp.einsum("bid,bd->bi", queries, mirror_keys.mean(1), precision="highest")
+        activation = {name: read(feature_map.astype(jnp.float32))[0] for name, read in READOUTS.items()}
+        return Encoded(pooled, queries, keys, mirrored.reshape(feature_map.shape[:3]), **activation)
+
+    return _on_rows(encode, mesh)
+
+
+class Activation(NamedTuple):
+    """Of B images: the classifier's logits (B, K), and for the class it predicts CAM and Grad-CAM (B, h, w)."""
+
+    logits: jax.Array
+    cam: jax.Array
+    grad_cam: jax.Array
+
+
+def make_class_activation(
+    model: Siamese | Classifier, mesh: Mesh
+) -> Callable[[tuple[Network, jax.Array], jax.Array], Activation]:
+    """Evaluation pass of a network and a linear classifier (C + 1, K) on its pooled features, biases in the last row;
+    images as in `make_encoder`."""
+
+    def activation(network_and_weights: tuple[Network, jax.Array], images: jax.Array) -> Activation:
+        network, weights = network_and_weights
+        views = photometric.normalize(photometric.to_float(images))
+        features, pooled = model.apply(network.variables, views, method="features")
+        logits = jnp.matmul(pooled, weights[:-1], precision="highest") + weights[-1]
+        explained = (features.astype(jnp.float32), weights, logits.argmax(-1))
+        return Activation(logits, class_activation(*explained), grad_cam(*explained))
+
+    return _on_rows(activation, mesh)
+
+
+def _on_rows(function: Callable, mesh: Mesh) -> Callable:
+    """`function` (network, images) compiled for images split over the mesh."""
+    rows = PartitionSpec(AXIS)
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows))
+
+
+def _unit_cells(cells: jax.Array) -> jax.Array:
+    """(B, h, w, D) -> (B, h·w, D), each cell of length 1."""
+    return unit(cells.reshape(len(cells), -1, cells.shape[-1]))

@@ -1,0 +1,77 @@
+"""Pre-training runs side by side on one data set, in one page."""
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cvsa_jax import settings
+from cvsa_jax.data import pipeline
+from cvsa_jax.data.sources import Source
+from cvsa_jax.evaluation.comparison import Candidate, compare
+from cvsa_jax.evaluation.protocol import Probe
+from cvsa_jax.report import html, pictures
+from cvsa_jax.report.columns import GUESSES, PANELS
+from cvsa_jax.report.comparison import findings, looks, sections, tables
+from cvsa_jax.runs.linear import load_run
+from cvsa_jax.runtime.distributed import is_first
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.files import AnyPath, as_path, write_json_atomically
+from cvsa_jax.training.log import read_metrics
+
+
+def compare_runs(config: ConfigDict, workdirs: list[str], out: AnyPath) -> dict[str, dict[str, float]]:
+    """Evaluates the runs and writes `out/report/`; returns the figures of its `results.json`.
+
+    Args:
+        config: of mode `linear`.
+
+    Raises:
+        UserError: a run is none, two have the same name, or the data set has no test split.
+    """
+    if config.mode != "linear":
+        raise UserError(f"--config is one of mode {config.mode!r}: give that of a linear probe, e.g. *_linear.py")
+    names = [as_path(workdir).name for workdir in workdirs]
+    if len({*names, *GUESSES}) < len(names) + len(GUESSES):
+        raise UserError(
+            f"--runs={','.join(workdirs)}: their folders' names must differ, as they name the rows beside "
+            f"{' and '.join(GUESSES)}"
+        )
+    knn, probe, embedding = settings.knn(config.eval), settings.probe(config), settings.embedding(config.eval)
+    source = settings.load_source(config.data)
+    train, test = pipeline.readable_splits(source, config.data)
+    candidates = {
+        name: Candidate(name, *load_run(workdir, source, config.eval))
+        for name, workdir in zip(names, workdirs, strict=True)
+    }
+    comparison = compare(candidates, train, test, knn=knn, probe=probe)
+    if not is_first():
+        return comparison.figures
+    folder = out / "report"
+    write_json_atomically(folder / "results.json", comparison.figures)
+    curves = [
+        pictures.curves_picture(
+            folder / f"curves_{name}.png", read_metrics(as_path(workdir)), PANELS, f"Curves of {name}."
+        )
+        for name, workdir in zip(names, workdirs, strict=True)
+    ]
+    sentences, found = findings(comparison), tables(comparison, probe.fractions)
+    notes = _protocol(source, train, test, probe)
+    blocks = ["# Where each network looks", looks(comparison, folder / "attention.png"), *sentences, *found, *notes]
+    blocks += [*sections(comparison, folder, embedding, probe.list_seed), "# Curves", *curves]
+    page = html.write_page(folder / "index.html", f"Runs on {source.name}", blocks)
+    lines = [*sentences, "", *(f"{table.as_text()}\n" for table in found), *notes, f"report: {page}"]
+    print("\n" + "\n".join(lines))
+    return comparison.figures
+
+
+def _protocol(source: Source, train: np.ndarray, test: np.ndarray, probe: Probe) -> list[str]:
+    error = 100 * (0.25 / len(test)) ** 0.5
+    crops = "cached features of centre crops" if probe.crop_area is None else "augmented crops"
+    seeds = f", mean of {len(probe.seeds)} seeds" if len(probe.seeds) > 1 else ""
+    return [
+        f"{source.name}: {len(train)} train and {len(test)} test images. A share near 50 % has a standard error of "
+        f"{error:.1f} points from the choice of test images alone; other seeds of training vary too. Linear probe: "
+        f"{probe.epochs} epochs on {crops}{seeds}; its learning rate and the k of kNN are chosen on train images.",
+        "CAM and Grad-CAM are those of the probe's predicted class, so they know the labels of the train images; the "
+        "other maps know none. The attention of a run without the alignment loss, or of the mask_head control, is read "
+        "from heads that nothing trained for it.",
+    ]

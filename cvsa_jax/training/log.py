@@ -1,0 +1,128 @@
+"""The log of a run: `metrics.jsonl`, TensorBoard and Weights & Biases, all behind clu's `MetricWriter`."""
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from clu.asynclib import AsyncError
+from clu.metric_writers import AsyncMultiWriter, MetricWriter, SummaryWriter  # imports TensorFlow
+from PIL import Image
+
+from cvsa_jax.runtime.distributed import is_first
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.files import AnyPath, is_local, write_text_atomically
+
+METRICS = "metrics.jsonl"
+
+
+class _Scalars(MetricWriter):
+    """A writer of figures alone; what else may be written is passed over."""
+
+    def write_summaries(self, step, values, metadata=None): ...
+    def write_images(self, step, images): ...
+    def write_videos(self, step, videos): ...
+    def write_audios(self, step, audios, *, sample_rate): ...
+    def write_texts(self, step, texts): ...
+    def write_histograms(self, step, arrays, num_buckets=None): ...
+    def write_hparams(self, hparams): ...
+    def flush(self): ...
+
+
+class JsonLines(_Scalars):
+    """Figures as lines of `metrics.jsonl`, one object each, with `step`."""
+
+    def __init__(self, workdir: AnyPath):
+        self._open = contextlib.ExitStack()  # a bucket's file is open within a `with` only
+        self._file = self._open.enter_context((workdir / METRICS).open("a"))
+
+    def write_scalars(self, step, scalars):
+        self._file.write(json.dumps({"step": step} | dict(scalars)) + "\n")
+        self._file.flush()
+
+    def close(self):
+        self._open.close()
+
+
+class WeightsAndBiases(_Scalars):
+    """Figures, settings and pictures to a project of Weights & Biases. The same workdir is the same run there, also
+    after an interruption."""
+
+    def __init__(self, workdir: AnyPath, project: str):
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("config.wandb_project needs Weights & Biases: pip install wandb") from None
+        folder = str(workdir.absolute()) if is_local(workdir) else None
+        identity = hashlib.sha1((folder or str(workdir)).encode()).hexdigest()[:16]
+        self._run = wandb.init(project=project, name=workdir.name, id=identity, resume="allow", dir=folder)
+        self._image = wandb.Image
+
+    def write_scalars(self, step, scalars):
+        self._run.log(dict(scalars), step=step)
+
+    def write_images(self, step, images):
+        self._run.log({name: self._image(image) for name, image in images.items()}, step=step)
+
+    def write_hparams(self, hparams):
+        self._run.config.update(dict(hparams), allow_val_change=True)
+
+    def close(self):
+        self._run.finish()
+
+
+@contextlib.contextmanager
+def run_log(
+    workdir: AnyPath, start_step: int, wandb_project: str = "", settings: dict[str, Any] | None = None
+) -> Iterator[MetricWriter]:
+    """The log of a run: `metrics.jsonl`, TensorBoard, and Weights & Biases where a project of it is given, each written
+    by a thread of its own, in the first process only. To add another, append a clu `MetricWriter` here.
+
+    Lines of steps after `start_step`, which an interrupted run had already written, are dropped; clu's writers only
+    append. `settings`, dotted key -> value, are logged where the run begins.
+
+    Raises:
+        UserError: the log cannot be written.
+    """
+    writers = []
+    if is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
+        write_text_atomically(workdir / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+        writers = [JsonLines(workdir), SummaryWriter(str(workdir / "tensorboard"))]
+        writers += [WeightsAndBiases(workdir, wandb_project)] if wandb_project else []
+    log = AsyncMultiWriter(writers)
+    try:
+        if settings and start_step == 0:
+            plain = (bool, int, float, str)
+            log.write_hparams({key: v if isinstance(v, plain) else str(v) for key, v in settings.items()})
+        try:
+            yield log
+        finally:
+            log.close()
+    except AsyncError as error:
+        raise UserError(f"the log in {workdir} cannot be written ({error.__cause__ or error})") from error
+
+
+def log_pictures(workdir: AnyPath, step: int, pictures: dict[str, AnyPath], wandb_project: str = "") -> None:
+    """Puts PNG files into the log of a run that has ended at `step`; name -> file."""
+    images = {
+        name: np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB")) for name, path in pictures.items()
+    }
+    with run_log(workdir, step, wandb_project) as log:
+        log.write_images(step, images)
+
+
+def read_metrics(workdir: AnyPath) -> list[dict]:
+    """The rows of a run's metrics.jsonl, [] where there is none. A last line cut off by a kill is left out."""
+    path = workdir / METRICS
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

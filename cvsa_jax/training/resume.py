@@ -1,0 +1,151 @@
+"""How a run begins: from this workdir's newest checkpoint, else from other weights, else from random ones.
+
+Every training starts here, so that each continues, refuses other data and says what it does in the same way.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from clu import parameter_overview
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cvsa_jax.runtime.distributed import check_shared, is_first, replicated
+from cvsa_jax.runtime.errors import UserError, some
+from cvsa_jax.runtime.files import AnyPath, as_path, write_json_atomically, write_text_atomically
+from cvsa_jax.training.checkpoint import Checkpointer
+
+# A change of these in an existing workdir would change its parameter tree or its data order. Paths may change: the
+# data set is recognised by its fingerprint.
+BOUND = (
+    *("batch_size", "data", "init_from", "model", "mode", "saliency.detector", "seed", "views", "optim.name"),
+    *("size", "with_procedural", "objective", "contrast.queue", "watch.online_probe"),
+)
+FREE = ("data.root", "data.test_split", "model.remat")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training that begins or goes on: `identity` is what its data are recognised by, `total` its last step."""
+
+    config: ConfigDict
+    workdir: AnyPath
+    mesh: Mesh
+    state: Any
+    checkpoints: Checkpointer
+    identity: dict
+    total: int
+
+
+def begin(
+    config: ConfigDict,
+    workdir: AnyPath,
+    mesh: Mesh,
+    initialize: Callable[[jax.Array], Any],
+    *,
+    identity: dict,
+    total: int,
+    about: str,
+    start_from: Callable[[Any], tuple[Any, str]] | None = None,
+) -> Run:
+    """Starts or continues the run in `workdir`, writes its config and its table of parameters, and prints a line.
+
+    Args:
+        initialize: random key -> state of random weights at step 0, a flax dataclass with `step` and `params`.
+        identity: what tells the data from others, JSON-like; a run on other data is not continued.
+        about: the data in words, for the line.
+        start_from: state -> the state with other weights in it, and where they come from; for a run that begins.
+
+    Raises:
+        UserError: the workdir cannot be used, or holds a run of other data or of a config that does not fit.
+    """
+    check_shared(workdir)
+    checkpoints = Checkpointer(workdir)
+    state = jax.jit(initialize, out_shardings=replicated(mesh))(jax.random.key(config.seed))
+    origin, changes = "random weights", []
+    if checkpoints.latest is not None:
+        changes = compare_config(config, workdir)
+        _check_identity(checkpoints.meta(), identity, workdir)
+        state = checkpoints.restore(state, mesh)
+        origin = f"{workdir} at step {int(state.step)}"
+    elif start_from is not None:
+        state, origin = start_from(state)
+    write_config(config, workdir)
+    table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    if is_first():
+        write_text_atomically(workdir / "parameters.txt", table + "\n")
+    print(
+        f"{mesh.size} {mesh.devices.flat[0].platform} device(s), {config.model.dtype}; {about}; steps "
+        f"{int(state.step)} to {total} of {config.batch_size}; "
+        f"{parameter_overview.count_parameters(state.params) / 1e6:.1f} M parameters from {origin}",
+        flush=True,
+    )
+    for change in changes:
+        print(f"changed since {workdir} began: {change}")
+    if config.log_parameters:
+        print(table, flush=True)
+    return Run(config, workdir, mesh, state, checkpoints, identity, total)
+
+
+def compare_config(config: ConfigDict, workdir: AnyPath) -> list[str]:
+    """The harmless differences between a config and that of the run to be continued in `workdir`.
+
+    Raises:
+        UserError: a difference would change the run's parameter tree or data order.
+    """
+    before, now = (flat_config(c) for c in (read_config(str(workdir)), config))
+    changes = {
+        key: f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    }
+    if refused := [change for key, change in changes.items() if _within(key, BOUND) and not _within(key, FREE)]:
+        raise UserError(
+            f"{workdir} holds a run with another config:\n  " + "\n  ".join(refused) + "\nContinue it with its own "
+            "values, or give another --workdir"
+        )
+    return list(changes.values())
+
+
+def flat_config(config: ConfigDict) -> dict[str, Any]:
+    """Dotted key -> value, lists in the place of tuples, as JSON has them."""
+    flat = flatten_dict(config.to_dict(), sep=".")
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in flat.items()}
+
+
+def write_config(config: ConfigDict, workdir: AnyPath) -> None:
+    """Writes `workdir/config.json`, in the first process."""
+    if is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(workdir / "config.json", config.to_dict())
+
+
+def read_config(workdir: str) -> ConfigDict:
+    """The config of a run; UserError where the folder holds none."""
+    path = as_path(workdir) / "config.json"
+    if not workdir or not path.is_file():
+        raise UserError(f"{workdir!r} is not the workdir of a run: there is no {path}")
+    return ConfigDict(json.loads(path.read_text()))
+
+
+def _check_identity(stored: dict, identity: dict, workdir: AnyPath) -> None:
+    different = [key for key in identity if stored.get(key) != identity[key]]
+    if different:
+        there, here = (
+            ", ".join(f"{key} {_brief(values.get(key))}" for key in different) for values in (stored, identity)
+        )
+        raise UserError(
+            f"{workdir} was trained on other data ({there}; now {here}): restore the data or take another --workdir"
+        )
+
+
+def _brief(value: Any) -> str:
+    return f"[{some(value, 3)}]" if isinstance(value, list) else str(value)
+
+
+def _within(key: str, parents: tuple[str, ...]) -> bool:
+    return any(key == parent or key.startswith(f"{parent}.") for parent in parents)

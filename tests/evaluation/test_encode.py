@@ -1,0 +1,40 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from helpers import assert_close, quick, unit
+
+from cvsa_jax.evaluation.encode import make_encoder
+from cvsa_jax.models.siamese import Siamese
+from cvsa_jax.runtime import distributed
+from cvsa_jax.training import photometric
+from cvsa_jax.training.state import empty_network
+
+MODEL = Siamese(depth=8, width=4, stem="small", head_hidden=16, head_out=8, axis_name=distributed.AXIS)
+
+
+def test_encoder_gives_unit_maps_and_pooled_vectors_of_the_online_network(mesh_of):
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (16, 16, 16, 3), np.uint8)
+    shapes = empty_network(MODEL)
+    network = jax.tree.map(lambda leaf: rng.uniform(0.1, 0.5, leaf.shape).astype(np.float32), shapes)
+    mesh = mesh_of(8)
+    encode = make_encoder(MODEL, mesh, maps=True)
+    rows = distributed.to_mesh({"images": images}, mesh)["images"]
+    placed = jax.device_put(network, distributed.replicated(mesh))
+    encoded = encode(placed, rows)
+    assert_close(make_encoder(MODEL, mesh, maps=False)(placed, rows).pooled, encoded.pooled)
+
+    views = photometric.normalize(photometric.to_float(jnp.asarray(images)))
+
+    @quick
+    def plain(variables, x):
+        model = MODEL.clone(axis_name=None)
+        return model.apply(variables, x, train=False), model.apply(variables, x, method="features")
+
+    out, (last, expected) = plain(network.variables, views)
+    assert_close(encoded.pooled, expected)
+    assert_close(encoded.mean, np.asarray(last).mean(-1))
+    assert encoded.component.shape == last.shape[:3]
+    for got, feature_map in ((encoded.queries, out.prediction_map), (encoded.keys, out.projection_map)):
+        cells = np.asarray(feature_map).reshape(16, 4, 8)
+        assert_close(got, unit(cells))

@@ -1,0 +1,23 @@
+"""Pre-training and probe on a budget of seconds."""
+
+from configs import demo
+
+LOCALIZATION = {"pointing_game", "mask_iou", "mask_iou_best", "pixel_ap", "max_box_acc_v2", "corloc"}
+
+
+def tiny(arg=""):
+    """The demo's config on a budget of seconds."""
+    config = demo.get_config(arg)
+    config.data.procedural.update(classes=3, train_per_class=7, test_per_class=5, size=32)
+    config.views.size = config.eval.size = config.eval.resize = 32
+    config.model.update(width=4, head_hidden=16, head_out=8)
+    config.batch_size, config.total_steps, config.optim.warmup_steps = 8, 10, 2
+    config.log_steps, config.checkpoint_steps = 1, 5
+    return config
+
+
+def tiny_probe():
+    config = demo.get_probe_config()
+    config.data.procedural.update(tiny().data.procedural)
+    config.probe.total_epochs = 3
+    return config

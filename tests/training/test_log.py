@@ -1,0 +1,140 @@
+import json
+import sys
+
+import pytest
+import tensorflow as tf
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.training import log
+from cvsa_jax.training.log import log_pictures, read_metrics, run_log
+
+
+def test_metrics_are_appended_and_read(tmp_path):
+    workdir = tmp_path / "run"
+    with run_log(workdir, 0) as writer:
+        writer.write_scalars(1, {"loss": 0.5})
+        writer.flush()
+        assert read_metrics(workdir) == [{"step": 1, "loss": 0.5}]  # readable while the run goes on
+        writer.write_scalars(2, {"loss": 0.25, "tau": 1.0})
+    assert read_metrics(workdir) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25, "tau": 1.0}]
+
+
+def board_of(workdir) -> EventAccumulator:
+    board = EventAccumulator(str(workdir / "tensorboard"), size_guidance={"tensors": 0})
+    board.Reload()
+    return board
+
+
+def test_tensorboard_has_figures_settings_and_pictures(tmp_path):
+    with run_log(tmp_path, 0, settings={"optim.lr": 0.5, "views.crop_area": [0.08, 1.0]}) as writer:
+        writer.write_scalars(3, {"train/loss": 0.25})
+    Image.new("RGB", (5, 4), (255, 0, 0)).save(tmp_path / "views.png")
+    log_pictures(tmp_path, 3, {"views": tmp_path / "views.png"})
+    board = board_of(tmp_path)
+    (event,) = board.Tensors("train/loss")
+    assert (event.step, float(tf.make_ndarray(event.tensor_proto))) == (3, 0.25)
+    (event,) = board.Tensors("views")
+    _, _, png = tf.make_ndarray(event.tensor_proto)
+    picture = tf.io.decode_png(png).numpy()
+    assert event.step == 3 and picture.shape == (4, 5, 3) and (picture == (255, 0, 0)).all()
+    settings = board.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"optim.lr" in settings and b"views.crop_area" in settings and b"[0.08, 1.0]" in settings
+    assert read_metrics(tmp_path) == [{"step": 3, "train/loss": 0.25}]
+
+
+def test_resume_drops_rows_after_its_start(tmp_path):
+    with run_log(tmp_path, 0) as writer:
+        for step in (10, 20, 30, 40):
+            writer.write_scalars(step, {"loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 50, "lo')
+    with run_log(tmp_path, 20) as writer:
+        writer.write_scalars(30, {"loss": 2.0})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 10, "loss": 1.0},
+        {"step": 20, "loss": 1.0},
+        {"step": 30, "loss": 2.0},
+    ]
+
+
+def test_a_log_that_cannot_be_written_is_one_error(tmp_path, monkeypatch):
+    def full(self, step, scalars):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(log.JsonLines, "write_scalars", full)
+    with (
+        pytest.raises(UserError, match=r"the log in .* cannot be written \(.*No space left"),
+        run_log(tmp_path, 0) as writer,
+    ):
+        writer.write_scalars(1, {"loss": 1.0})
+
+
+def test_an_error_of_the_training_is_not_one_of_the_log(tmp_path):
+    with pytest.raises(ZeroDivisionError), run_log(tmp_path, 0) as writer:
+        writer.write_scalars(1, {"loss": 1.0})
+        raise ZeroDivisionError
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
+
+
+@pytest.mark.parametrize("cut", ["{", '{"step": 2', '{"step": 2, "loss": 0.', '{"step": 2, "loss": 0.5'])
+def test_last_line_cut_off_by_a_kill(tmp_path, cut):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n' + cut)
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}]
+
+
+def test_metrics_of_a_run_without_any(tmp_path):
+    assert read_metrics(tmp_path) == []
+
+
+class Board:
+    """In the place of the package wandb."""
+
+    Image = staticmethod(lambda image: ("picture", image.shape))
+
+    def __init__(self):
+        self.calls = []
+        self.config = self
+
+    def init(self, **options):
+        self.calls.append(options)
+        return self
+
+    def update(self, values, allow_val_change):
+        self.calls.append(values)
+
+    def log(self, metrics, step):
+        self.calls.append((step, metrics))
+
+    def finish(self):
+        self.calls.append("finished")
+
+
+def test_figures_settings_and_pictures_also_go_to_weights_and_biases(tmp_path, monkeypatch):
+    board, workdir = Board(), tmp_path / "run"
+    monkeypatch.setitem(sys.modules, "wandb", board)
+    for start in (0, 1):  # a run and its continuation
+        with run_log(workdir, start, "birds", {"seed": 3}) as writer:
+            writer.write_scalars(start + 1, {"train/loss": 0.5})
+    first, settings, logged, finished, again = board.calls[:5]
+    assert first == again and first["project"] == "birds" and first["name"] == "run" and first["resume"] == "allow"
+    assert settings == {"seed": 3} and logged == (1, {"train/loss": 0.5}) and finished == "finished"
+    Image.new("RGB", (5, 4)).save(tmp_path / "views.png")
+    log_pictures(workdir, 2, {"views": tmp_path / "views.png"}, "birds")
+    assert board.calls[-2] == (2, {"views": ("picture", (4, 5, 3))})
+    with run_log(tmp_path / "other", 0, "birds"):
+        pass
+    assert board.calls[-2]["id"] != first["id"]
+
+
+def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with (
+        pytest.raises(UserError, match=r"config\.wandb_project needs Weights & Biases: pip install wandb"),
+        run_log(tmp_path, 0, "birds"),
+    ):
+        pass
+    with run_log(tmp_path, 0):
+        pass
