@@ -74,7 +74,6 @@ def train_batches(
     groups_per_share = order.share // spec.group
     read = _Reader(source, saliency)
 
-    @tf.autograph.experimental.do_not_convert
     def make_group(number: tf.Tensor) -> dict[str, tf.Tensor]:
         step, group = number // groups_per_share, number % groups_per_share
         positions = order.position(step, group * spec.group) + tf.range(spec.group, dtype=tf.int64)
@@ -85,8 +84,8 @@ def train_batches(
             batch["label"] = tf.gather(tf.constant(labels, tf.int32), examples)
         return batch | {"position": position_words(positions)}
 
-    ds = tf.data.Dataset.range(order.steps.start * groups_per_share, order.steps.stop * groups_per_share)
-    ds = ds.map(make_group, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    numbers = tf.data.Dataset.range(*(k * groups_per_share for k in (order.steps.start, order.steps.stop)))
+    ds = _mapped(numbers, make_group)
     ds = ds.batch(groups_per_share, drop_remainder=True)
     ds = ds.map(lambda batch: {k: tf.reshape(v, [order.share, *v.shape[2:]]) for k, v in batch.items()})
     return _as_numpy(ds.prefetch(2), source, pool, read)
@@ -99,7 +98,6 @@ def crop_batches(
     (b,) int32. `area` is the crop's range of fractions of the image."""
     read = _Reader(source, None)
 
-    @tf.autograph.experimental.do_not_convert
     def make(number: tf.Tensor) -> dict[str, tf.Tensor]:
         position = order.position(number // order.share, number % order.share)
         example = tf.gather(tf.constant(pool, tf.int64), example_order(position[None], len(pool), order.seed))
@@ -107,8 +105,7 @@ def crop_batches(
         label = tf.gather(tf.constant(source.labels, tf.int32), example)[0]
         return {"image": labelled_crop(image, position, area, size, order.seed), "label": label}
 
-    ds = tf.data.Dataset.range(order.steps.start * order.share, order.steps.stop * order.share)
-    ds = ds.map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    ds = _mapped(tf.data.Dataset.range(*(k * order.share for k in (order.steps.start, order.steps.stop))), make)
     return _as_numpy(ds.batch(order.share, drop_remainder=True).prefetch(2), source, pool, read)
 
 
@@ -122,7 +119,6 @@ def image_batches(
     """
     read = _Reader(source, None)
 
-    @tf.autograph.experimental.do_not_convert
     def make(index: tf.Tensor) -> tf.Tensor:
         (image,), _ = read(index[None], 1)
         if resize:
@@ -134,11 +130,9 @@ def image_batches(
             image = tf.image.resize(image, (size, size), antialias=True)
         return tf.saturate_cast(tf.round(image), tf.uint8)
 
-    ds = tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
-    ds = ds.map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(batch_size).prefetch(2)
-    for images in _as_numpy(ds, source, indices, read):
-        padding = [(0, batch_size - len(images))] + [(0, 0)] * 3
-        yield np.pad(images, padding), len(images)
+    ds = _mapped(tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64)), make)
+    for images in _as_numpy(ds.batch(batch_size).prefetch(2), source, indices, read):
+        yield np.pad(images, [(0, batch_size - len(images))] + [(0, 0)] * 3), len(images)
 
 
 def readable(source: Source, indices: np.ndarray, on_bad_image: str, usable: np.ndarray | None = None) -> np.ndarray:
@@ -154,36 +148,31 @@ def readable(source: Source, indices: np.ndarray, on_bad_image: str, usable: np.
     if usable is None and on_bad_image == "stop":
         return indices
     if usable is None:
-        found = unreadable(source, indices)
+        bad = unreadable(source, indices)
     else:
-        found = {source.names[i]: "found by the saliency pass" for i in indices if not usable[i]}
-    if found and on_bad_image == "stop":
-        raise unreadable_error(source, found)
-    for name, reason in found.items():
+        bad = {source.names[i]: "noticed by the saliency pass" for i in indices if not usable[i]}
+    if bad and on_bad_image == "stop":
+        raise unreadable_error(source, bad)
+    for name, reason in bad.items():
         print(f"skipped: {name} cannot be decoded ({reason})")
-    return np.array([i for i in indices if source.names[i] not in found])
+    return np.array([i for i in indices if source.names[i] not in bad])
 
 
 def readable_splits(source: Source, data) -> tuple[np.ndarray, np.ndarray]:
     """The images of `config.data.train_split` and `config.data.test_split` that can be decoded, as `readable` says."""
-    return tuple(
-        readable(source, source.split(split), data.on_bad_image) for split in (data.train_split, data.test_split)
-    )
+    splits = (source.split(name) for name in (data.train_split, data.test_split))
+    return tuple(readable(source, split, data.on_bad_image) for split in splits)
 
 
 def unreadable(source: Source, indices: np.ndarray) -> dict[str, str]:
-    """Names of the images that cannot be decoded, each with the reason. Reads every image."""
-    reasons = {source.names[i]: problem(source, int(i)) for i in indices}
-    return {name: reason for name, reason in reasons.items() if reason}
-
-
-def problem(source: Source, i: int) -> str | None:
-    """Why image i cannot be read or decoded, in one line; None where it can."""
-    try:
-        load_image(source, i)
-    except decode.Unreadable as error:
-        return str(error)
-    return None
+    """Names of the images that cannot be decoded, each with the reason in one line. Reads every image."""
+    reasons = {}
+    for i in indices:
+        try:
+            load_image(source, int(i))
+        except decode.Unreadable as error:
+            reasons[source.names[i]] = str(error)
+    return reasons
 
 
 def load_image(source: Source, i: int) -> np.ndarray:
@@ -194,11 +183,11 @@ def load_image(source: Source, i: int) -> np.ndarray:
         raise decode.Unreadable(str(error)) from None
 
 
-def unreadable_error(source: Source, found: dict[str, str]) -> UserError:
-    """The error that names unreadable images."""
-    listed = some(f"{name} ({reason})" for name, reason in found.items())
+def unreadable_error(source: Source, bad: dict[str, str]) -> UserError:
+    """The error that names unreadable images, name -> reason."""
+    listed = some(f"{name} ({reason})" for name, reason in bad.items())
     return UserError(
-        f"{len(found)} of {len(source)} images of {source.name} cannot be decoded: {listed}. Replace them, or leave "
+        f"{len(bad)} of {len(source)} images of {source.name} cannot be decoded: {listed}. Replace them, or leave "
         "them out with --config.data.on_bad_image=skip"
     )
 
@@ -230,6 +219,11 @@ class _Reader:
             raise
 
 
+def _mapped(ds: tf.data.Dataset, function) -> tf.data.Dataset:
+    convert_nothing = tf.autograph.experimental.do_not_convert(function)
+    return ds.map(convert_nothing, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
 def _as_numpy(ds: tf.data.Dataset, source: Source, pool: np.ndarray, read: _Reader) -> Iterator:
     """Iterates; a decoding error, which does not say which file it is about, becomes one that names the files."""
     try:
@@ -237,7 +231,6 @@ def _as_numpy(ds: tf.data.Dataset, source: Source, pool: np.ndarray, read: _Read
     except tf.errors.OpError as error:
         if read.problem is not None:
             raise read.problem from error
-        found = unreadable(source, pool)
-        if not found:
+        if not (bad := unreadable(source, pool)):
             raise
-        raise unreadable_error(source, found) from error
+        raise unreadable_error(source, bad) from error

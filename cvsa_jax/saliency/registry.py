@@ -115,10 +115,4 @@ DETECTORS = {
     "rbd": Entry(_rbd),
     "center": Entry(_center),
 }
-EXAMPLES = {
-    "maps": "my_maps",
-    "supervision": "human",
-    "run": "runs/unet",
-    "model": "u2net.onnx",
-    "preset": "u2net",
-}
+EXAMPLES = {"maps": "my_maps", "supervision": "human", "run": "runs/unet", "model": "u2net.onnx", "preset": "u2net"}

@@ -1,0 +1,122 @@
+"""What `import cvsa_jax` offers to Python: configs, training, and frozen networks on arrays of images."""
+
+import dataclasses
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+
+from cvsa_jax import settings
+from cvsa_jax.data.sources import Source
+from cvsa_jax.evaluation import localization
+from cvsa_jax.evaluation.encode import make_encoder
+from cvsa_jax.evaluation.evaluator import Evaluator  # noqa: F401  offered
+from cvsa_jax.evaluation.protocol import EvalSpec
+from cvsa_jax.models.siamese import Siamese
+from cvsa_jax.runs import pretrain
+from cvsa_jax.runtime.distributed import make_mesh, to_mesh
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.files import as_path
+from cvsa_jax.saliency.store import SaliencyStore  # noqa: F401  offered
+from cvsa_jax.training.state import Network
+from cvsa_jax.weights import backbones
+
+Images = UInt8[np.ndarray, "n h w 3"] | Sequence[np.ndarray]
+_BATCH = 64
+
+
+def load_config(file: str, changes: dict | None = None) -> ConfigDict:
+    """The config of a file such as `configs/folder.py:small,byol`, with other values: dotted key -> value. KeyError or
+    TypeError at a wrong one."""
+    path, _, argument = file.partition(":")
+    sys.path.insert(0, str(Path(path).resolve().parents[1]))  # config files import each other as `configs`
+    try:
+        config = runpy.run_path(path)["get_config"](argument)
+    finally:
+        sys.path.pop(0)
+    config.lock()
+    config.update_from_flattened_dict(changes or {})
+    return config
+
+
+def load_source(config: ConfigDict) -> Source:
+    """The data set of a config: names, labels, splits, and random access to images, masks and boxes."""
+    return settings.load_source(config.data)
+
+
+def train(config: ConfigDict, workdir: str) -> dict[str, float]:
+    """Pre-trains as `python -m cvsa_jax.main` does, or continues, and returns the figures of the report. UserError for
+    whatever the user can put right."""
+    return pretrain.train(config, as_path(workdir))
+
+
+def load_backbone(origin: str, size: int = 224, **architecture) -> "Backbone":
+    """A frozen network from the workdir of a pre-training run, or from a file of ResNet weights under torchvision's
+    names (UserError where it is neither).
+
+    Args:
+        size, architecture: of a file: side of the images in px, and what differs from a ResNet-50 (`depth`, `width`,
+            `stem`). A run has its own.
+    """
+    mesh = make_mesh()
+    if not as_path(origin).is_file():
+        run, model, network, _ = backbones.load_run(origin, mesh)
+        return Backbone(model, network, settings.evaluation(run.eval, run), mesh, heads=True)
+    model = Siamese(**architecture)
+    network = backbones.load_file(Path(origin), model, mesh)
+    return Backbone(model, network, EvalSpec(size, round(size * 256 / 224), _BATCH, "others"), mesh, heads=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A frozen network; `heads`: it has the conv heads that the attention is read from. Images are (n, h, w, 3) uint8,
+    or a list of such of any sizes."""
+
+    model: Siamese
+    network: Network
+    spec: EvalSpec
+    mesh: Mesh
+    heads: bool
+
+    def features(self, images: Images) -> Float[np.ndarray, "n c"]:
+        """Pooled features of the centre crops, as the probe and kNN see them."""
+        return self._encoded([self._crop(image) for image in images], maps=False).pooled
+
+    def attention(self, images: Images) -> Float[np.ndarray, "n rows cols"]:
+        """Where the network looks in each whole image: the mean cosine of each cell to all cells of all *other* images
+        given, of which there must be at least one. No label or mask takes part."""
+        if len(images) < 2 or not self.heads:
+            raise UserError("the attention needs at least two images, and a run's conv heads, which weights files lack")
+        encoded = self._encoded([_squeezed(image, self.spec.size) for image in images], maps=True)
+        return localization.attention_maps(encoded.queries, encoded.keys)
+
+    def _encoded(self, images: list[np.ndarray], maps: bool):
+        encode = make_encoder(self.model, self.mesh, maps=maps)
+        step = -(-_BATCH // self.mesh.size) * self.mesh.size
+        parts = []
+        for first in range(0, len(images), step):
+            rows = np.stack(images[first : first + step])
+            padded = np.pad(rows, [(0, -len(rows) % self.mesh.size), (0, 0), (0, 0), (0, 0)])
+            encoded = encode(self.network, to_mesh({"images": padded}, self.mesh)["images"])
+            parts.append(jax.tree.map(np.asarray, encoded))
+        return jax.tree.map(lambda *outputs: np.concatenate(outputs)[: len(images)], *parts)
+
+    def _crop(self, image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        scale, size = self.spec.resize / min(height, width), self.spec.size
+        resized = Image.fromarray(image).resize(
+            (round(width * scale), round(height * scale)), Image.Resampling.BILINEAR
+        )
+        left, top = ((side - size) // 2 for side in resized.size)
+        return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def _squeezed(image: np.ndarray, size: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))

@@ -1,0 +1,115 @@
+"""From Python, as README shows it."""
+
+import io
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from helpers import few_devices
+from PIL import Image
+from tiny_runs import tiny
+
+import cvsa_jax
+from cvsa_jax import api
+from cvsa_jax.evaluation.protocol import EvalSpec
+from cvsa_jax.runs import pretrain
+from cvsa_jax.runtime.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def small_runs(quick_compilation):
+    with few_devices(2, pretrain, api):
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, small_runs):
+    workdir = tmp_path_factory.mktemp("api") / "run"
+    cvsa_jax.train(tiny("byol"), str(workdir))
+    return workdir
+
+
+def images_of(source, indices) -> list[np.ndarray]:
+    return [np.asarray(Image.open(io.BytesIO(source.read(int(i)))).convert("RGB")) for i in indices]
+
+
+def test_features_and_attention_are_those_of_the_evaluation(run):
+    config = tiny("byol")
+    source = cvsa_jax.load_source(config)
+    backbone, test = cvsa_jax.load_backbone(str(run)), source.split("test")
+    images = images_of(source, test)
+    evaluator = cvsa_jax.Evaluator(backbone.model, backbone.mesh, source, EvalSpec(32, 32, 8, "others"))
+    np.testing.assert_allclose(backbone.features(images), evaluator.features(backbone.network, test), atol=1e-5)
+    maps = evaluator.maps(backbone.network, test)["attention"]
+    np.testing.assert_allclose(backbone.attention(np.stack(images)), maps, atol=1e-5)
+    # The rows are independent of what else is asked for, and of padding.
+    np.testing.assert_allclose(backbone.features(images[:3]), backbone.features(images)[:3], atol=1e-5)
+
+
+def test_images_of_any_size_are_resized_and_cropped(run):
+    backbone = cvsa_jax.load_backbone(str(run))
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (32, 32, 3), np.uint8)
+    wide = np.concatenate([np.zeros((32, 8, 3), np.uint8), image, np.zeros((32, 8, 3), np.uint8)], 1)
+    alone, centre = backbone.features([image])[0], backbone.features([wide])[0]
+    np.testing.assert_allclose(centre, alone, atol=1e-5)
+    with pytest.raises(UserError, match="at least two images"):
+        backbone.attention([image])
+
+
+def test_weights_of_a_file(tmp_path, small_runs):
+    from test_torchvision import torch_weights, write
+
+    file = write(tmp_path / "weights.npz", torch_weights(8, 8, stem=3))
+    backbone = cvsa_jax.load_backbone(str(file), size=32, depth=8, width=8, stem="small")
+    features = backbone.features(np.zeros((3, 40, 50, 3), np.uint8))
+    assert features.shape == (3, 32) and np.isfinite(features).all()
+    with pytest.raises(UserError, match="which weights files lack"):
+        backbone.attention(np.zeros((3, 40, 50, 3), np.uint8))
+
+
+def test_config_of_a_file_with_changes():
+    config = cvsa_jax.load_config(str(ROOT / "configs/folder.py:small,moco"), {"data.root": "mine", "batch_size": 8})
+    assert (config.objective, config.data.root, config.batch_size, config.views.size) == ("moco", "mine", 8, 48)
+    with pytest.raises(KeyError):
+        cvsa_jax.load_config(str(ROOT / "configs/folder.py"), {"batchsize": 8})
+    with pytest.raises(ValueError, match="unknown option huge"):
+        cvsa_jax.load_config(str(ROOT / "configs/folder.py:huge"))
+
+
+def test_names_are_listed_and_others_are_not_there():
+    assert {"train", "load_backbone", "load_source", "SaliencyStore", "Evaluator"} <= set(cvsa_jax.__all__)
+    for name in cvsa_jax.__all__:
+        assert getattr(cvsa_jax, name) is getattr(api, name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        cvsa_jax.nothing  # noqa: B018
+
+
+def test_the_example_of_the_readme_runs(tmp_path, small_runs, monkeypatch):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(example.strip().splitlines()) <= 12
+    config = tiny()
+    source = cvsa_jax.load_source(config)
+    for i, image in enumerate(images_of(source, source.split("train"))):
+        path = tmp_path / "my_images" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    real = api.load_config
+
+    def quick_config(file, changes):
+        loaded = real(file, changes)
+        loaded.update({"batch_size": 4, "total_steps": 2, "log_steps": 1, "checkpoint_steps": 2})
+        loaded.optim.warmup_steps = 1
+        return loaded
+
+    monkeypatch.setattr(api, "load_config", quick_config)
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["features"].shape[0] == names["maps"].shape[0] == 16
+    assert jax.tree.leaves(names["backbone"].network.params)
