@@ -125,7 +125,7 @@ copy_data() {
 
 # Returns the training's exit code, or LOST where not every host told one.
 follow() {
-    local word code result=0
+    local word code log result=0
     if [[ $dry_run ]]; then
         on 0 log
         on all wait
@@ -134,9 +134,8 @@ follow() {
     # With job control each of the two is a group, of which kill reaches also the ssh; its input must not be the terminal.
     set -m
     on 0 log </dev/null 2>/dev/null &
-    followers=("$!")
+    log=$!
     { on all wait || echo lost; } </dev/null >"$scratch/ends" &
-    followers+=("$!")
     set +m
     while read -r word code; do
         case "$word $code" in
@@ -154,19 +153,19 @@ follow() {
     ((result == 0 || result == INTERRUPTED || result == LOST)) || on all stop || true
     # The log ends by itself, a moment after the training.
     for ((code = 0; code < 50 && result != LOST; code++)); do
-        kill -0 "${followers[0]}" 2>/dev/null || break
+        kill -0 "$log" 2>/dev/null || break
         sleep 0.2
     done
     stop_following
     return "$result"
 }
 
+# Bash's own list of its jobs, as a Ctrl-C may come between the start of one and the line after it.
 stop_following() {
     local group
-    for group in "${followers[@]}"; do
+    for group in $(jobs -p); do
         kill -- "-$group" 2>/dev/null || true
     done
-    followers=()
 }
 
 attempt() {

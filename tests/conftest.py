@@ -14,8 +14,10 @@ import signal
 import jax
 import pytest
 from launch_site import Site
+from small_store import SHARD
 
 from cvsa_jax.runtime.distributed import make_mesh
+from cvsa_jax.saliency import compute, store
 
 # Files of minutes come first: side by side with others, the last to begin would be alone at the end.
 LONGEST = (
@@ -47,6 +49,13 @@ def quick_compilation(tmp_path_factory):
     yield
     jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Files of a store hold the maps of four images."""
+    monkeypatch.setattr(compute, "SHARD_SIZE", SHARD)
+    monkeypatch.setattr(store, "SHARD_SIZE", SHARD)
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_images_of_any_size_are_resized_and_cropped(run):
 
 
 def test_weights_of_a_file(tmp_path, small_runs):
-    from test_torchvision import torch_weights, write
+    from torch_files import torch_weights, write
 
     file = write(tmp_path / "weights.npz", torch_weights(8, 8, stem=3))
     backbone = cvsa_jax.load_backbone(str(file), size=32, depth=8, width=8, stem="small")

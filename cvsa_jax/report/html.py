@@ -8,7 +8,7 @@ import io
 from PIL import Image
 
 from cvsa_jax.report.pictures import Picture
-from cvsa_jax.runtime.files import AnyPath
+from cvsa_jax.runtime.files import AnyPath, write_text_atomically
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -59,7 +59,8 @@ def write_page(page: AnyPath, title: str, blocks: list[str | Picture | Table]) -
     head = (
         f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
     )
-    page.write_text(f'<!doctype html><html lang="en">{head}<style>{_STYLE}</style>{"".join(parts)}</html>\n')
+    content = f'<!doctype html><html lang="en">{head}<style>{_STYLE}</style>{"".join(parts)}</html>\n'
+    write_text_atomically(page, content)
     return page
 
 

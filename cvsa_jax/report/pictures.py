@@ -1,15 +1,17 @@
 """The pictures of the pages: each function draws one, writes it as PNG and gives it its caption."""
 
 import dataclasses
+import textwrap
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from cvsa_jax.runtime.files import AnyPath
+from cvsa_jax.runtime.files import AnyPath, write_atomically
 
 _DPI = 110
 PER_CLASS = 3  # images of a class, beside a confusion
+_TITLE = 110  # characters in a line of a title
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +34,12 @@ class MapSheet:
     masks: np.ndarray | None
 
 
-def views_picture(path: AnyPath, views: list[tuple[np.ndarray, np.ndarray | None]], seen: list[np.ndarray]) -> Picture:
+def views_picture(path: AnyPath, views: list[tuple[np.ndarray, np.ndarray | None]], augmented: list) -> Picture:
     """Both views of a few images, as made by the host with the mask's outline, and as the network sees them.
 
     Args:
         views: for each of the two views (k, S, S, 3) uint8 and its masks (k, M, M) uint8 or None.
-        seen: for each of the two, (k, S, S, 3) float in [0, 1] after the photometric part.
+        augmented: for each of the two, (k, S, S, 3) float in [0, 1] after the photometric part.
     """
     columns = len(views[0][0])
     figure, axes = _grid(4, columns)
@@ -46,7 +48,7 @@ def views_picture(path: AnyPath, views: list[tuple[np.ndarray, np.ndarray | None
             axes[2 * v, k].imshow(images[k])
             if masks is not None:
                 _outline(axes[2 * v, k], masks[k] > 127, images.shape[1])
-            axes[2 * v + 1, k].imshow(seen[v][k])
+            axes[2 * v + 1, k].imshow(augmented[v][k])
         _row_title(axes[2 * v, 0], f"view {v + 1}")
         _row_title(axes[2 * v + 1, 0], "as trained on")
     outlined = " The line is the border of the view's saliency mask." if views[0][1] is not None else ""
@@ -136,17 +138,17 @@ def confusion_picture(path: AnyPath, rows: list[tuple[str, np.ndarray, np.ndarra
     Args:
         rows: title, (a, S, S, 3) uint8 images that were confused, (b, S, S, 3) of the class they were taken for.
     """
-    figure, axes = _grid(len(rows), 2 * PER_CLASS + 1)
-    for line, (title, confused, taken_for) in zip(axes, rows, strict=True):
+    figure = Figure(figsize=(1.15 * (2 * PER_CLASS + 1) + 0.3, 1.4 * len(rows)), layout="constrained")
+    parts = np.atleast_1d(figure.subfigures(len(rows), 1))
+    for part, (title, confused, taken_for) in zip(parts, rows, strict=True):
+        part.suptitle(textwrap.fill(title, _TITLE), fontsize=8, x=0.01, ha="left")
+        line = part.subplots(1, 2 * PER_CLASS + 1)
         for axis in line:
             axis.set_axis_off()
         for shift, images in ((0, confused), (PER_CLASS + 1, taken_for)):
             for k, image in enumerate(images[:PER_CLASS]):
                 line[shift + k].imshow(image)
         line[PER_CLASS].text(0.5, 0.5, "→", fontsize=16, ha="center", va="center")
-        # A long title must not widen its column.
-        line[0].text(0, 1.06, title, fontsize=8, transform=line[0].transAxes).set_in_layout(False)
-    figure.get_layout_engine().set(h_pad=0.12)
     return _save(figure, path, caption)
 
 
@@ -222,6 +224,6 @@ def _row_title(axis, title: str) -> None:
 
 def _save(figure: Figure, path: AnyPath, caption: str) -> Picture:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        figure.savefig(file, dpi=_DPI, format="png")
+    # Whole or not at all: the same command in another shell may be reading it.
+    write_atomically(path, lambda file: figure.savefig(file, dpi=_DPI, format="png"))
     return Picture(path, caption)

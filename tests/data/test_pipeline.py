@@ -6,31 +6,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from small_sources import CROP, SWAP
 
 from cvsa_jax.data import decode
 from cvsa_jax.data.index import example_order
 from cvsa_jax.data.pipeline import Order, crop_batches, image_batches, readable, train_batches
 from cvsa_jax.data.sources import Source
-from cvsa_jax.data.view_spec import ViewSpec
 from cvsa_jax.runtime.errors import UserError
 
-# A group of three is the smallest, and building the graph of a larger one takes seconds.
-N, BATCH, GROUP, SEED = 13, 6, 3, 5
+N, BATCH, SEED = 13, 6, 5
 POOL = np.arange(2, N)
-CROP = ViewSpec(
-    kind="random_resized_crop",
-    size=16,
-    group=GROUP,
-    swap_prob=1.0,
-    swapped_views=2,
-    source_area=(0.1, 0.6),
-    paste_area=(0.2, 0.6),
-    paste="stretch",
-    canvas_min=1.0,
-    crop_area=(0.2, 1.0),
-    threshold=0.5,
-)
-SWAP = dataclasses.replace(CROP, kind="saliency_swap")
 COLOURS = np.stack([np.arange(N) * 19, 255 - np.arange(N) * 19, np.arange(N) % 3 * 100], -1).astype(np.uint8)
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_sources import CUB_NAMES, write_cub, write_image, write_splits
+from small_sources import CUB_NAMES, write_cub, write_image, write_splits
 
 from cvsa_jax.data.sources import load
 from cvsa_jax.runtime.errors import UserError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from test_pipeline import CROP
+from small_sources import CROP
 
 from configs.pets import get_config
 from cvsa_jax import settings

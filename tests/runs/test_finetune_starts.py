@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from finetuning import CLASSES, TRAININGS, copies_of, final_state, procedural, start_of, tiny, watched
 from helpers import Step, assert_equal_trees, logged
-from test_torchvision import torch_weights, write
+from torch_files import torch_weights, write
 
 from configs import cub_finetune, demo, folder_finetune
 from cvsa_jax import settings

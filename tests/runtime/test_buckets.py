@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from etils.epath import backend
 from ml_collections import ConfigDict
-from test_store import SHARD, N, make, shards, small_shards, source_of  # noqa: F401  small_shards is autouse
+from small_store import N, make, shards, source_of
 
 from cvsa_jax.report import html, pictures
 from cvsa_jax.runtime.distributed import check_shared
@@ -23,6 +23,8 @@ from cvsa_jax.training.checkpoint import Checkpointer
 from cvsa_jax.training.log import read_metrics, run_log
 from cvsa_jax.training.perf import profile
 from cvsa_jax.training.resume import read_config, write_config
+
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 class InMemory:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_store import detected, source_of
+from small_store import detected, source_of
 
 from cvsa_jax.data.sources import Source
 from cvsa_jax.runtime.errors import UserError

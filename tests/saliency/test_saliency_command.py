@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -172,3 +173,36 @@ def test_wrong_shards_are_refused(shard):
             command._shard()
     finally:
         flags.FLAGS.unparse_flags()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_cluster_share_the_files_and_the_first_finishes_the_store(tmp_path):
+    port = free_port()
+    place = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    both = [start(tmp_path / "both", "--detector=rbd", *place, f"--process_id={k}") for k in (0, 1)]
+    printed = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    assert "60 maps by rbd" in printed[0]
+    assert "maps by rbd" not in printed[1]  # one speaks
+    alone = start(tmp_path / "alone", "--detector=rbd")
+    assert alone.communicate(timeout=300)[0] and alone.returncode == 0
+    assert content(tmp_path / "both") == content(tmp_path / "alone")
+    # Each made half of the eight files: the first its own four, from 0 on in twos.
+    made = json.loads((tmp_path / "both" / "timing.json").read_text())["images"]
+    assert made < json.loads((tmp_path / "alone" / "timing.json").read_text())["images"]
+
+
+@pytest.mark.slow
+def test_the_same_command_from_two_shells_at_once(tmp_path):
+    both = [start(tmp_path / "both", "--detector=rbd") for _ in range(2)]
+    printed = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    alone = start(tmp_path / "alone", "--detector=rbd")
+    assert alone.communicate(timeout=300)[0] and alone.returncode == 0
+    assert content(tmp_path / "both") == content(tmp_path / "alone")

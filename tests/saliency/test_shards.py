@@ -11,15 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_store import (
-    SHARD,
-    N,
-    make,
-    shards,
-    small_shards,  # noqa: F401  is autouse
-    source_of,
-    watched,
-)
+from small_store import SHARD, N, make, shards, source_of, watched
 
 from cvsa_jax.runtime import files
 from cvsa_jax.runtime.errors import UserError
@@ -31,6 +23,8 @@ from cvsa_jax.saliency.detectors.annotation import masks
 from cvsa_jax.saliency.store import GRID, SaliencyStore
 
 THIRD = 2 * SHARD  # first image of the third and last file
+
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 def share(folder: Path, i: int, n: int, detector: Detector | None = None) -> dict | None:

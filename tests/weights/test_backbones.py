@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import few_devices
-from test_torchvision import torch_weights, write
+from torch_files import torch_weights, write
 
 from configs import demo
 from cvsa_jax import settings
