@@ -102,7 +102,10 @@ class Campaign:
         command += [f"--config.data.procedural.{key}={value}" for key, value in tiny_run.DATA.items()]
         # Enough images that a pass has several files.
         command += ["--config.data.procedural.train_per_class=300"]
-        pass_into = lambda folder: tiny_run.python([*command, f"--config.saliency.store={folder}"], self.cache, 1)  # noqa: E731
+
+        def pass_into(folder):
+            return tiny_run.python([*command, f"--config.saliency.store={folder}"], self.cache, 1)
+
         began = time.monotonic()
         tiny_run.ended([pass_into(self.folder / "maps")])
         seconds = time.monotonic() - began

@@ -35,7 +35,6 @@ needs gcloud 'install the Google Cloud CLI, https://cloud.google.com/sdk/docs/in
 readonly LOST=255
 pause=${POLL_SECONDS:-30}
 scratch=${TMPDIR:-/tmp}/cvsa_jax.$$ errors=/dev/null
-followers=()
 trap 'stop_following; rm -rf "$scratch"' EXIT
 trap 'echo "The training goes on; the same command follows it again." >&2; exit 130' INT TERM
 
@@ -160,11 +159,15 @@ follow() {
     return "$result"
 }
 
-# Bash's own list of its jobs, as a Ctrl-C may come between the start of one and the line after it.
+# By bash's own list of its jobs, as a Ctrl-C may come between the start of one and the line after it; and by SIGKILL, as
+# a shell that has just been forked, with this one's traps still in place, would lose a SIGTERM and follow for ever. Bash
+# tells of the jobs that were killed, unless they are no longer its own.
 stop_following() {
-    local group
-    for group in $(jobs -p); do
-        kill -- "-$group" 2>/dev/null || true
+    local group groups
+    groups=$(jobs -p)
+    disown -a
+    for group in $groups; do
+        kill -KILL -- "-$group" 2>/dev/null || true
     done
 }
 

@@ -26,5 +26,5 @@ def to_array(encoded: bytes) -> np.ndarray:
         return decode(tf.constant(encoded)).numpy()
     except tf.errors.OpError as error:
         # Between the names of TensorFlow's node and operation.
-        said = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", str(error.message).splitlines()[0])
-        raise Unreadable(said[:160] if encoded else "the file is empty") from None
+        reason = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", str(error.message).splitlines()[0])
+        raise Unreadable(reason[:160] if encoded else "the file is empty") from None

@@ -100,15 +100,13 @@ def place(image: tf.Tensor, source: tf.Tensor, target: tf.Tensor, size: int) -> 
 
 def inside(box: tf.Tensor, size: int) -> tf.Tensor:
     """(size, size) bool: the pixels of a whole-pixel box."""
-    y = tf.range(size)[:, None]
-    x = tf.range(size)[None, :]
+    y, x = tf.range(size)[:, None], tf.range(size)[None, :]
     return (y >= box[0]) & (y < box[2]) & (x >= box[1]) & (x < box[3])
 
 
 def window_around(box: tf.Tensor, smallest: float, u: tf.Tensor) -> tf.Tensor:
     """A random square window (in fractions) of side at least `smallest` that keeps `box` inside; u: three uniforms."""
-    side = smallest + u[0] * (1 - smallest)
-    side = tf.maximum(side, tf.reduce_max(box[2:] - box[:2]))
+    side = tf.maximum(smallest + u[0] * (1 - smallest), tf.reduce_max(box[2:] - box[:2]))
     low = tf.maximum(box[2:] - side, 0.0)
     high = tf.minimum(box[:2], 1 - side)
     start = low + u[1:3] * (high - low)

@@ -34,8 +34,8 @@ def box_score(scaled: Float[np.ndarray, "k s s"], boxes: Float[np.ndarray, "k 4"
 def box_overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray | np.float64:
     """Intersection over union of boxes (…, 4), pair by pair."""
     inner = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0).prod(-1)
-    area = lambda box: (box[..., 2:] - box[..., :2]).prod(-1)  # noqa: E731
-    return inner / (area(a) + area(b) - inner)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inner
+    return inner / union
 
 
 def true_box(source: Source, i: int, mask: np.ndarray | None) -> np.ndarray | None:

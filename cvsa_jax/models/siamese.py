@@ -1,5 +1,6 @@
 """CVSA's network: one module; the online and the target network are two parameter trees of it."""
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -55,7 +56,7 @@ class Siamese(nn.Module):
 
     def setup(self):
         self.backbone = ResNet(self.depth, self.width, self.stem, self.axis_name, self.dtype, self.remat)
-        head = lambda: Head(self.head_hidden, self.head_out, self.axis_name, self.dtype)  # noqa: E731
+        head = functools.partial(Head, self.head_hidden, self.head_out, self.axis_name, self.dtype)
         self.projector, self.predictor = head(), head()
         self.conv_projector, self.conv_predictor = head(), head()
 

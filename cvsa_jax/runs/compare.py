@@ -53,12 +53,12 @@ def compare_runs(config: ConfigDict, workdirs: list[str], out: AnyPath) -> dict[
         )
         for name, workdir in zip(names, workdirs, strict=True)
     ]
-    sentences, found = findings(comparison), tables(comparison, probe.fractions)
+    sentences, measured = findings(comparison), tables(comparison, probe.fractions)
     notes = _protocol(source, train, test, probe)
-    blocks = ["# Where each network looks", looks(comparison, folder / "attention.png"), *sentences, *found, *notes]
+    blocks = ["# Where each network looks", looks(comparison, folder / "attention.png"), *sentences, *measured, *notes]
     blocks += [*sections(comparison, folder, embedding, probe.list_seed), "# Curves", *curves]
     page = html.write_page(folder / "index.html", f"Runs on {source.name}", blocks)
-    lines = [*sentences, "", *(f"{table.as_text()}\n" for table in found), *notes, f"report: {page}"]
+    lines = [*sentences, "", *(f"{table.as_text()}\n" for table in measured), *notes, f"report: {page}"]
     print("\n" + "\n".join(lines))
     return comparison.figures
 

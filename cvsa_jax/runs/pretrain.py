@@ -79,12 +79,10 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
         return pipeline.train_batches(source, pool, store, views, order, labels)
 
     def neighbors(state: TrainState) -> dict[str, float]:
-        images = evenly(pool, config.watch.knn_images)
-        return evaluator.neighbors(state.online, images, settings.knn(config.eval))
+        return evaluator.neighbors(state.online, evenly(pool, config.watch.knn_images), settings.knn(config.eval))
 
     watch = Watch(config.watch.knn_steps, neighbors) if source.labels is not None and config.eval.knn else None
-    stream = batches(range(int(run.state.step), run.total))
-    state, batch = run_steps(run, train_step, stream, schedule, watch=watch, micro_batches=spec.accumulate)
+    state, batch = run_steps(run, train_step, batches(run.steps), schedule, watch=watch, micro_batches=spec.accumulate)
 
     # 5) Figures and pictures of the online network.
     test = None

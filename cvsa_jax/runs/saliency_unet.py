@@ -62,8 +62,7 @@ def train_unet(config: ConfigDict, workdir: Path) -> dict[str, float]:
     )
 
     # 3) The loop.
-    steps = range(int(run.state.step), run.total)
-    run_steps(run, train_step, pair_batches(pairs, config.batch_size, steps, config.seed), schedule)
+    run_steps(run, train_step, pair_batches(pairs, config.batch_size, run.steps, config.seed), schedule)
 
     # 4) Figures on held-out images.
     held_out = config.data.test_split in source.splits

@@ -31,8 +31,8 @@ def initialize(coordinator: str | None = None, processes: int | None = None, ind
     Raises:
         UserError: some of the three are missing, or the others could not be reached.
     """
-    given = (coordinator, processes, index)
-    if any(value is None for value in given) and any(value is not None for value in given):
+    place = (coordinator, processes, index)
+    if any(value is None for value in place) and any(value is not None for value in place):
         raise UserError("--coordinator, --num_processes and --process_id belong together: give all three, or none")
     if coordinator is not None and not 0 <= index < processes:
         raise UserError(f"--process_id={index} does not lie in 0 … {processes - 1} (--num_processes={processes})")
@@ -68,19 +68,19 @@ def check_shared(folder: AnyPath) -> None:
         _make(folder)
         return
     token = int(multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(4), np.uint32)[0]))
-    mark = folder / f".seen-{token:08x}"
+    mark = folder / f".visible-{token:08x}"
     if is_first():
         _make(folder)
         mark.touch()
     multihost_utils.sync_global_devices(f"marked {token}")
-    seen = multihost_utils.process_allgather(np.array(mark.exists()))
+    visible = multihost_utils.process_allgather(np.array(mark.exists()))
     if is_first():
         mark.unlink()
-    if not seen.all():
-        blind = ", ".join(str(k) for k in np.flatnonzero(~seen))
+    if not visible.all():
+        blind = ", ".join(str(k) for k in np.flatnonzero(~visible))
         raise UserError(
-            f"{folder} of process 0 is not seen by process {blind} of {len(seen)}: all processes need the same folder, "
-            "on a network file system or a mounted bucket"
+            f"{folder} of process 0 is not seen by process {blind} of {len(visible)}: all processes need the same "
+            "folder, on a network file system or a mounted bucket"
         )
 
 

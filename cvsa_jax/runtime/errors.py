@@ -1,5 +1,5 @@
 """How a command ends otherwise than well: with 2, where it is something a user can put right, and with 42, where it was
-interrupted and the same command would go on. Both are said without a traceback."""
+interrupted and the same command would go on. Both end without a traceback."""
 
 USER_ERROR, INTERRUPTED = 2, 42  # exit codes
 

@@ -128,7 +128,7 @@ def _manager(workdir: AnyPath, create: bool = False) -> ocp.CheckpointManager:
     except ImportError as error:
         if is_local(workdir):
             raise
-        raise UserError(f"checkpoints in a bucket need pip install 'cvsa_jax[gcs]' ({error})") from error
+        raise UserError(f"checkpoints in a bucket need pip install -e '.[gcs]' ({error})") from error
     except OSError as error:
         raise UserError(f"the folder of checkpoints {folder} cannot be used ({_brief(error)})") from error
 

@@ -40,6 +40,11 @@ class Run:
     identity: dict
     total: int
 
+    @property
+    def steps(self) -> range:
+        """Those that are still to be done, counted from 0."""
+        return range(int(self.state.step), self.total)
+
 
 def begin(
     config: ConfigDict,

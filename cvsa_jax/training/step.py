@@ -163,8 +163,7 @@ def _augmented(rows: Batch, spec: StepSpec) -> jax.Array:
     """Network input of both views (2b, S, S, 3), one random key for each view of each example."""
 
     def key(position: jax.Array, view: int) -> jax.Array:
-        words = (position[0], position[1], view)
-        return functools.reduce(jax.random.fold_in, words, jax.random.key(spec.seed))
+        return functools.reduce(jax.random.fold_in, (position[0], position[1], view), jax.random.key(spec.seed))
 
     keys = jnp.concatenate([jax.vmap(key, (0, None))(rows["position"], view) for view in (0, 1)])
     strengths = [jnp.repeat(jnp.stack(both), len(keys) // 2) for both in zip(*spec.augment, strict=True)]

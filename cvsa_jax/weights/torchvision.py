@@ -91,7 +91,7 @@ def _prefix(tensors: dict[str, np.ndarray], path: Path) -> str:
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:
     import torch
 
-    found = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
     for key in ("state_dict", "model"):
-        found = found[key] if isinstance(found.get(key), dict) else found
-    return {name: tensor.float().numpy() for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+        tensors = tensors[key] if isinstance(tensors.get(key), dict) else tensors
+    return {name: tensor.float().numpy() for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}

@@ -14,7 +14,7 @@ from cvsa_jax.data import pipeline
 from cvsa_jax.data.sources import load, source, tfds
 from cvsa_jax.runtime.errors import UserError
 
-library = pytest.importorskip("tensorflow_datasets", reason="needs pip install 'cvsa_jax[tfds]'")
+library = pytest.importorskip("tensorflow_datasets", reason="needs pip install -e '.[tfds]'")
 ArrayRecordReader = pytest.importorskip("array_record.python.array_record_module").ArrayRecordReader
 SPLITS = {"test": 5, "train": 17}
 BREEDS = ("beagle", "persian", "pug")
@@ -253,5 +253,5 @@ def test_images_in_a_bucket_are_refused(kind):
 
 def test_without_tfds(pets, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorflow_datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'cvsa_jax\[tfds\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[tfds\]'"):
         load("tfds:oxford_iiit_pet", pets)

@@ -25,13 +25,13 @@ def load(root: str) -> Source:
     """
     folder = require_folder(root, "image folder", _HINT)
     images = folder / "images" if (folder / "images").is_dir() else folder
-    found = sorted(p.relative_to(images) for p in images.rglob("*") if p.is_file())
+    files = sorted(p.relative_to(images) for p in images.rglob("*") if p.is_file())
     if images == folder:
-        found = [p for p in found if p.parts[0] != "masks"]
-    foreign = [str(p) for p in found if p.suffix.lower() in OTHER_IMAGES]
+        files = [p for p in files if p.parts[0] != "masks"]
+    foreign = [str(p) for p in files if p.suffix.lower() in OTHER_IMAGES]
     if foreign:
         raise UserError(f"{len(foreign)} images in {images} must be converted to JPEG or PNG first: {some(foreign)}")
-    names = [p.as_posix() for p in found if p.suffix.lower() in READABLE]
+    names = [p.as_posix() for p in files if p.suffix.lower() in READABLE]
     if not names:
         raise UserError(f"no image ({', '.join(sorted(READABLE))}) in {images}. {_HINT}")
     if (folder / "splits.csv").is_file():
@@ -94,13 +94,13 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     return rows
 
 
-def _read_splits(path: Path, images: Path, found: list[str]) -> tuple[list[str], dict, list[str] | None]:
+def _read_splits(path: Path, images: Path, present: list[str]) -> tuple[list[str], dict, list[str] | None]:
     rows = _read_table(path, ("split",))
     names = [row["image"] for row in rows]
-    absent = sorted(set(names) - set(found))
+    absent = sorted(set(names) - set(present))
     if absent:
         raise UserError(f"{path} lists {len(absent)} images that are not readable images in {images}: {some(absent)}")
-    unlisted = sorted(set(found) - set(names))
+    unlisted = sorted(set(present) - set(names))
     if unlisted:
         raise UserError(f"{len(unlisted)} images in {images} are not listed in {path}: {some(unlisted)}")
     split_of = np.array([row["split"] for row in rows])

@@ -109,7 +109,10 @@ def draw(code: dict, rng: np.random.Generator, size: int) -> tuple[Image.Image, 
     bird = _Pen(ImageDraw.Draw(canvas), ImageDraw.Draw(mask), _pose(rng, big))
 
     plumage = rng.uniform(85, 135) * rng.uniform(0.93, 1.07, 3)
-    shade = lambda f: tuple(int(v) for v in np.clip(plumage * f, 0, 255))  # noqa: E731
+
+    def shade(factor: float) -> tuple[int, ...]:
+        return tuple(int(v) for v in np.clip(plumage * factor, 0, 255))
+
     for x in (-0.15, 0.2):
         bird.polygon([(x, 0.5), (x + 0.09, 0.5), (x + 0.12, 1.0), (x + 0.03, 1.0)], (60, 50, 40))
     bird.polygon([(-0.5, -0.3), (-1.1, -0.25), (-1.1, 0.3), (-0.5, 0.3)], shade(0.8))

@@ -53,37 +53,17 @@ def load(name: str, root: str) -> Source:
     Raises:
         UserError: TFDS is not installed, or the set is not there, not in ArrayRecord files, or has no feature `image`.
     """
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError:
-        raise UserError(f"config.data.kind={PREFIX}{name} needs TFDS: pip install 'cvsa_jax[tfds]'") from None
-    prepare = f"tfds build {name} --file_format=array_record" + (f" --data_dir={root}" if root else "")
-    try:
-        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=root or None)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{PREFIX}{name}: {reason} Prepare it with: {prepare}") from None
+    builder, records = _open(name, root)
+    from tensorflow_datasets.core.features import BBoxFeature, ClassLabel
+
     features = dict(builder.info.features.items())
-    images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
-    if "image" not in images:
-        raise UserError(f"{PREFIX}{name} has no feature 'image'; it has {', '.join(sorted(features))}")
-    try:
-        encoded = {key: tfds.decode.SkipDecoding() for key in images}
-        records = builder.as_data_source(decoders=encoded)
-    except NotImplementedError:  # what TFDS raises for a format without random access
-        raise UserError(
-            f"{PREFIX}{name}: the files in {builder.data_path} are not ArrayRecord, which random access needs. "
-            f"Prepare the set again, into another folder: {prepare}"
-        ) from None
-    # Whatever the order in which TFDS lists them, an example keeps its index.
-    records = {split: records[split] for split in sorted(records)}
     sizes = {split: len(r) for split, r in records.items()}
     version = fingerprint([builder.info.full_name, *sizes], [builder.info.dataset_size, *sizes.values()])
     labels, classes = None, ()
-    if isinstance(features.get("label"), tfds.features.ClassLabel):
+    if isinstance(features.get("label"), ClassLabel):
         labels = {split: _labels(f"{builder.name}_{split}_{version}", r) for split, r in records.items()}
         classes = tuple(features["label"].names)
-        unlabelled = [split for split, found in labels.items() if found.min() < 0]
+        unlabelled = [split for split, values in labels.items() if values.min() < 0]
         if len(unlabelled) == len(records):
             labels, classes = None, ()
         elif unlabelled:
@@ -99,13 +79,13 @@ def load(name: str, root: str) -> Source:
             raise OSError(f"record {number} of {split}: {error}") from error
 
     mask, box = None, None
-    if "segmentation_mask" in images and builder.name in _MASKS:
+    if "segmentation_mask" in features and builder.name in _MASKS:
 
         def mask(i: SupportsIndex) -> np.ndarray:
             with Image.open(io.BytesIO(example(i)["segmentation_mask"])) as picture:
                 return _MASKS[builder.name](np.asarray(picture))
 
-    if isinstance(features.get("bbox"), tfds.features.BBoxFeature):
+    if isinstance(features.get("bbox"), BBoxFeature):
 
         def box(i: SupportsIndex) -> np.ndarray:
             return np.asarray(example(i)["bbox"], float)
@@ -125,6 +105,32 @@ def load(name: str, root: str) -> Source:
     )
 
 
+def _open(name: str, root: str) -> tuple[Any, dict[str, Sequence]]:
+    """TFDS's builder of a set, and the records of each split in the order of their names, so that an example keeps its
+    index whatever the order in which TFDS lists them; images stay encoded."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise UserError(f"config.data.kind={PREFIX}{name} needs TFDS: pip install -e '.[tfds]'") from None
+    prepare = f"tfds build {name} --file_format=array_record" + (f" --data_dir={root}" if root else "")
+    try:
+        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=root or None)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{PREFIX}{name}: {reason} Prepare it with: {prepare}") from None
+    images = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
+    if "image" not in images:
+        raise UserError(f"{PREFIX}{name} has no feature 'image'; it has {', '.join(sorted(builder.info.features))}")
+    try:
+        records = builder.as_data_source(decoders={key: tfds.decode.SkipDecoding() for key in images})
+    except NotImplementedError:  # what TFDS raises for a format without random access
+        raise UserError(
+            f"{PREFIX}{name}: the files in {builder.data_path} are not ArrayRecord, which random access needs. "
+            f"Prepare the set again, into another folder: {prepare}"
+        ) from None
+    return builder, {split: records[split] for split in sorted(records)}
+
+
 def _labels(title: str, records: Sequence) -> np.ndarray:
     """(n,) int32 labels of the records with this title, from the cache or, the first time, from the records."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cvsa_jax"
@@ -133,7 +139,7 @@ def _labels(title: str, records: Sequence) -> np.ndarray:
         return np.load(path)
     print(f"{title}: the labels of {len(records):,} images are read once, and kept in {path}", flush=True)
     chunks = (range(k, min(k + _CHUNK, len(records))) for k in range(0, len(records), _CHUNK))
-    found = [example["label"] for chunk in chunks for example in records.__getitems__(list(chunk))]
+    values = [example["label"] for chunk in chunks for example in records.__getitems__(list(chunk))]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: np.save(file, np.array(found, np.int32)))
+    write_atomically(path, lambda file: np.save(file, np.array(values, np.int32)))
     return np.load(path)

@@ -96,8 +96,8 @@ def read_map(path: Path) -> np.ndarray:
     elif values.dtype.kind != "f":
         raise UserError(f"the saliency map {path} is of type {values.dtype}; it must be float, uint8, uint16 or bool")
     if not (values.min() >= 0 and values.max() <= 1):  # NaN neither
-        found = f"{values.min():g} to {values.max():g}"
-        raise UserError(f"the saliency map {path} holds values from {found}; they must lie in [0, 1]")
+        low, high = values.min(), values.max()
+        raise UserError(f"the saliency map {path} holds values from {low:g} to {high:g}; they must lie in [0, 1]")
     return values.astype(np.float32)
 
 

@@ -71,8 +71,8 @@ def choose_preset(name: str, custom: dict) -> Preset:
     not given); images are then divided by 255. UserError where a flag is absent, of no use, or not for this preset."""
     if name != "custom":
         checks.choice("--preset", name, (*PRESETS, "custom"))
-        if given := [flag for flag, value in custom.items() if value is not None]:
-            raise UserError(f"--{given[0]} is for --preset=custom; {name} has its own")
+        if foreign := [flag for flag, value in custom.items() if value is not None]:
+            raise UserError(f"--{foreign[0]} is for --preset=custom; {name} has its own")
         return PRESETS[name]
     if absent := [f"--{flag}" for flag, value in custom.items() if value is None]:
         raise UserError(
