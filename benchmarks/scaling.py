@@ -7,6 +7,7 @@ The step is traced on this machine for the bytes of its gradients and the number
 follows from the machine's links. Decoding must keep up as well: the last column is the images/s that a host must feed.
 """
 
+import argparse
 import dataclasses
 import functools
 import math
@@ -14,7 +15,6 @@ import math
 import jax
 import jax.extend as jex
 import jax.numpy as jnp
-from absl import app, flags
 
 from benchmarks.common import synthetic_batch
 from cvsa_jax import losses
@@ -25,11 +25,6 @@ from cvsa_jax.training.photometric import Photometric
 from cvsa_jax.training.state import init_state
 from cvsa_jax.training.step import Alignment, StepSpec, make_train_step
 
-_MACHINE = flags.DEFINE_enum("machine", "v5e", ["v4", "v5e", "h100"], "Whose links are assumed.")
-_RATE = flags.DEFINE_float("images_per_s", None, "Images/s of one chip, as you measured it.", required=True)
-_BATCH = flags.DEFINE_integer("batch_size", 4096, "Global batch.")
-_DEPTH = flags.DEFINE_integer("depth", 50, "ResNet's depth.")
-_SIZE = flags.DEFINE_integer("size", 224, "Side of the views in px.")
 _CHIPS = (1, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -105,18 +100,24 @@ def _sums(jaxpr) -> list:
             yield from _sums(inner)
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    machine = MACHINES[_MACHINE.value]
-    size, rounds = traced(_DEPTH.value, _SIZE.value)
-    print(f"ResNet-{_DEPTH.value}: {size / 1e6:.0f} MB of gradients, {rounds} small sums in a step; {_MACHINE.value}")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--machine", choices=MACHINES, default="v5e", help="whose links are assumed")
+    parser.add_argument("--images_per_s", type=float, required=True, help="of one chip, as you measured it")
+    parser.add_argument("--batch_size", type=int, default=4096, help="over all chips")
+    parser.add_argument("--depth", type=int, default=50, help="of the ResNet")
+    parser.add_argument("--size", type=int, default=224, help="side of the views in px")
+    flags = parser.parse_args()
+    machine = MACHINES[flags.machine]
+    size, rounds = traced(flags.depth, flags.size)
+    print(f"ResNet-{flags.depth}: {size / 1e6:.0f} MB of gradients, {rounds} small sums in a step; {flags.machine}")
     print(f"{'chips':>6} {'images/s':>10} {'efficiency':>11} {'images/s a host':>16}")
     for chips in _CHIPS:
-        share = efficiency(chips, machine, _RATE.value, _BATCH.value, size, rounds)
-        total = share * chips * _RATE.value
+        share = efficiency(chips, machine, flags.images_per_s, flags.batch_size, size, rounds)
+        total = share * chips * flags.images_per_s
         host = total * min(chips, machine.chips_per_host) / chips
         print(f"{chips:>6} {total:>10.0f} {share:>11.0%} {host:>16.0f}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -3,31 +3,34 @@
 Boxes are (y0, x0, y1, x1) in fractions of the image.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.localization import IOU_THRESHOLD, THRESHOLDS
+from cvsa_jax.evaluation.regions import region_boxes
 
 OVERLAPS = (0.3, 0.5, 0.7)  # the levels of MaxBoxAccV2
 _CORLOC = 0.5
 
 
-def box_score(scaled: Float[np.ndarray, "k s s"], boxes: Float[np.ndarray, "k 4"]) -> dict[str, float]:
-    """Figures of maps scaled to [0, 1] against one true box for each image.
+def box_score(scaled: Iterable[np.ndarray], boxes: Float[np.ndarray, "k 4"]) -> dict[str, float]:
+    """Figures of k maps (s, s) scaled to [0, 1], one in memory at a time, against one true box for each image.
 
     `max_box_acc_v2` (Choe et al. 2020): for each level of OVERLAPS, the share of images in which one of the connected
     regions at a threshold has a box that overlaps the true one by at least that level, at the threshold of THRESHOLDS
     that is best for all images; the mean over the levels. `corloc`: the share of images in which the box of the
     *largest* region at IOU_THRESHOLD overlaps the true box by at least half.
     """
-    best = np.array([[_overlaps(m >= t, box).max() for t in THRESHOLDS] for m, box in zip(scaled, boxes, strict=True)])
+    pairs = ((_best_overlaps(m, box), _largest(m >= IOU_THRESHOLD, box)) for m, box in zip(scaled, boxes, strict=True))
+    best, largest = (np.array(values) for values in zip(*pairs, strict=True))
     accuracies = [(best >= level).mean(0).max() for level in OVERLAPS]
-    largest = [_overlaps(m >= IOU_THRESHOLD, box)[0] for m, box in zip(scaled, boxes, strict=True)]
     return {
         "max_box_acc_v2": float(np.mean(accuracies)),
-        "corloc": float(np.mean(np.array(largest) >= _CORLOC)),
+        "corloc": float(np.mean(largest >= _CORLOC)),
     }
 
 
@@ -53,13 +56,17 @@ def bounding_box(on: np.ndarray) -> np.ndarray | None:
     return np.array([rows[0], cols[0], rows[-1] + 1, cols[-1] + 1]) / np.tile(on.shape, 2)
 
 
-def _overlaps(on: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Overlap of the true box with that of each connected region (8 neighbours), the largest region first; [0] where
-    there is none."""
+def _best_overlaps(scaled: Float[np.ndarray, "s s"], box: np.ndarray) -> np.ndarray:
+    """At each of THRESHOLDS, that of the region whose box fits best; 0 where there is none."""
+    threshold, boxes = region_boxes(scaled, THRESHOLDS)
+    best = np.zeros(len(THRESHOLDS))
+    np.maximum.at(best, threshold, box_overlap(boxes / len(scaled), np.broadcast_to(box, boxes.shape)))
+    return best
+
+
+def _largest(on: Bool[np.ndarray, "s s"], box: np.ndarray) -> float:
+    """Overlap of the true box with that of the largest connected region (8 neighbours); 0 where there is none."""
     labels, count = ndimage.label(on, np.ones((3, 3)))
     if not count:
-        return np.zeros(1)
-    slices = ndimage.find_objects(labels)
-    found = np.array([[y.start, x.start, y.stop, x.stop] for y, x in slices]) / on.shape[0]
-    order = np.argsort(-np.bincount(labels.ravel())[1:], kind="stable")
-    return box_overlap(found[order], np.broadcast_to(box, (count, 4)))
+        return 0.0
+    return float(box_overlap(bounding_box(labels == 1 + np.bincount(labels.ravel())[1:].argmax()), box))

@@ -57,18 +57,23 @@ def score(maps: Float[np.ndarray, "k h w"], masks: Bool[np.ndarray, "k s s"]) ->
     of THRESHOLDS that is best for all images together (chosen on these images, so an upper bound). `pixel_ap`:
     average precision over the pixels of all images (PxAP of Choe et al. 2020), at THRESHOLDS.
     """
-    scaled = [upsample(m, masks.shape[-1]) for m in maps]
-    counts = np.array([_counts(s, m) for s, m in zip(scaled, masks, strict=True)])
+    counts, pointed, overlaps = [], [], []
+    for m, mask in zip(maps, masks, strict=True):
+        scaled = upsample(m, masks.shape[-1])
+        counts.append(_counts(scaled, mask))
+        if mask.any():
+            pointed.append(pointing_score(scaled, mask))
+            overlaps.append(iou(scaled >= IOU_THRESHOLD, mask))
+    counts = np.array(counts)
     figures = {"pixel_ap": _average_precision(*counts.sum(0))}
-    shown = masks.any((1, 2))
-    if not shown.any():
-        return figures
-    pairs = [(s, m) for s, m, object_there in zip(scaled, masks, shown, strict=True) if object_there]
-    return {
-        "pointing_game": float(np.mean([pointing_score(s, m) for s, m in pairs])),
-        "mask_iou": float(np.mean([iou(s >= IOU_THRESHOLD, m) for s, m in pairs])),
-        "mask_iou_best": _best_iou(counts[shown, 0], counts[shown, 1]),
-    } | figures
+    if pointed:
+        shown = masks.any((1, 2))
+        figures |= {
+            "pointing_game": float(np.mean(pointed)),
+            "mask_iou": float(np.mean(overlaps)),
+            "mask_iou_best": _best_iou(counts[shown, 0], counts[shown, 1]),
+        }
+    return figures
 
 
 def _counts(scaled: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:

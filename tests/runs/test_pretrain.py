@@ -192,9 +192,8 @@ def test_runs_side_by_side_have_the_figures_that_they_have_alone(tmp_path, finis
     config.init_from = str(finished)
     alone = linear.linear_probe(config, tmp_path / "linear")
     alone |= json.loads((finished / "report" / "results.json").read_text())
-    # The jitted passes differ, so features do in the last bits.
-    assert {name: figures["run"][name] for name in alone} == pytest.approx(alone, abs=0.07)
-    assert figures["run"]["pointing_game"] == pytest.approx(alone["pointing_game"])
+    # The jitted passes differ, so features may in the last bits, but no image changes sides.
+    assert {name: figures["run"][name] for name in alone} == pytest.approx(alone, rel=1e-4)
     assert {f"{kind}_{name}" for kind in ("mean", "component") for name in LOCALIZATION} <= figures["run"].keys()
     assert figures["center_prior"].keys() >= LOCALIZATION
     page = (tmp_path / "out" / "report" / "index.html").read_text()
