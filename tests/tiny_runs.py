@@ -1,6 +1,9 @@
 """Pre-training and probe on a budget of seconds."""
 
+from helpers import Step
+
 from configs import demo
+from cvsa_jax.runs import pretrain
 
 LOCALIZATION = {"pointing_game", "mask_iou", "mask_iou_best", "pixel_ap", "max_box_acc_v2", "corloc"}
 
@@ -21,3 +24,20 @@ def tiny_probe():
     config.data.procedural.update(tiny().data.procedural)
     config.probe.total_epochs = 3
     return config
+
+
+def kill_at(monkeypatch, step):
+    """Makes the `step`-th training step of this process die."""
+    make = pretrain.make_train_step
+
+    def dying(*args, **kwargs):
+        real = make(*args, **kwargs)
+
+        def train_step(state, batch):
+            if int(state.step) + 1 == step:
+                raise KeyboardInterrupt
+            return real(state, batch)
+
+        return Step(train_step)
+
+    monkeypatch.setattr(pretrain, "make_train_step", dying)

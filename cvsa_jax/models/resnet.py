@@ -127,8 +127,3 @@ def _stage(network: ResNet, x: jax.Array, *, stage: int, blocks: int, norm: Call
             parent=network,
         )(x)
     return x
-
-
-def parameter_count(params) -> int:
-    """Number of scalars in a parameter tree."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -2,10 +2,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+import small_sources
 import tensorflow as tf
 
 from cvsa_jax.data import saliency_swap as swap
-from cvsa_jax.data.view_spec import ViewSpec
 
 GRID = 64
 SIZE = 64
@@ -197,19 +197,7 @@ def background_with_object(height: int, width: int) -> tuple[np.ndarray, np.ndar
     return image, rectangle_map(y0 - 3, x0 - 3, y1 + 3, x1 + 3)
 
 
-SPEC = ViewSpec(
-    kind="saliency_swap",
-    size=SIZE,
-    group=4,
-    swap_prob=1.0,
-    swapped_views=2,
-    source_area=(0.1, 0.6),
-    paste_area=(0.2, 0.8),
-    paste="stretch",
-    canvas_min=1.0,
-    crop_area=(0.08, 1.0),
-    threshold=0.5,
-)
+SPEC = dataclasses.replace(small_sources.SWAP, size=SIZE, group=4, paste_area=(0.2, 0.8), crop_area=(0.08, 1.0))
 
 
 def run_swap(image, saliency, background, background_saliency, u, **options):

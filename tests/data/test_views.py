@@ -3,26 +3,15 @@ import itertools
 
 import numpy as np
 import pytest
+import small_sources
 import tensorflow as tf
 
 from cvsa_jax.data import views
-from cvsa_jax.data.view_spec import MASK_STRIDE, ViewSpec
+from cvsa_jax.data.view_spec import MASK_STRIDE
 from cvsa_jax.data.views import group_views, random_crop_box
 
 SIZE, GRID, GROUP = 32, 64, 4
-SWAP = ViewSpec(
-    kind="saliency_swap",
-    size=SIZE,
-    group=GROUP,
-    swap_prob=1.0,
-    swapped_views=2,
-    source_area=(0.1, 0.6),
-    paste_area=(0.2, 0.6),
-    paste="stretch",
-    canvas_min=1.0,
-    crop_area=(0.2, 1.0),
-    threshold=0.5,
-)
+SWAP = dataclasses.replace(small_sources.SWAP, size=SIZE, group=GROUP)
 CROP = dataclasses.replace(SWAP, kind="random_resized_crop")
 SHAPES = [(40, 60), (64, 64), (90, 30), (50, 50)]
 

@@ -5,8 +5,9 @@ import functools
 import jax
 import numpy as np
 import pytest
-from helpers import Step, few_devices, logged, numpy_of
+from helpers import few_devices, logged, numpy_of
 from small_step import MODEL
+from tiny_runs import kill_at
 
 from configs import demo
 from cvsa_jax import settings
@@ -54,23 +55,6 @@ def final_state(workdir) -> TrainState:
     state = checkpoints.restore(jax.eval_shape(build, jax.random.key(0)), pretrain.make_mesh())
     checkpoints.close()
     return numpy_of(state)
-
-
-def kill_at(patch, step: int) -> None:
-    """Makes the `step`-th training step of this process die."""
-    make = pretrain.make_train_step
-
-    def dying(*args, **kwargs):
-        real = make(*args, **kwargs)
-
-        def train_step(state, batch):
-            if int(state.step) + 1 == step:
-                raise KeyboardInterrupt
-            return real(state, batch)
-
-        return Step(train_step)
-
-    patch.setattr(pretrain, "make_train_step", dying)
 
 
 def test_moco_of_ten_steps_is_five_and_a_kill_and_five(tmp_path, monkeypatch, finished):

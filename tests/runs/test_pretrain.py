@@ -6,8 +6,8 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from helpers import Step, assert_equal_trees, few_devices, logged
-from tiny_runs import LOCALIZATION, tiny, tiny_probe
+from helpers import assert_equal_trees, few_devices, logged
+from tiny_runs import LOCALIZATION, kill_at, tiny, tiny_probe
 
 from cvsa_jax import settings
 from cvsa_jax.evaluation import evaluator as summary
@@ -62,23 +62,6 @@ def final_state(workdir, config):
     state = checkpoints.restore(like, pretrain.make_mesh())
     checkpoints.close()
     return state
-
-
-def kill_at(monkeypatch, step):
-    """Makes the `step`-th training step of this process die."""
-    make = pretrain.make_train_step
-
-    def dying(*args, **kwargs):
-        real = make(*args, **kwargs)
-
-        def train_step(state, batch):
-            if int(state.step) + 1 == step:
-                raise KeyboardInterrupt
-            return real(state, batch)
-
-        return Step(train_step)
-
-    monkeypatch.setattr(pretrain, "make_train_step", dying)
 
 
 def test_ten_steps_are_five_and_a_kill_and_five(tmp_path, monkeypatch, cvsa_config, finished):
