@@ -127,8 +127,8 @@ class Campaign:
             else:
                 process = pass_into(folder)
             tiny_run.ended([process])
-            found = _maps(folder)
-            assert found.keys() == expected.keys() and all((found[k] == expected[k]) for k in expected), folder
+            stored = _maps(folder)
+            assert stored.keys() == expected.keys() and all((stored[k] == expected[k]) for k in expected), folder
 
     def storage_faults(self) -> dict[str, str]:
         """Fault -> the error it leads to, or how it is survived."""
@@ -227,9 +227,9 @@ class Campaign:
         return tiny_run.final_state(workdir, _STEPS.value)
 
     def _compare(self, workdir: Path, expected: dict[str, np.ndarray]) -> None:
-        found = tiny_run.final_state(workdir, _STEPS.value)
-        assert found.keys() == expected.keys(), f"{workdir} holds {found.keys() ^ expected.keys()}"
-        differing = [name for name, values in expected.items() if not np.array_equal(found[name], values)]
+        state = tiny_run.final_state(workdir, _STEPS.value)
+        assert state.keys() == expected.keys(), f"{workdir} holds {state.keys() ^ expected.keys()}"
+        differing = [name for name, values in expected.items() if not np.array_equal(state[name], values)]
         assert not differing, f"{workdir} differs in {differing[:3]}"
 
     def _newest(self, workdir: Path) -> int:

@@ -65,13 +65,13 @@ def measure(folder: Path) -> dict[str, float]:
     spec = settings.view_spec(config, 32)
     pool = source.split("train")
     batches = pipeline.train_batches(source, pool, store, spec, pipeline.Order(BATCH, range(STEPS), seed=0))
-    found = {"images": len(source), "before_mib": before}
+    figures = {"images": len(source), "before_mib": before}
     for step, _ in enumerate(batches, 1):
         if step == 1:
-            found["first_batch_s"] = time.monotonic() - began
+            figures["first_batch_s"] = time.monotonic() - began
         if step in (WARM, STEPS):
-            found[f"after_{step}_mib"] = _own_mib()
-    return found
+            figures[f"after_{step}_mib"] = _own_mib()
+    return figures
 
 
 def _own_mib() -> float:

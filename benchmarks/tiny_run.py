@@ -108,8 +108,8 @@ def python(module_and_flags: list[str], cache: Path, devices: int) -> subprocess
 def ended(processes: list[subprocess.Popen], code: int = 0) -> list[str]:
     """What the processes print; AssertionError unless all end with this exit code."""
     printed = [process.communicate(timeout=300)[0] for process in processes]
-    found = [process.returncode for process in processes]
-    assert found == [code] * len(processes), f"exit codes {found}, not {code}:\n" + "\n".join(printed)
+    codes = [process.returncode for process in processes]
+    assert codes == [code] * len(processes), f"exit codes {codes}, not {code}:\n" + "\n".join(printed)
     return printed
 
 

@@ -258,10 +258,10 @@ def _photometric(blur_prob: float, solarize_prob: float) -> ConfigDict:
 
 def options(arg: str, *known: str) -> set[str]:
     """The comma-separated options behind the colon of `--config=configs/x.py:a,b`; ValueError at an unknown one."""
-    given = set(filter(None, arg.split(",")))
-    if unknown := given - set(known):
+    chosen = set(filter(None, arg.split(",")))
+    if unknown := chosen - set(known):
         raise ValueError(f"unknown option {', '.join(sorted(unknown))}; known: {', '.join(known) or 'none'}")
-    return given
+    return chosen
 
 
 def small(config: ConfigDict) -> None:

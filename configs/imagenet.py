@@ -12,7 +12,7 @@ from configs import common, folder, recipes
 
 
 def get_config(arg: str = ""):
-    given = [option for option in arg.split(",") if option]
-    config = folder.get_config(",".join(given if set(given) & set(recipes.RECIPES) else [*given, "byol"]))
+    chosen = [option for option in arg.split(",") if option]
+    config = folder.get_config(",".join(chosen if set(chosen) & set(recipes.RECIPES) else [*chosen, "byol"]))
     common.tfds(config, "imagenet2012", test_split="validation")
     return config

@@ -20,8 +20,8 @@ needs nvidia-smi 'this needs an NVIDIA GPU and its driver; without one take laun
 devices=()
 if [[ $gpus ]]; then
     whole gpus 1 8
-    found=$(run nvidia-smi --list-gpus)
-    [[ $dry_run ]] || (($(grep -c ^GPU <<<"$found") >= gpus)) || die "--gpus=$gpus, but nvidia-smi lists:"$'\n'"$found"
+    listed=$(run nvidia-smi --list-gpus)
+    [[ $dry_run ]] || (($(grep -c ^GPU <<<"$listed") >= gpus)) || die "--gpus=$gpus, but nvidia-smi lists:"$'\n'"$listed"
     devices=("CUDA_VISIBLE_DEVICES=$(seq -s , 0 $((gpus - 1)))")
 fi
 install launch/requirements-gpu.txt
