@@ -161,7 +161,7 @@ def test_checkpoints_there_need_google_s_library(bucket, monkeypatch):
         raise ImportError("cannot import name 'storage' from 'google.cloud'")
 
     monkeypatch.setattr(ocp, "CheckpointManager", manager)
-    with pytest.raises(UserError, match=r"need pip install 'cvsa_jax\[gcs\]'"):
+    with pytest.raises(UserError, match=r"need pip install -e '\.\[gcs\]'"):
         Checkpointer(bucket / "run")
 
 
