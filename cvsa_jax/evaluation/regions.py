@@ -66,10 +66,9 @@ def _boxes_of_peaks(level: np.ndarray, peaks: np.ndarray, thresholds: int) -> In
 def _saddles(level: np.ndarray, peaks: np.ndarray) -> list[list[int]]:
     """[level, peak, other peak] of each two peaks that touch, the highest saddle first."""
     count, codes = int(peaks.max()) + 1, []
-    here, down = np.s_[:-1, :], np.s_[1:, :]
     neighbours = [
         (np.s_[:, :-1], np.s_[:, 1:]),
-        (here, down),
+        (np.s_[:-1, :], np.s_[1:, :]),
         (np.s_[:-1, :-1], np.s_[1:, 1:]),
         (np.s_[:-1, 1:], np.s_[1:, :-1]),
     ]
