@@ -1,6 +1,7 @@
 """Runs of real processes that talk over loopback, and what interrupts them."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def losses(workdir: Path) -> list[float]:
 
 
 STEPS = 60
+# The words of JAX's library for collectives on the CPU, whose threads cut each other short.
+GLOO = {"Gloo", "Rank", "is", "connected", "to", "peer", "ranks", "Expected", "number", "of"}
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +65,8 @@ def together(tmp_path_factory, launch):
         assert f"process {k} of 2 on " in said[k] and ": 2 of 4 cpu device(s)" in said[k]
     # One of them speaks for both.
     assert "report: " in said[0]
-    lines = [line for line in said[1].splitlines() if "[Gloo]" not in line and "peer ranks" not in line]  # may be cut
-    assert lines == said[1].splitlines()[:1]
+    _, rest = said[1].split("\n", 1)
+    assert set(re.findall("[A-Za-z]+", rest)) <= GLOO
     return workdir
 
 
