@@ -62,21 +62,24 @@ class Superpixels(NamedTuple):
 
 def detector() -> Detector:
     """`robust_background` in as many processes as there are cores."""
-    cores = os.cpu_count() or 1
-
-    @functools.cache
-    def pool() -> ProcessPoolExecutor:
-        # For the new processes: one thread of linear algebra in each, as there is a process for each core.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        # Forking would copy the locks of TensorFlow's and JAX's threads.
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(cores, mp_context=context, initializer=_end_with_parent)
-
     def detect(images: list[np.ndarray]) -> list[Detection]:
-        return list(pool().map(robust_background, images, chunksize=2))
+        return list(_workers().map(robust_background, images, chunksize=2))
 
     # Long batches, so that few cores wait at their ends.
-    return Detector("rbd", "unsupervised", SETTINGS, lambda i, image: reduced(image), detect, 16 * cores)
+    return Detector("rbd", "unsupervised", SETTINGS, lambda i, image: reduced(image), detect, 16 * _cores())
+
+
+@functools.cache  # kept to the end: Python's exit races with the end of an executor that was collected before it
+def _workers() -> ProcessPoolExecutor:
+    # For the new processes: one thread of linear algebra in each, as there is a process for each core.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Forking would copy the locks of TensorFlow's and JAX's threads.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(_cores(), mp_context=context, initializer=_end_with_parent)
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
 
 
 def _end_with_parent() -> None:
