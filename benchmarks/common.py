@@ -1,6 +1,12 @@
 """What the benchmarks share."""
 
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
 import subprocess
+from pathlib import Path
 
 import numpy as np
 
@@ -9,6 +15,28 @@ def commit() -> str:
     """The commit that is measured, with `-dirty` where files differ from it."""
     told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return told.stdout.strip() or "unknown"
+
+
+def write_results(name: str, figures: dict) -> None:
+    """benchmarks/results/<name>.json: the figures, with the day, commit, versions and machine that they belong to."""
+    about = {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "jax": importlib.metadata.version("jax"),
+        "python": platform.python_version(),
+        "machine": f"{os.cpu_count()} cores, {_processor()}",
+    }
+    path = Path(__file__).parent / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(about | figures, indent=2) + "\n")
+    print(f"results: {path}")
+
+
+def _processor() -> str:
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def synthetic_batch(batch_size: int, size: int) -> dict[str, np.ndarray]:

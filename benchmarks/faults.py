@@ -16,7 +16,6 @@ docs/reliability.md and writes benchmarks/results/faults.json. Stops at the firs
 
 import collections
 import contextlib
-import json
 import shutil
 import statistics
 import subprocess
@@ -28,7 +27,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from benchmarks import tiny_run
-from benchmarks.common import commit
+from benchmarks.common import write_results
 
 _KILLS = flags.DEFINE_integer("kills", 60, "In all, divided over the moments.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
@@ -266,7 +265,6 @@ def main(argv: list[str]) -> None:
     for fault, outcome in storage.items():
         print(f"- {fault}: {outcome}")
     results = {
-        "commit": commit(),
         "seed": _SEED.value,
         "steps": _STEPS.value,
         "checkpoint_steps": tiny_run.CHECKPOINT_STEPS,
@@ -277,10 +275,7 @@ def main(argv: list[str]) -> None:
         "lost_steps": dict(campaign.lost),
         "storage": storage,
     }
-    path = Path(__file__).parent / "results" / "faults.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"results: {path}")
+    write_results("faults", results)
 
 
 def _wait(process: subprocess.Popen, until) -> None:

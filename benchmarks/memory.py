@@ -20,7 +20,7 @@ import numpy as np
 from absl import app, flags, logging
 from PIL import Image
 
-from benchmarks.common import commit
+from benchmarks.common import write_results
 from configs import common
 from cvsa_jax import settings
 from cvsa_jax.data import pipeline
@@ -93,10 +93,7 @@ def main(argv: list[str]) -> None:
             printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             rows.append(json.loads(printed.splitlines()[-1]))
             print(rows[-1], flush=True)
-    path = Path(__file__).parent / "results" / "memory.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"commit": commit(), "batch": BATCH, "rows": rows}, indent=2) + "\n")
-    print(f"results: {path}")
+    write_results("memory", {"batch": BATCH, "rows": rows})
 
 
 if __name__ == "__main__":

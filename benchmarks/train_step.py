@@ -11,17 +11,15 @@ drifts. Imports no TensorFlow. Writes benchmarks/results/<name>.json.
 """
 
 import functools
-import json
 import statistics
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from benchmarks.common import commit, synthetic_batch
+from benchmarks.common import synthetic_batch, write_results
 from cvsa_jax import losses
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime.distributed import make_mesh, replicated, to_mesh
@@ -63,8 +61,6 @@ def main(argv: list[str]) -> None:
     model = Siamese(_DEPTH.value, 64, _STEM.value, dtype=jnp.dtype(_DTYPE.value), axis_name="data")
     results = {
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
-        "jax": jax.__version__,
-        "commit": commit(),
         "model": f"ResNet-{_DEPTH.value}, {_SIZE.value} px, {_DTYPE.value}, LARS",
         "rounds": _ROUNDS.value,
         "steps_per_round": _STEPS.value,
@@ -77,10 +73,7 @@ def main(argv: list[str]) -> None:
             results[f"batch_{batch_size}_error"] = str(error).splitlines()[0][:120]
             print(f"batch {batch_size}: {results[f'batch_{batch_size}_error']}")
             break
-    path = Path(__file__).parent / "results" / f"{_NAME.value}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"results: {path}")
+    write_results(_NAME.value, results)
 
 
 def measure(model: Siamese, mesh, batch_size: int) -> dict[str, float]:

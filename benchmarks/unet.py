@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from benchmarks.common import commit
+from benchmarks.common import write_results
 from cvsa_jax.models.unet import UNet
 from cvsa_jax.runtime.distributed import make_mesh, replicated, to_mesh
 from cvsa_jax.saliency.unet import step as unet_step
@@ -86,8 +86,6 @@ def train(folder: Path) -> None:
     seconds = time.perf_counter() - began
     results = {
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
-        "jax": jax.__version__,
-        "commit": commit(),
         "size": pairs[0].shape[1],
         "train_images": len(pairs[0]),
         "test_images": len(held_out[0]),
@@ -95,10 +93,8 @@ def train(folder: Path) -> None:
         "images_per_s": batch_size * (steps - 1) / seconds,
     }
     results |= figures(model, state.params, *held_out)
-    path = Path(__file__).parent / "results" / "unet.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results, indent=2) + f"\nresults: {path}")
+    print(json.dumps(results, indent=2))
+    write_results("unet", results)
 
 
 def figures(model: UNet, params: dict, images: np.ndarray, masks: np.ndarray) -> dict[str, float]:

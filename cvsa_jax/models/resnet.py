@@ -15,12 +15,16 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from cvsa_jax.models import convolution
+
 STAGE_SIZES = {8: (1, 1, 1), 14: (2, 2, 2), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 STEMS = ("imagenet", "small")
 BOTTLENECK_DEPTH = 50  # from which on blocks have the 1-3-1 form
 
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-conv = functools.partial(nn.Conv, use_bias=False, kernel_init=_he_normal)
+conv = functools.partial(
+    nn.Conv, use_bias=False, kernel_init=_he_normal, conv_general_dilated=convolution.conv_general_dilated
+)
 
 
 def batch_norm(train: bool, axis_name: str | None, **kwargs) -> nn.BatchNorm:
@@ -105,7 +109,7 @@ class ResNet(nn.Module):
         if self.stem == "imagenet":
             x = conv(self.width, (7, 7), strides=2, padding=((3, 3), (3, 3)), dtype=self.dtype, name="stem_conv")(x)
             x = nn.relu(norm(name="stem_bn")(x)).astype(self.dtype)
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = convolution.max_pool(x)
         else:
             x = conv(self.width, (3, 3), strides=2, padding=((1, 1), (1, 1)), dtype=self.dtype, name="stem_conv")(x)
             x = nn.relu(norm(name="stem_bn")(x)).astype(self.dtype)

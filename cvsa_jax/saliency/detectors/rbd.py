@@ -62,6 +62,7 @@ class Superpixels(NamedTuple):
 
 def detector() -> Detector:
     """`robust_background` in as many processes as there are cores."""
+
     def detect(images: list[np.ndarray]) -> list[Detection]:
         return list(_workers().map(robust_background, images, chunksize=2))
 
