@@ -6,6 +6,13 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 
+# Compiled programs of this and earlier test runs. Side by side, each process has its own: JAX writes them in place.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    f"{os.path.dirname(__file__)}/../.pytest_cache/compiled/{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}",
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
 import cvsa_jax  # noqa: F401  sets the quiet variables, so before jax and tensorflow
 
 # isort: split
@@ -43,12 +50,14 @@ def mesh_of():
 @pytest.fixture(scope="module")
 def quick_compilation(tmp_path_factory):
     """Runs of one configuration compile once, and not for speed: nearly all the time would go into compiling."""
+    usual = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_compilation_cache_dir", usual[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", usual[1])
 
 
 @pytest.fixture

@@ -3,35 +3,49 @@
 Boxes are (y0, x0, y1, x1) in fractions of the image.
 """
 
-from collections.abc import Iterable
-
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from cvsa_jax.data.sources import Source
-from cvsa_jax.evaluation.localization import IOU_THRESHOLD, THRESHOLDS
+from cvsa_jax.evaluation.localization import CHUNK, FEW, IOU_THRESHOLD, THRESHOLDS, upsample
 from cvsa_jax.evaluation.regions import region_boxes
+from cvsa_jax.runtime.progress import Progress
+from cvsa_jax.runtime.workers import over_cores
 
 OVERLAPS = (0.3, 0.5, 0.7)  # the levels of MaxBoxAccV2
 _CORLOC = 0.5
 
 
-def box_score(scaled: Iterable[np.ndarray], boxes: Float[np.ndarray, "k 4"]) -> dict[str, float]:
-    """Figures of k maps (s, s) scaled to [0, 1], one in memory at a time, against one true box for each image.
+def box_score(
+    maps: Float[np.ndarray, "k h w"], boxes: Float[np.ndarray, "k 4"], size: int | None = None
+) -> dict[str, float]:
+    """Figures of maps, each against one true box.
 
     `max_box_acc_v2` (Choe et al. 2020): for each level of OVERLAPS, the share of images in which one of the connected
     regions at a threshold has a box that overlaps the true one by at least that level, at the threshold of THRESHOLDS
     that is best for all images; the mean over the levels. `corloc`: the share of images in which the box of the
     *largest* region at IOU_THRESHOLD overlaps the true box by at least half.
+
+    Args:
+        size: side to which `upsample` brings each map first; None where they are square and in [0, 1] as they are.
     """
-    pairs = ((_best_overlaps(m, box), _largest(m >= IOU_THRESHOLD, box)) for m, box in zip(scaled, boxes, strict=True))
-    best, largest = (np.array(values) for values in zip(*pairs, strict=True))
+    progress, measured = Progress("maps against boxes", len(maps)), []
+    items = ((m, box, size) for m, box in zip(maps, boxes, strict=True))
+    for one in over_cores(_image_score, items, chunk=CHUNK, alone=len(maps) < FEW):
+        measured.append(one)
+        progress.update(len(measured))
+    best, largest = (np.array(values) for values in zip(*measured, strict=True))
     accuracies = [(best >= level).mean(0).max() for level in OVERLAPS]
     return {
         "max_box_acc_v2": float(np.mean(accuracies)),
         "corloc": float(np.mean(largest >= _CORLOC)),
     }
+
+
+def _image_score(m: np.ndarray, box: np.ndarray, size: int | None) -> tuple[np.ndarray, float]:
+    scaled = m if size is None else upsample(m, size)
+    return _best_overlaps(scaled, box), _largest(scaled >= IOU_THRESHOLD, box)
 
 
 def box_overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray | np.float64:

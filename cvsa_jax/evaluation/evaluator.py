@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -24,7 +23,6 @@ from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime.distributed import replicated
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.progress import Progress
 from cvsa_jax.training.state import Network
 
 
@@ -84,14 +82,7 @@ class Evaluator:
         known = [k for k, box in enumerate(boxes) if box is not None]
         if not known:
             return figures
-        progress = Progress("localisation", len(known))
-
-        def scaled() -> Iterator[np.ndarray]:
-            for done, k in enumerate(known, start=1):
-                yield localization.upsample(maps[k], self.size)
-                progress.update(done)
-
-        return figures | box_score(scaled(), np.stack([boxes[k] for k in known]))
+        return figures | box_score(maps[known], np.stack([boxes[k] for k in known]), self.size)
 
     def recognition(
         self, network: Network, train: np.ndarray, test: np.ndarray, *, knn: Knn, probe: Probe | None = None

@@ -9,6 +9,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
+from cvsa_jax.runtime.progress import Progress
+from cvsa_jax.runtime.workers import over_cores
+
+FEW = 200  # maps that are measured before other processes have started
+CHUNK = 16  # maps that a process takes at a time
 IOU_THRESHOLD = 0.5  # of the map, scaled to [0, 1] for each image
 THRESHOLDS = np.linspace(0, 1, 101)  # among which the best is taken
 
@@ -57,23 +62,29 @@ def score(maps: Float[np.ndarray, "k h w"], masks: Bool[np.ndarray, "k s s"]) ->
     of THRESHOLDS that is best for all images together (chosen on these images, so an upper bound). `pixel_ap`:
     average precision over the pixels of all images (PxAP of Choe et al. 2020), at THRESHOLDS.
     """
-    counts, pointed, overlaps = [], [], []
-    for m, mask in zip(maps, masks, strict=True):
-        scaled = upsample(m, masks.shape[-1])
-        counts.append(_counts(scaled, mask))
-        if mask.any():
-            pointed.append(pointing_score(scaled, mask))
-            overlaps.append(iou(scaled >= IOU_THRESHOLD, mask))
-    counts = np.array(counts)
+    progress, measured = Progress("maps against masks", len(maps)), []
+    for one in over_cores(_image_score, zip(maps, masks, strict=True), chunk=CHUNK, alone=len(maps) < FEW):
+        measured.append(one)
+        progress.update(len(measured))
+    counts, pointed, overlaps = (np.array(values) for values in zip(*measured, strict=True))
     figures = {"pixel_ap": _average_precision(*counts.sum(0))}
-    if pointed:
-        shown = masks.any((1, 2))
+    shown = counts[:, 0, 0] > 0
+    if shown.any():
         figures |= {
-            "pointing_game": float(np.mean(pointed)),
-            "mask_iou": float(np.mean(overlaps)),
+            "pointing_game": float(pointed[shown].mean()),
+            "mask_iou": float(overlaps[shown].mean()),
             "mask_iou_best": _best_iou(counts[shown, 0], counts[shown, 1]),
         }
     return figures
+
+
+def _image_score(m: np.ndarray, mask: np.ndarray) -> tuple[list[np.ndarray], float, float]:
+    """`_counts`, pointing score and IoU of one map; the last two are 0 where the mask is empty."""
+    scaled = upsample(m, mask.shape[-1])
+    counts = _counts(scaled, mask)
+    if not counts[0][0]:
+        return counts, 0.0, 0.0
+    return counts, pointing_score(scaled, mask), iou(scaled >= IOU_THRESHOLD, mask)
 
 
 def _counts(scaled: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:

@@ -3,9 +3,12 @@
 Imports neither JAX nor TensorFlow, so that `--help` and a wrong flag are answered at once.
 """
 
+import hashlib
 import os
+import platform
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -41,6 +44,7 @@ def run(main: Callable[[], None]) -> None:
     interruption leads to exit code 42."""
     logging.set_verbosity(logging.FATAL)  # what libraries log as errors, they also raise
     interruption.listen()
+    _keep_compiled_programs()
     sys.path.insert(0, os.getcwd())  # `configs` is a package of the working folder, however the command was started
 
     def start(argv: list[str]) -> None:
@@ -56,6 +60,17 @@ def run(main: Callable[[], None]) -> None:
     except Interrupted as notice:
         print(f"interrupted: {notice} The same command goes on from there.", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _keep_compiled_programs() -> None:
+    """What JAX compiles in more than 0.2 s is kept for the commands that follow, where the environment names no place
+    for it. Each kind of processor has a folder of its own: what was compiled for another may not run."""
+    cpu = Path("/proc/cpuinfo")
+    flags_of_cpu = [line for line in cpu.read_text().splitlines() if line.startswith("flags")] if cpu.exists() else []
+    kind = hashlib.sha256("".join([platform.machine(), *flags_of_cpu[:1]]).encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cvsa_jax" / f"compiled-{kind}"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,18 @@ def test_right_command_line():
     process = start(RIGHT)
     assert process.communicate(timeout=120) == ("pretrain\n", "")
     assert process.returncode == 0
+
+
+def test_compiled_programs_are_kept_below_the_users_cache_or_where_the_environment_says(tmp_path):
+    show = (
+        "import os; from cvsa_jax.runtime import cli; cli.run(lambda: print(os.environ['JAX_COMPILATION_CACHE_DIR']))"
+    )
+    command = [sys.executable, "-c", show]
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path)}
+    usual, named = (
+        subprocess.run(command, cwd=ROOT, env=environment | more, capture_output=True, text=True, check=True).stdout
+        for more in ({}, {"JAX_COMPILATION_CACHE_DIR": "/elsewhere"})
+    )
+    assert Path(usual.strip()).parent == tmp_path / "cvsa_jax" and Path(usual.strip()).name.startswith("compiled-")
+    assert named.strip() == "/elsewhere"

@@ -1,12 +1,11 @@
 import itertools
-import multiprocessing
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
 from skimage.color import rgb2lab
 
+from cvsa_jax.runtime.workers import over_cores
 from cvsa_jax.saliency.detectors import rbd
 from cvsa_jax.saliency.detectors.rbd import Superpixels, reduced, robust_background
 
@@ -143,12 +142,11 @@ def test_a_flipped_image_has_a_flipped_map(axis):
     assert abs(saliency - flipped).mean() > 0.08
 
 
-def test_in_a_spawned_process():
+def test_in_other_processes():
     image = SCENES["two backgrounds"]
     here = robust_background(image)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        there = pool.submit(robust_background, image).result()
-        heavy = pool.submit(eval, "{'jax', 'flax', 'tensorflow'} & set(__import__('sys').modules)").result()
+    there, _ = over_cores(robust_background, [(image,)] * 2, chunk=1)
+    (heavy,) = over_cores(eval, [("{'jax', 'flax', 'tensorflow'} & set(__import__('sys').modules)",)], chunk=1)
     # Another number of threads of linear algebra, which the environment may set, rounds otherwise.
     np.testing.assert_allclose(there.saliency, here.saliency, atol=1e-6)
     assert there.confidence == pytest.approx(here.confidence)

@@ -9,11 +9,6 @@ Neither JAX nor TensorFlow is imported, so that a worker process starts fast. Ar
 superpixel is a "border" one if it holds a pixel of the image's first or last row or column.
 """
 
-import functools
-import multiprocessing
-import os
-import threading
-from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +18,7 @@ from scipy.spatial.distance import cdist
 from skimage.color import rgb2lab
 from skimage.segmentation import slic
 
+from cvsa_jax.runtime import workers
 from cvsa_jax.saliency.detector import Detection, Detector, scaled
 
 LONGEST_SIDE = 200  # of the reduced image, in pixels
@@ -64,29 +60,10 @@ def detector() -> Detector:
     """`robust_background` in as many processes as there are cores."""
 
     def detect(images: list[np.ndarray]) -> list[Detection]:
-        return list(_workers().map(robust_background, images, chunksize=2))
+        return list(workers.over_cores(robust_background, ((image,) for image in images), chunk=2))
 
     # Long batches, so that few cores wait at their ends.
-    return Detector("rbd", "unsupervised", SETTINGS, lambda i, image: reduced(image), detect, 16 * _cores())
-
-
-@functools.cache  # kept to the end: Python's exit races with the end of an executor that was collected before it
-def _workers() -> ProcessPoolExecutor:
-    # For the new processes: one thread of linear algebra in each, as there is a process for each core.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # Forking would copy the locks of TensorFlow's and JAX's threads.
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(_cores(), mp_context=context, initializer=_end_with_parent)
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent is killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    return Detector("rbd", "unsupervised", SETTINGS, lambda i, image: reduced(image), detect, 16 * workers.CORES)
 
 
 def reduced(image: np.ndarray) -> np.ndarray:
