@@ -87,7 +87,7 @@ def linear() -> ConfigDict:
     config.probe.batch_size = 256
     config.probe.total_epochs = 100
     config.probe.validation_share = 0.2  # of the labelled images, by class, on which the learning rate is chosen
-    config.probe.folds = 5  # so many times, with other images and other classifiers
+    config.probe.folds = 5  # so many times, with other images; at most until 1000 images have been asked
     config.probe.seeds = 1  # from config.seed on; of several, mean and deviation are reported
     config.probe.augmented = False  # False: on cached features of centre crops; True: on fresh crops in every epoch
     config.probe.crop_area = (0.08, 1.0)  # of the augmented crops

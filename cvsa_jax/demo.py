@@ -75,7 +75,7 @@ def run_demo(out: Path, get_config, probe_config: ConfigDict) -> dict[str, dict[
     candidates = {name: Candidate(_TITLES[name], evaluator, network) for name, network in networks.items()}
     knn, probe = settings.knn(probe_config.eval), settings.probe(probe_config)
     comparison = compare(candidates, source.split("train"), source.split("test"), knn=knn, probe=probe)
-    write_json_atomically(out / "report" / "results.json", comparison.figures)
+    write_json_atomically(out / "report" / "results.json", comparison.figures | {"perf": comparison.perf})
     notes = _notes(out, len(comparison.test), stage1.total_steps, stage2.total_steps, time.monotonic() - began)
     _write_page(out, comparison, notes, settings.embedding(probe_config.eval), probe.list_seed)
     return comparison.figures

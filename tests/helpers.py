@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from cvsa_jax.data.view_spec import MASK_STRIDE
 from cvsa_jax.runtime.distributed import AXIS, make_mesh
 from cvsa_jax.training.log import read_metrics
 
@@ -81,3 +82,9 @@ class Step:
 def logged(workdir) -> list[dict]:
     """The rows of a run's metrics without those of its speed, which two equal runs do not share."""
     return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in read_metrics(workdir)]
+
+
+def squares(pixels: np.ndarray) -> np.ndarray:
+    """Averages over squares of MASK_STRIDE pixels."""
+    side = len(pixels) // MASK_STRIDE
+    return pixels.reshape(side, MASK_STRIDE, side, MASK_STRIDE).mean((1, 3))

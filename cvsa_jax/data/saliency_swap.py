@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from cvsa_jax.data.resample import place, placed_mask
 from cvsa_jax.data.view_spec import ViewSpec
 
 ASPECT_RANGE = (3 / 4, 4 / 3)  # width / height in pixels, drawn log-uniformly, as in Random Resized Crop
@@ -74,36 +75,6 @@ def to_pixels(box: tf.Tensor, size: int) -> tf.Tensor:
     return tf.concat([low, tf.maximum(corners[2:], low + 1)], 0)
 
 
-def place(image: tf.Tensor, source: tf.Tensor, target: tf.Tensor, size: int) -> tf.Tensor:
-    """Resizes the box `source` of an image so that it fills the box `target` of a size × size view.
-
-    Bilinear with antialiasing; (H, W, C) of any type -> (size, size, C) float32. Outside `target` the values are
-    whatever surrounds the box, and the caller masks them.
-
-    Args:
-        source: box in fractions of the image.
-        target: whole-pixel box of the view, int32.
-    """
-    shape = tf.cast(tf.shape(image)[:2], tf.float32)
-    target = tf.cast(target, tf.float32)
-    start, end = source[:2] * shape, source[2:] * shape
-    scale = (target[2:] - target[:2]) / (end - start)
-    return tf.raw_ops.ScaleAndTranslate(
-        images=image[None],
-        size=[size, size],
-        scale=scale,
-        translation=target[:2] - start * scale,
-        kernel_type="triangle",
-        antialias=True,
-    )[0]
-
-
-def inside(box: tf.Tensor, size: int) -> tf.Tensor:
-    """(size, size) bool: the pixels of a whole-pixel box."""
-    y, x = tf.range(size)[:, None], tf.range(size)[None, :]
-    return (y >= box[0]) & (y < box[2]) & (x >= box[1]) & (x < box[3])
-
-
 def window_around(box: tf.Tensor, smallest: float, u: tf.Tensor) -> tf.Tensor:
     """A random square window (in fractions) of side at least `smallest` that keeps `box` inside; u: three uniforms."""
     side = tf.maximum(smallest + u[0] * (1 - smallest), tf.reduce_max(box[2:] - box[:2]))
@@ -111,6 +82,12 @@ def window_around(box: tf.Tensor, smallest: float, u: tf.Tensor) -> tf.Tensor:
     high = tf.minimum(box[:2], 1 - side)
     start = low + u[1:3] * (high - low)
     return tf.concat([start, start + side], 0)
+
+
+def canvas(background: tf.Tensor, spec: ViewSpec) -> tf.Tensor:
+    """What `swap` takes of a background (H, W, 3) uint8: with `canvas_min` 1 the whole of it in the size of the view,
+    made once for all views that it lends itself to, else itself."""
+    return place(background, tf.constant([0.0, 0.0, 1.0, 1.0]), [spec.size] * 2) if spec.canvas_min == 1 else background
 
 
 def swap(
@@ -124,12 +101,13 @@ def swap(
     """One swapped view.
 
     Args:
-        image, background: (H, W, 3) uint8 of any two sizes: the source and the image that lends its surroundings.
+        image: (H, W, 3) uint8 source.
+        background: the image that lends its surroundings, as `canvas` gives it.
         u: (SWAP_DRAWS,) uniform draws.
 
     Returns:
-        View (size, size, 3) float32 in [0, 255] and its mask (size, size) float32 in [0, 255]: the source's saliency
-        inside the pasted box, 0 elsewhere.
+        View (size, size, 3) float32 in [0, 255] and its mask (M, M) float32 in [0, 255], M = size / MASK_STRIDE: the
+        source's saliency inside the pasted box, 0 elsewhere.
     """
     shape = tf.cast(tf.shape(image), tf.float32)
     height, width = draw_box_shape(u[0], u[1], spec.source_area, shape[0] / shape[1])
@@ -143,11 +121,15 @@ def swap(
         paste_height = paste_width / aspect
     hole = most_salient_box(background_saliency, paste_height, paste_width, u[5])
 
-    window, size = window_around(hole, spec.canvas_min, u[6:9]), spec.size
-    side = window[2] - window[0]
-    hole = to_pixels((hole - tf.tile(window[:2], [2])) / side, size)
-    canvas = place(background, window, tf.constant([0, 0, size, size]), size)
-    pasted = place(image, crop, hole, size)
-    mask = place(saliency.cells[..., None], crop, hole, size)[..., 0]
-    within = inside(hole, size)
-    return tf.where(within[..., None], pasted, canvas), tf.where(within, mask, 0.0)
+    size = spec.size
+    if spec.canvas_min < 1:
+        window = window_around(hole, spec.canvas_min, u[6:9])
+        hole = (hole - tf.tile(window[:2], [2])) / (window[2] - window[0])
+        background = place(background, window, [size, size])
+    hole = to_pixels(hole, size)
+    pasted = place(image, crop, hole[2:] - hole[:2])
+    row, column = tf.range(size)[:, None], tf.range(size)[None]
+    within = (row >= hole[0]) & (row < hole[2]) & (column >= hole[1]) & (column < hole[3])
+    around = tf.stack([[hole[0], size - hole[2]], [hole[1], size - hole[3]], [0, 0]])
+    view = tf.where(within[..., None], tf.ensure_shape(tf.pad(pasted, around), [size, size, 3]), background)
+    return view, placed_mask(saliency.cells, crop, hole, size)

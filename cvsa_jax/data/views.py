@@ -5,8 +5,9 @@ import math
 
 import tensorflow as tf
 
+from cvsa_jax.data import resample
 from cvsa_jax.data import saliency_swap as swap
-from cvsa_jax.data.view_spec import MASK_STRIDE, ViewSpec
+from cvsa_jax.data.view_spec import ViewSpec
 
 _CROP_TRIES = 10
 # Uniform draws of one view: those of a swap, whether to swap, whether to flip, and those of a crop.
@@ -34,11 +35,16 @@ def group_views(
         `view1`, `view2` (g, S, S, 3) uint8, and with saliency `mask1`, `mask2` (g, M, M) uint8.
     """
     one_view = _view_function(spec)
+    swapped = spec.kind == "saliency_swap"
     lent = tf.TensorArray(
-        tf.uint8, len(images), clear_after_read=False, infer_shape=False, element_shape=(None, None, 3)
+        tf.float32 if spec.canvas_min == 1 else tf.uint8,
+        len(images),
+        clear_after_read=False,
+        infer_shape=False,
+        element_shape=(None, None, 3),
     )
-    for k, image in enumerate(images):
-        lent = lent.write(k, image)
+    for k, image in enumerate(images if swapped else ()):
+        lent = lent.write(k, swap.canvas(image, spec))
     maps = None if saliency is None else swap.saliency_maps(saliency, spec.threshold)
 
     def map_of(k) -> swap.SaliencyMap | None:
@@ -47,7 +53,7 @@ def group_views(
     rows = {name: [] for name in ("view1", "view2", "mask1", "mask2")}
     for k, image in enumerate(images):
         # View 1 takes the next image of the group as background and view 2 the one after it.
-        lenders = _lenders(examples, k) if spec.kind == "saliency_swap" else None
+        lenders = _lenders(examples, k) if swapped else None
         for v in (0, 1):
             background = None
             if lenders is not None and v < spec.swapped_views:
@@ -56,7 +62,6 @@ def group_views(
             view, mask = one_view(image, map_of(k), background, draw_seed)
             rows[f"view{v + 1}"].append(_to_uint8(view))
             if saliency is not None:
-                mask = tf.nn.avg_pool2d(mask[None, ..., None], MASK_STRIDE, MASK_STRIDE, "VALID")[0, ..., 0]
                 rows[f"mask{v + 1}"].append(_to_uint8(mask))
     return {name: tf.stack(parts) for name, parts in rows.items() if parts}
 
@@ -67,7 +72,7 @@ def labelled_crop(image: tf.Tensor, position: tf.Tensor, area: tuple[float, floa
     u = tf.random.stateless_uniform([4 * _CROP_TRIES + 1], tf.stack([tf.constant(seed, tf.int64), position]))
     shape = tf.cast(tf.shape(image)[:2], tf.float32)
     box = random_crop_box(tf.reshape(u[1:], [_CROP_TRIES, 4]), shape, area)
-    view = _to_uint8(swap.place(image, box, tf.constant([0, 0, size, size]), size))
+    view = _to_uint8(resample.place(image, box, [size, size]))
     return tf.cond(u[0] < 0.5, lambda: view[:, ::-1], lambda: view)
 
 
@@ -96,18 +101,17 @@ def _view_function(spec: ViewSpec) -> tf.types.experimental.PolymorphicFunction:
 
 
 def _one_view(image, saliency, background, draw_seed, *, spec: ViewSpec) -> tuple[tf.Tensor, tf.Tensor]:
-    """`saliency`: the image's map, or None; `background`: an image and its map, or None, and the view is a crop.
+    """`saliency`: the image's map, or None; `background`: a `swap.canvas` and its map, or None, and the view is a crop.
     `draw_seed` (2,) int64 decides its random choices."""
     u = tf.random.stateless_uniform([_DRAWS], draw_seed)
 
     def cropped() -> tuple[tf.Tensor, tf.Tensor]:
         shape = tf.cast(tf.shape(image)[:2], tf.float32)
         box = random_crop_box(tf.reshape(u[_CROP:], [_CROP_TRIES, 4]), shape, spec.crop_area)
-        whole = tf.constant([0, 0, spec.size, spec.size])
-        view = swap.place(image, box, whole, spec.size)
+        view = resample.place(image, box, [spec.size] * 2)
         if saliency is None:
-            return view, tf.zeros([spec.size] * 2)
-        return view, swap.place(saliency.cells[..., None], box, whole, spec.size)[..., 0]
+            return view, tf.zeros([0, 0])
+        return view, resample.placed_mask(saliency.cells, box, tf.constant([0, 0, spec.size, spec.size]), spec.size)
 
     def swapped() -> tuple[tf.Tensor, tf.Tensor]:
         return swap.swap(image, saliency, *background, u[: swap.SWAP_DRAWS], spec)

@@ -1,5 +1,6 @@
 """Several networks on one data set, side by side: what is measured of each. `report/comparison.py` shows it."""
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -46,6 +47,14 @@ class Comparison:
     def rows(self) -> list[tuple[str, dict[str, float]]]:
         """Title and figures of each candidate."""
         return [(candidate.title, self.figures[name]) for name, candidate in self.candidates.items()]
+
+    @property
+    def perf(self) -> dict[str, float]:
+        """Seconds of each part of the evaluation, over all candidates; one evaluator may serve several."""
+        evaluators = {id(candidate.evaluator): candidate.evaluator for candidate in self.candidates.values()}
+        return dict(
+            sum((collections.Counter(evaluator.perf) for evaluator in evaluators.values()), collections.Counter())
+        )
 
 
 def compare(

@@ -1,7 +1,10 @@
 """The figures of one network on one data set, as every command reports them."""
 
+import contextlib
 import dataclasses
 import functools
+import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -37,12 +40,20 @@ class Recognition:
 
 
 class Evaluator:
-    """Evaluates networks of one model on one source, with images as `spec` says."""
+    """Evaluates networks of one model on one source, with images as `spec` says. `perf`: `<part>_s`, the seconds
+    that each part has taken so far, for the commands' JSON."""
 
     def __init__(self, model: Siamese | Classifier, mesh: Mesh, source: Source, spec: EvalSpec):
         self.encode = {maps: make_encoder(model, mesh, maps=maps) for maps in (False, True)}
         self.activate = make_class_activation(model, mesh)
         self.mesh, self.source, self.spec = mesh, source, spec
+        self.perf: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.perf[f"{part}_s"] = self.perf.get(f"{part}_s", 0) + time.monotonic() - began
 
     @property
     def size(self) -> int:
@@ -76,13 +87,15 @@ class Evaluator:
     def localization(self, maps: np.ndarray, indices: np.ndarray, masks: np.ndarray | None) -> dict[str, float]:
         """Figures of maps (k, h, w) against the images' masks, as `masks` gives them, and boxes (those around the
         masks where the source has none); {} where there is neither."""
-        figures = {} if masks is None else localization.score(maps, masks)
+        with self._timed("maps_against_masks"):
+            figures = {} if masks is None else localization.score(maps, masks)
         truths = [None] * len(indices) if masks is None else masks
         boxes = [true_box(self.source, int(i), mask) for i, mask in zip(indices, truths, strict=True)]
         known = [k for k, box in enumerate(boxes) if box is not None]
         if not known:
             return figures
-        return figures | box_score(maps[known], np.stack([boxes[k] for k in known]), self.size)
+        with self._timed("maps_against_boxes"):
+            return figures | box_score(maps[known], np.stack([boxes[k] for k in known]), self.size)
 
     def recognition(
         self, network: Network, train: np.ndarray, test: np.ndarray, *, knn: Knn, probe: Probe | None = None
@@ -99,15 +112,18 @@ class Evaluator:
         x, x_test, y, y_test = features[: len(train)], features[len(train) :], labels[train], labels[test]
         figures, weights = {}, None
         if knn.ks:
-            chosen = knn.ks[int(leave_one_out(x, y, knn.ks, knn.temperature).argmax())]
-            tops = (knn_predict(x, y, x_test, knn.ks, knn.temperature) == y_test).mean(1)
+            with self._timed("knn"):
+                chosen = knn.ks[int(leave_one_out(x, y, knn.ks, knn.temperature).argmax())]
+                tops = (knn_predict(x, y, x_test, knn.ks, knn.temperature) == y_test).mean(1)
             each = {k: float(top) for k, top in zip(knn.ks, tops, strict=True)}
             figures |= {"knn_top1": each[chosen], "knn_k": chosen}
             figures |= {f"knn_top1_of_{k}": top for k, top in each.items()}
-        figures |= retrieval(x_test, y_test)
+        with self._timed("retrieval"):
+            figures |= retrieval(x_test, y_test)
         for fraction in sorted(probe.fractions) if probe else ():
             rows = fraction_rows(y, fraction, probe.list_seed)
-            results = [self._probe(network, train, x, rows, x_test, y_test, probe, seed) for seed in probe.seeds]
+            with self._timed("probe"):
+                results = [self._probe(network, train, x, rows, x_test, y_test, probe, seed) for seed in probe.seeds]
             figures |= _summary(results, probe.seeds, fraction_suffix(fraction))
             weights = results[0].weights
         return Recognition(figures, x_test, weights)
@@ -138,9 +154,10 @@ class Evaluator:
 
     def _extract(self, encode, network, indices: np.ndarray, resize: int, source: Source | None = None):
         encode, source = functools.partial(encode, network), source or self.source
-        return extract(
-            encode, self.mesh, source, indices, size=self.size, resize=resize, batch_size=self.spec.batch_size
-        )
+        with self._timed("network"):
+            return extract(
+                encode, self.mesh, source, indices, size=self.size, resize=resize, batch_size=self.spec.batch_size
+            )
 
     def _probe(self, network, train, x, rows, x_test, y_test, probe: Probe, seed: int) -> ProbeResult:
         fit = None

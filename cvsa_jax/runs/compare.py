@@ -46,7 +46,7 @@ def compare_runs(config: ConfigDict, workdirs: list[str], out: AnyPath) -> dict[
     if not is_first():
         return comparison.figures
     folder = out / "report"
-    write_json_atomically(folder / "results.json", comparison.figures)
+    write_json_atomically(folder / "results.json", comparison.figures | {"perf": comparison.perf})
     curves = [
         pictures.curves_picture(
             folder / f"curves_{name}.png", read_metrics(as_path(workdir)), PANELS, f"Curves of {name}."

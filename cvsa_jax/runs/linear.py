@@ -33,7 +33,7 @@ def linear_probe(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     if not is_first():
         return figures
     results = workdir / "report" / "results.json"
-    write_json_atomically(results, figures)
+    write_json_atomically(results, figures | {"perf": evaluator.perf})
     print(f"{source.name}, {len(train)} train and {len(test)} test images:")
     for fraction in probe.fractions:
         print(_line(figures, fraction_suffix(fraction), f"linear, {100 * fraction:.4g} % of the labels"))
