@@ -18,7 +18,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONT
 
 # What a command begins with -> why it is not run.
 NOT_RUN = {
-    "make demo": "tests/test_demo.py runs the demo in small",
+    "make demo": "tests/runs/test_demo.py runs the demo in small",
     "make test": "is what runs this",
     "python -m cvsa_jax.saliency --config=configs/cub.py": "needs CUB-200-2011",
     "python -m cvsa_jax.main --config=configs/cub": "needs CUB-200-2011",

@@ -1,6 +1,7 @@
 """Host input: batches of views for training, and padded batches of whole images for evaluation, as NumPy arrays."""
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
@@ -221,7 +222,10 @@ class _Reader:
 
 def _mapped(ds: tf.data.Dataset, function) -> tf.data.Dataset:
     convert_nothing = tf.autograph.experimental.do_not_convert(function)
-    return ds.map(convert_nothing, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    options = tf.data.Options()
+    # Its thread sleeps up to a minute between two looks, and an iterator that is closed waits for it.
+    options.autotune.enabled = False
+    return ds.map(convert_nothing, num_parallel_calls=os.cpu_count(), deterministic=True).with_options(options)
 
 
 def _as_numpy(ds: tf.data.Dataset, source: Source, pool: np.ndarray, read: _Reader) -> Iterator:

@@ -69,16 +69,20 @@ def compare(
     comparison, masks = Comparison(candidates, test), None
     for name, candidate in candidates.items():
         evaluator, network = candidate.evaluator, candidate.network
+        print(f"{candidate.title}: maps of where it looks", flush=True)
         masks = None if evaluator.source.mask is None else evaluator.masks(test)
         maps = evaluator.maps(network, test)
         comparison.attention[name] = maps["attention"]
         figures = comparison.figures[name] = {}
         if evaluator.source.labels is not None:
+            print(f"{candidate.title}: kNN, retrieval and linear probe", flush=True)
             recognized = evaluator.recognition(network, train, test, knn=knn, probe=probe)
+            print(f"{candidate.title}: class activation and other backgrounds", flush=True)
             maps |= evaluator.class_maps(network, recognized.weights, test)
             figures |= recognized.figures | evaluator.background(network, recognized.weights, test, probe.list_seed)
             comparison.features[name] = recognized.features
             comparison.predicted[name] = logits(recognized.weights, recognized.features).argmax(1)
+        print(f"{candidate.title}: localisation by {len(maps)} kinds of maps", flush=True)
         for reading, values in maps.items():
             scores = evaluator.localization(values, test, masks)
             figures |= {reading_prefix(reading) + key: value for key, value in scores.items()}

@@ -4,8 +4,7 @@ import pytest
 from helpers import few_devices
 from tiny_runs import LOCALIZATION, tiny, tiny_probe
 
-from cvsa_jax import demo
-from cvsa_jax.runs import pretrain
+from cvsa_jax.runs import demo, pretrain
 
 
 @pytest.mark.slow
