@@ -3,7 +3,7 @@
 import sys
 import time
 
-PLAIN_INTERVAL = 15  # seconds between progress lines where the output is not a terminal
+PLAIN_INTERVAL = 12  # seconds between progress lines where the output is not a terminal
 QUICK = 3  # seconds
 
 
