@@ -6,8 +6,8 @@
 
 Steps: BYOL and CVSA of ours, BYOL of PyTorch (benchmarks/peers_torch.py), and the backbone alone learning from labels
 as a yardstick of PyTorch. Ours includes the photometric augmentation, which the peer's does not have. float32 on a CPU,
-bfloat16 on a GPU. Evaluation: our probe and kNN against scikit-learn's on the same features, each choosing among as
-many settings on the same validation rows. Writes benchmarks/results/peers.json.
+bfloat16 on a GPU. Evaluation: our probe and kNN (k = 20) against scikit-learn's on the same features; both probes
+choose among as many settings on the same validation rows. Writes benchmarks/results/peers.json.
 """
 
 import functools

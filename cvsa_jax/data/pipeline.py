@@ -1,7 +1,6 @@
 """Host input: batches of views for training, and padded batches of whole images for evaluation, as NumPy arrays."""
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +13,7 @@ from cvsa_jax.data.sources import Source
 from cvsa_jax.data.view_spec import ViewSpec
 from cvsa_jax.data.views import group_views, labelled_crop
 from cvsa_jax.runtime.errors import UserError, some
+from cvsa_jax.runtime.workers import CORES
 
 Batch = dict[str, np.ndarray]
 
@@ -225,7 +225,7 @@ def _mapped(ds: tf.data.Dataset, function) -> tf.data.Dataset:
     options = tf.data.Options()
     # Its thread sleeps up to a minute between two looks, and an iterator that is closed waits for it.
     options.autotune.enabled = False
-    return ds.map(convert_nothing, num_parallel_calls=os.cpu_count(), deterministic=True).with_options(options)
+    return ds.map(convert_nothing, num_parallel_calls=CORES, deterministic=True).with_options(options)
 
 
 def _as_numpy(ds: tf.data.Dataset, source: Source, pool: np.ndarray, read: _Reader) -> Iterator:

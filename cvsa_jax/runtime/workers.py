@@ -8,7 +8,7 @@ from typing import Any
 
 import joblib
 
-CORES = os.cpu_count() or 1
+CORES = joblib.cpu_count()  # that this process may use: a container or an affinity may leave it fewer
 
 
 def over_cores(function: Callable, items: Iterable[tuple], *, chunk: int, alone: bool = False) -> Iterator[Any]:

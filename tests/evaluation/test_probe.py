@@ -284,3 +284,16 @@ def test_a_feature_that_does_not_vary_is_only_centred():
     np.testing.assert_array_equal(scale.std, [1, 1])
     np.testing.assert_array_equal(scale.apply(np.array([[4.0, 5.5]], np.float32)), [[2, 0.5]])
     np.testing.assert_array_equal(Standardization.of(2 * x).std, [2, 1])
+
+
+@pytest.mark.parametrize(("enough", "folds"), [(16, 2), (17, 3), (1, 1), (1000, 5)])
+def test_folds_end_once_enough_rows_were_asked(monkeypatch, enough, folds):
+    monkeypatch.setattr(linear, "ENOUGH", enough)
+    y, asked = np.repeat(np.arange(4), 10), []  # 8 rows are held in a fold
+
+    def fit(rows, rates):
+        asked.append(len(rows))
+        return np.zeros((len(rates), 5, 4), np.float32)
+
+    probe(one_hot(y, 4), y, one_hot(y, 4), y, 4, folds=5, fit=fit)
+    assert asked == [32] * folds + [40]
