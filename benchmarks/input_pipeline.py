@@ -146,7 +146,7 @@ def _views(*changes: str) -> float:
     grid = np.linspace(-1, 1, 64)
     blob = 255 * np.exp(-((grid[:, None] - 0.1) ** 2 + (grid[None] + 0.2) ** 2) / 0.2)
     maps = np.tile(blob.astype(np.uint8), (len(files), 1, 1))
-    order = Order(batch, range(10**6), 0)
+    order = Order(batch, range(10**6), 0, config.data.shuffle_rounds)
     spec = settings.view_spec(config, 32)
     swapped = spec.kind == "saliency_swap"
     return _rate(batch for _ in train_batches(source, everything, maps if swapped else None, spec, order))

@@ -37,9 +37,14 @@ def pretrain() -> ConfigDict:
     config.views.swapped_views = 2  # or 1: only view 1 is swapped
     config.views.source_area = (0.1, 0.6)  # of the box cut from the source image
     config.views.paste_area = (0.2, 0.8)  # of the box replaced on the background image
-    config.views.paste = "stretch"  # or keep_aspect: the replaced box takes the crop's aspect
+    config.views.hole = "cover"  # that box is made as much larger as it takes to hold the background's object; or size
+    config.views.cover = 0.95  # of the object's saliency, which the box then holds
+    config.views.paste = "bounded"  # its aspect within 4/3 of the crop's; or keep_aspect: the crop's; or stretch: any
+    config.views.background = "different"  # of the two views of an image; or common
     config.views.canvas_min = 1.0  # smallest side of the part of the background that is shown
     config.views.crop_area = (0.08, 1.0)  # of Random Resized Crop
+    config.views.where = "host"  # makes the views; or device, which then holds all images and maps in its memory
+    config.views.stored = placeholder(int)  # px of the squares that the device holds; 2 · views.size if not given
 
     config.augment = ConfigDict()
     config.augment.view1 = _photometric(blur_prob=1.0, solarize_prob=0.0)
@@ -225,6 +230,7 @@ def _data() -> ConfigDict:
     data.root = ""  # of tfds: where its sets are, if not where TFDS keeps them
     data.train_split = "train"  # pre-training and the probe's fitting; `all` is every image
     data.test_split = "test"
+    data.shuffle_rounds = 8  # of the cipher that orders an epoch's images; 4 continues runs of before it was a key
     data.on_bad_image = "stop"  # or skip: leave unreadable images out, and say which
     data.procedural = ConfigDict()
     data.procedural.seed = 0

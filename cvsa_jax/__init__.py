@@ -3,8 +3,8 @@ documents."""
 
 import os
 
-# Read by TensorFlow and XLA when they are first imported: only errors are printed, and the notice about oneDNN,
-# which the input pipeline does not use, is not.
+# Read by TensorFlow, which writes for TensorBoard, and XLA when they are first imported: only errors are printed, and
+# no notice about oneDNN.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 

@@ -1,6 +1,6 @@
 """From a config to the specs and plain arguments of the layers below. The specs check themselves.
 
-TensorFlow and the models are imported where they are needed, so that a wrong setting is answered at once.
+The models are imported where they are needed, so that a wrong setting is answered at once.
 """
 
 import jax.numpy as jnp
@@ -145,6 +145,7 @@ def probe(config: ConfigDict) -> Probe:
         fractions=label_fractions(config),
         seeds=tuple(range(config.seed, config.seed + config.probe.seeds)),
         list_seed=config.seed,
+        shuffle_rounds=config.data.shuffle_rounds,
         crop_area=tuple(config.probe.crop_area) if config.probe.augmented else None,
     )
 

@@ -16,9 +16,14 @@ CROP = ViewSpec(
     swapped_views=2,
     source_area=(0.1, 0.6),
     paste_area=(0.2, 0.6),
+    hole="size",
+    cover=0.95,
     paste="stretch",
+    background="different",
     canvas_min=1.0,
     crop_area=(0.2, 1.0),
+    where="host",
+    stored=None,
     threshold=0.5,
 )
 SWAP = dataclasses.replace(CROP, kind="saliency_swap")

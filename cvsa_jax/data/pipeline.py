@@ -1,19 +1,20 @@
 """Host input: batches of views for training, and padded batches of whole images for evaluation, as NumPy arrays."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import tensorflow as tf
+from PIL import Image
 
 from cvsa_jax.data import decode
 from cvsa_jax.data.index import example_order, position_words
+from cvsa_jax.data.saliency_maps import SaliencyMaps, covering_rows, object_integral, saliency_maps
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.view_spec import ViewSpec
-from cvsa_jax.data.views import group_views, labelled_crop
+from cvsa_jax.data.views import group_views, labelled_crop, resized
 from cvsa_jax.runtime.errors import UserError, some
-from cvsa_jax.runtime.workers import CORES
+from cvsa_jax.runtime.workers import in_threads
 
 Batch = dict[str, np.ndarray]
 
@@ -26,6 +27,7 @@ class Order:
     batch_size: int  # global
     steps: range
     seed: int
+    rounds: int  # of `example_order`
     process_index: int = 0
     process_count: int = 1
 
@@ -34,9 +36,13 @@ class Order:
         """Rows of a batch that are this process's."""
         return self.batch_size // self.process_count
 
-    def position(self, step: tf.Tensor, row: tf.Tensor | int) -> tf.Tensor:
-        """Place in the data order of one of this process's rows of a step's batch."""
-        return step * self.batch_size + self.process_index * self.share + row
+    def positions(self, step: int) -> np.ndarray:
+        """(share,) int64 places in the data order of this process's rows of a step's batch."""
+        return step * self.batch_size + self.process_index * self.share + np.arange(self.share)
+
+    def examples(self, pool: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Which of the pool's images stand at these places."""
+        return pool[example_order(positions, len(pool), self.seed, self.rounds)]
 
 
 @runtime_checkable
@@ -64,50 +70,39 @@ def train_batches(
         labels: (N,) int32 of the whole source, or None where nothing needs them.
 
     Yields:
-        `view1`, `view2`, with saliency `mask1`, `mask2` (see `group_views`), `position` (b, 2) uint32, and with labels
-        `label` (b,) int32.
+        What `group_views` gives, and `position` (b, 2) uint32, and with labels `label` (b,) int32.
 
     Raises:
         UserError: the pool is smaller than a group, or an image cannot be decoded (it is named).
     """
     if len(pool) < spec.group:
         raise UserError(f"{source.name}: {len(pool)} images are fewer than config.views.group={spec.group}")
-    groups_per_share = order.share // spec.group
-    read = _Reader(source, saliency)
+    maps_of = None if saliency is None else _MapReader(saliency, spec)
 
-    def make_group(number: tf.Tensor) -> dict[str, tf.Tensor]:
-        step, group = number // groups_per_share, number % groups_per_share
-        positions = order.position(step, group * spec.group) + tf.range(spec.group, dtype=tf.int64)
-        examples = tf.gather(tf.constant(pool, tf.int64), example_order(positions, len(pool), order.seed))
-        images, maps = read(examples, spec.group)
-        batch = group_views(images, examples, positions, maps, spec, order.seed)
-        if labels is not None:
-            batch["label"] = tf.gather(tf.constant(labels, tf.int32), examples)
-        return batch | {"position": position_words(positions)}
+    def make_group(positions: np.ndarray) -> Batch:
+        examples = order.examples(pool, positions)
+        images = [open_image(source, int(i)) for i in examples]
+        words, maps = position_words(positions), None if maps_of is None else maps_of(examples)
+        batch = group_views(images, examples, words, maps, spec, order.seed)
+        return batch | {"position": words} | ({} if labels is None else {"label": labels[examples].astype(np.int32)})
 
-    numbers = tf.data.Dataset.range(*(k * groups_per_share for k in (order.steps.start, order.steps.stop)))
-    ds = _mapped(numbers, make_group)
-    ds = ds.batch(groups_per_share, drop_remainder=True)
-    ds = ds.map(lambda batch: {k: tf.reshape(v, [order.share, *v.shape[2:]]) for k, v in batch.items()})
-    return _as_numpy(ds.prefetch(2), source, pool, read)
+    groups = (part for step in order.steps for part in order.positions(step).reshape(-1, spec.group))
+    yield from _stacked(make_group, groups, order.share // spec.group, source, pool, np.concatenate)
 
 
 def crop_batches(
-    source: Source, pool: np.ndarray, order: Order, *, area: tuple[float, float], size: int
+    source: Source, pool: np.ndarray, order: Order, *, area: tuple[float, ...], size: int
 ) -> Iterator[Batch]:
     """This process's rows of batches of augmented crops with their labels: `image` (b, size, size, 3) uint8 and `label`
     (b,) int32. `area` is the crop's range of fractions of the image."""
-    read = _Reader(source, None)
 
-    def make(number: tf.Tensor) -> dict[str, tf.Tensor]:
-        position = order.position(number // order.share, number % order.share)
-        example = tf.gather(tf.constant(pool, tf.int64), example_order(position[None], len(pool), order.seed))
-        (image,), _ = read(example, 1)
-        label = tf.gather(tf.constant(source.labels, tf.int32), example)[0]
-        return {"image": labelled_crop(image, position, area, size, order.seed), "label": label}
+    def make(position: np.ndarray) -> Batch:
+        (example,), (words,) = order.examples(pool, position), position_words(position)
+        image = labelled_crop(open_image(source, int(example)), words, area, size, order.seed)
+        return {"image": image, "label": source.labels[example].astype(np.int32)}
 
-    ds = _mapped(tf.data.Dataset.range(*(k * order.share for k in (order.steps.start, order.steps.stop))), make)
-    return _as_numpy(ds.batch(order.share, drop_remainder=True).prefetch(2), source, pool, read)
+    places = (part for step in order.steps for part in order.positions(step)[:, None])
+    yield from _stacked(make, places, order.share, source, pool, np.stack)
 
 
 def image_batches(
@@ -118,21 +113,18 @@ def image_batches(
     `resize` 0 instead squeezes the whole image to size × size, so that masks can be laid over it. The last batch is
     padded with zeros; yields ((batch_size, size, size, 3) uint8, number of rows that are not padding).
     """
-    read = _Reader(source, None)
 
-    def make(index: tf.Tensor) -> tf.Tensor:
-        (image,), _ = read(index[None], 1)
-        if resize:
-            shape = tf.cast(tf.shape(image)[:2], tf.float32)
-            scaled = tf.cast(tf.round(shape * (resize / tf.reduce_min(shape))), tf.int32)
-            image = tf.image.resize(image, scaled, antialias=True)
-            image = tf.image.resize_with_crop_or_pad(image, size, size)
-        else:
-            image = tf.image.resize(image, (size, size), antialias=True)
-        return tf.saturate_cast(tf.round(image), tf.uint8)
+    def make(index: np.integer) -> Batch:
+        image = decode.pixels(open_image(source, int(index)))
+        shape = np.array(image.size[::-1])
+        scaled = np.round(shape * (resize / shape.min())) if resize else np.array([size, size])
+        low = (scaled - size) // 2
+        return {
+            "image": np.asarray(resized(image, np.concatenate([low, low + size]) / np.tile(scaled, 2), (size, size)))
+        }
 
-    ds = _mapped(tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64)), make)
-    for images in _as_numpy(ds.batch(batch_size).prefetch(2), source, indices, read):
+    for batch in _stacked(make, indices, batch_size, source, indices, np.stack):
+        images = batch["image"]
         yield np.pad(images, [(0, batch_size - len(images))] + [(0, 0)] * 3), len(images)
 
 
@@ -178,8 +170,13 @@ def unreadable(source: Source, indices: np.ndarray) -> dict[str, str]:
 
 def load_image(source: Source, i: int) -> np.ndarray:
     """Image i as (H, W, 3) uint8; `decode.Unreadable` says why it cannot be read or decoded."""
+    return np.asarray(decode.pixels(open_image(source, i)))
+
+
+def open_image(source: Source, i: int) -> Image.Image:
+    """Image i with its size known and its pixels not yet read; `decode.Unreadable` says why that cannot be."""
     try:
-        return decode.to_array(source.read(i))
+        return decode.opened(source.read(i))
     except OSError as error:
         raise decode.Unreadable(str(error)) from None
 
@@ -193,48 +190,35 @@ def unreadable_error(source: Source, bad: dict[str, str]) -> UserError:
     )
 
 
-class _Reader:
-    """(examples, k) -> (k decoded images, their (k, G, G) maps or None), in a graph. `problem` is what went wrong with
-    the maps: TensorFlow hands on the text of an exception, but not the exception."""
+class _MapReader:
+    """Examples (k,) -> their `SaliencyMaps`. What covers an object is searched once for each image."""
 
-    def __init__(self, source: Source, saliency: Maps | None):
-        self.source, self.saliency = source, saliency
-        self.problem: UserError | None = None
+    def __init__(self, saliency: Maps, spec: ViewSpec):
+        self.saliency, self.spec = saliency, spec
+        self.rows = np.zeros(saliency.shape[:2], np.uint8)
 
-    def __call__(self, examples: tf.Tensor, k: int) -> tuple[list[tf.Tensor], tf.Tensor | None]:
-        types = (tf.string,) if self.saliency is None else (tf.string, tf.uint8)
-        encoded, *maps = tf.numpy_function(self._read, [examples], types, stateful=False)
-        images = [decode.decode(encoded[i]) for i in range(k)]
-        if maps:
-            maps[0].set_shape([k, *self.saliency.shape[1:]])
-        return images, maps[0] if maps else None
-
-    def _read(self, examples: np.ndarray) -> tuple[np.ndarray, ...]:
-        encoded = np.array([self.source.read(int(i)) for i in examples], object)
-        if self.saliency is None:
-            return (encoded,)
-        try:
-            return encoded, self.saliency[examples]
-        except UserError as problem:
-            self.problem = problem
-            raise
+    def __call__(self, examples: np.ndarray) -> SaliencyMaps:
+        cells, threshold = self.saliency[examples], self.spec.threshold
+        if self.spec.hole == "cover":
+            for k in np.flatnonzero(self.rows[examples, -1] == 0):
+                (integral,) = object_integral(cells[k : k + 1], threshold, np)
+                self.rows[examples[k]] = covering_rows(integral, self.spec.cover)
+        return saliency_maps(cells, self.rows[examples], threshold, np)
 
 
-def _mapped(ds: tf.data.Dataset, function) -> tf.data.Dataset:
-    convert_nothing = tf.autograph.experimental.do_not_convert(function)
-    options = tf.data.Options()
-    # Its thread sleeps up to a minute between two looks, and an iterator that is closed waits for it.
-    options.autotune.enabled = False
-    return ds.map(convert_nothing, num_parallel_calls=CORES, deterministic=True).with_options(options)
-
-
-def _as_numpy(ds: tf.data.Dataset, source: Source, pool: np.ndarray, read: _Reader) -> Iterator:
-    """Iterates; a decoding error, which does not say which file it is about, becomes one that names the files."""
+def _stacked(
+    make: Callable[..., Batch], items, count: int, source: Source, pool: np.ndarray, join: Callable
+) -> Iterator[Batch]:
+    """What `make` gives for the items, made in threads, in batches of so many of them; the last may be smaller. An
+    image that cannot be decoded becomes the error that names all such images of the pool."""
     try:
-        yield from ds.as_numpy_iterator()
-    except tf.errors.OpError as error:
-        if read.problem is not None:
-            raise read.problem from error
-        if not (bad := unreadable(source, pool)):
-            raise
-        raise unreadable_error(source, bad) from error
+        parts = []
+        for part in in_threads(make, items, ahead=2 * count):
+            parts.append(part)
+            if len(parts) == count:
+                yield {name: join([part[name] for part in parts]) for name in part}
+                parts = []
+        if parts:
+            yield {name: join([part[name] for part in parts]) for name in parts[0]}
+    except decode.Unreadable:
+        raise unreadable_error(source, unreadable(source, pool)) from None

@@ -1,135 +1,122 @@
-"""Saliency Swap (section 3.2 of the paper) in TensorFlow, on the host: boxes, search, crop and paste.
+"""Saliency Swap (section 3.2 of the paper): which box of an image goes over which hole of another, in operations that
+NumPy and JAX share (`xp` is one of the two), so that host and device swap alike.
 
-Boxes are (y0, x0, y1, x1). Saliency maps are (G, G) uint8, each axis of the image scaled on its own, so a box in map
-cells divided by G is a box in fractions of the image.
+Everything is for n views at once. Boxes are (y0, x0, y1, x1). Saliency maps are (G, G) uint8, each axis of the image
+scaled on its own, so a box in map cells divided by G is a box in fractions of the image.
 """
 
-import math
+from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
-import tensorflow as tf
+import numpy as np
 
-from cvsa_jax.data.resample import place, placed_mask
+from cvsa_jax.data.boxes import ASPECT_RANGE, box_shape, draw_area, draw_aspect, window_around
+from cvsa_jax.data.saliency_maps import SaliencyMaps, box_sum, required_mass
 from cvsa_jax.data.view_spec import ViewSpec
 
-ASPECT_RANGE = (3 / 4, 4 / 3)  # width / height in pixels, drawn log-uniformly, as in Random Resized Crop
 SWAP_DRAWS = 9  # uniform draws of one swap
+# (integrals, rows, cols, least, u) -> (y, x) of one of the boxes whose sum is at least `least`, or else the highest.
+Search = Callable[..., tuple]
 
 
-def draw_box_shape(u_area: tf.Tensor, u_aspect: tf.Tensor, area_range: tuple[float, float], ratio: tf.Tensor | float):
-    """Random (height, width) as fractions of an image, each at most 1.
+def lenders(examples, filled, spec: ViewSpec, xp: ModuleType):
+    """(b, 2) int32 rows of a batch that lend each row its backgrounds, those after it in its group of `spec.group`.
 
-    Area uniform in `area_range` (fractions of the image), pixel aspect log-uniform in ASPECT_RANGE; `ratio` is the
-    image's height / width, and u_* are uniform draws in [0, 1).
+    An example never lends to itself, nor the same to both views where there is another (equal examples meet in a group
+    only where it straddles the border of two epochs); one whose object fills it, (b,) bool, only where no other can.
+    With common backgrounds view 1's is view 2's.
     """
-    area = area_range[0] + u_area * (area_range[1] - area_range[0])
-    low, high = math.log(ASPECT_RANGE[0]), math.log(ASPECT_RANGE[1])
-    aspect = tf.exp(low + u_aspect * (high - low))
-    return tf.minimum(tf.sqrt(area / (aspect * ratio)), 1.0), tf.minimum(tf.sqrt(area * aspect * ratio), 1.0)
+    row = xp.arange(len(examples))[:, None]
+    place = row % spec.group
+    others = row - place + (place + xp.arange(1, spec.group)) % spec.group
+    foreign = examples[others] != examples[:, None]
+    fit = foreign * 1 + (foreign & ~filled[others])
+    first = others[row[:, 0], fit.argmax(1)]
+    if spec.background == "common":
+        return xp.stack([first, first], 1).astype(xp.int32)
+    fit = xp.where(examples[others] != examples[first][:, None], fit, 0)
+    second = xp.where(fit.any(1), others[row[:, 0], fit.argmax(1)], first)
+    return xp.stack([first, second], 1).astype(xp.int32)
 
 
-class SaliencyMap(NamedTuple):
-    """Of one image, or of a group with a leading axis: `cells` (G, G) uint8; `integral` (G + 1, G + 1) int32, whose
-    [y, x] is the sum of the cells above and left of (y, x); `blank` () bool, where no cell is at the threshold."""
+class Swap(NamedTuple):
+    """Of n views: the box `crop` of the source that is cut out, and the box `hole` of the window `window` of the
+    background that it replaces, all (n, 4) in fractions; `residual` (n,), the share of the background's object that
+    stays outside the hole."""
 
-    cells: tf.Tensor
-    integral: tf.Tensor
-    blank: tf.Tensor
-
-
-def saliency_maps(cells: tf.Tensor, threshold: float) -> SaliencyMap:
-    """Those of a group, from (g, G, G) uint8."""
-    sums = tf.cumsum(tf.cumsum(tf.cast(cells, tf.int32), 1), 2)
-    blank = tf.cast(tf.reduce_max(cells, [1, 2]), tf.float32) < 255 * threshold
-    return SaliencyMap(cells, tf.pad(sums, [[0, 0], [1, 0], [1, 0]]), blank)
+    crop: np.ndarray
+    window: np.ndarray
+    hole: np.ndarray
+    residual: np.ndarray
 
 
-def most_salient_box(saliency: SaliencyMap, height: tf.Tensor, width: tf.Tensor, u_tie: tf.Tensor) -> tf.Tensor:
-    """The box of a given shape with the highest mean saliency over all positions; the centre's where the map is blank.
+def swap_boxes(
+    u, ratio, source: SaliencyMaps, background: SaliencyMaps, spec: ViewSpec, xp: ModuleType, search: Search
+) -> Swap:
+    """The boxes of n swaps.
 
     Args:
-        height, width: fractions of the image; the box has round(G·height) × round(G·width) cells, at least one.
-        u_tie: uniform draw that chooses among equally good positions. The sums are integers, so equal means exactly
-            equal.
-
-    Returns:
-        (4,) float32 box in fractions of the image.
+        u: (n, SWAP_DRAWS) uniform draws.
+        ratio: (n,) height / width of the source in pixels.
     """
-    integral = saliency.integral
-    grid = integral.shape[0] - 1
-    rows = tf.clip_by_value(tf.cast(tf.round(height * grid), tf.int32), 1, grid)
-    cols = tf.clip_by_value(tf.cast(tf.round(width * grid), tf.int32), 1, grid)
-    sums = integral[rows:, cols:] - integral[:-rows, cols:] - integral[rows:, :-cols] + integral[:-rows, :-cols]
-    best = tf.cast(tf.where(sums == tf.reduce_max(sums)), tf.int32)
-    count = tf.shape(best)[0]
-    choice = tf.minimum(tf.cast(u_tie * tf.cast(count, tf.float32), tf.int32), count - 1)
-    y = tf.where(saliency.blank, (grid - rows) // 2, best[choice][0])
-    x = tf.where(saliency.blank, (grid - cols) // 2, best[choice][1])
-    return tf.cast(tf.stack([y, x, y + rows, x + cols]), tf.float32) / grid
+    height, width = box_shape(draw_area(u[:, 0], spec.source_area), draw_aspect(u[:, 1], ASPECT_RANGE, xp) * ratio, xp)
+    crop = salient_box(source.integral, source.mass, _in_cells(height, width, source, xp), u[:, 2], xp, search)
+
+    cut = (crop[:, 3] - crop[:, 1]) / ((crop[:, 2] - crop[:, 0]) * ratio)  # aspect in pixels
+    aspect = draw_aspect(u[:, 4], _paste_aspects(cut, spec, xp), xp)
+    height, width = box_shape(draw_area(u[:, 3], spec.paste_area), aspect, xp)
+    if spec.paste != "stretch":
+        height, width = xp.minimum(height, width / aspect), xp.minimum(width, height * aspect)
+    rows, cols = _in_cells(height, width, background, xp)
+    if spec.hole == "cover":
+        rows, cols = _grown(rows, cols, aspect, background.rows, xp)
+        integral, least = background.object, required_mass(background.mass, spec.cover, xp)
+    else:
+        integral, least = background.integral, None
+    hole = salient_box(integral, background.mass, (rows, cols), u[:, 5], xp, search, least)
+    residual = 1 - box_sum(background.object, hole, xp) / xp.maximum(background.mass, 1)
+    residual = xp.where(background.mass > 0, residual, 0).astype(xp.float32)
+
+    window = window_around(hole, spec.canvas_min, u[:, 6:9], xp)
+    hole = (hole - xp.tile(window[:, :2], 2)) / (window[:, 2:3] - window[:, :1])
+    return Swap(crop, window, hole, residual)
 
 
-def to_pixels(box: tf.Tensor, size: int) -> tf.Tensor:
-    """A box in fractions -> the nearest whole-pixel box of a size × size view, at least one pixel a side."""
-    corners = tf.cast(tf.round(box * size), tf.int32)
-    low = tf.minimum(corners[:2], size - 1)
-    return tf.concat([low, tf.maximum(corners[2:], low + 1)], 0)
+def salient_box(integral, mass, shape: tuple, u_tie, xp: ModuleType, search: Search, least=None):
+    """Of each map the box of so many (rows, cols), each (n,) int32, with the highest sum over all positions, or one of
+    those with at least the sum `least` (n,); the centre's where the map is blank. `u_tie` (n,) draws among equals; sums
+    are integers, so equal means exactly equal. (n, 4) float32 in fractions."""
+    grid, (rows, cols) = integral.shape[1] - 1, shape
+    most = xp.full_like(rows, 255 * grid**2)
+    y, x = search(integral, rows, cols, most if least is None else least, u_tie)
+    y, x = xp.where(mass > 0, y, (grid - rows) // 2), xp.where(mass > 0, x, (grid - cols) // 2)
+    return xp.stack([y, x, y + rows, x + cols], 1).astype(xp.float32) / grid
 
 
-def window_around(box: tf.Tensor, smallest: float, u: tf.Tensor) -> tf.Tensor:
-    """A random square window (in fractions) of side at least `smallest` that keeps `box` inside; u: three uniforms."""
-    side = tf.maximum(smallest + u[0] * (1 - smallest), tf.reduce_max(box[2:] - box[:2]))
-    low = tf.maximum(box[2:] - side, 0.0)
-    high = tf.minimum(box[:2], 1 - side)
-    start = low + u[1:3] * (high - low)
-    return tf.concat([start, start + side], 0)
-
-
-def canvas(background: tf.Tensor, spec: ViewSpec) -> tf.Tensor:
-    """What `swap` takes of a background (H, W, 3) uint8: with `canvas_min` 1 the whole of it in the size of the view,
-    made once for all views that it lends itself to, else itself."""
-    return place(background, tf.constant([0.0, 0.0, 1.0, 1.0]), [spec.size] * 2) if spec.canvas_min == 1 else background
-
-
-def swap(
-    image: tf.Tensor,
-    saliency: SaliencyMap,
-    background: tf.Tensor,
-    background_saliency: SaliencyMap,
-    u: tf.Tensor,
-    spec: ViewSpec,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """One swapped view.
-
-    Args:
-        image: (H, W, 3) uint8 source.
-        background: the image that lends its surroundings, as `canvas` gives it.
-        u: (SWAP_DRAWS,) uniform draws.
-
-    Returns:
-        View (size, size, 3) float32 in [0, 255] and its mask (M, M) float32 in [0, 255], M = size / MASK_STRIDE: the
-        source's saliency inside the pasted box, 0 elsewhere.
-    """
-    shape = tf.cast(tf.shape(image), tf.float32)
-    height, width = draw_box_shape(u[0], u[1], spec.source_area, shape[0] / shape[1])
-    crop = most_salient_box(saliency, height, width, u[2])
-
-    paste_height, paste_width = draw_box_shape(u[3], u[4], spec.paste_area, 1.0)
+def _paste_aspects(cut, spec: ViewSpec, xp: ModuleType) -> tuple:
+    """Range of the aspects of what is pasted, where the crops' aspects in pixels are `cut` (n,)."""
+    if spec.paste == "stretch":
+        return ASPECT_RANGE
     if spec.paste == "keep_aspect":
-        aspect = (crop[3] - crop[1]) * shape[1] / ((crop[2] - crop[0]) * shape[0])
-        area = paste_height * paste_width
-        paste_width = tf.minimum(tf.minimum(tf.sqrt(area * aspect), 1.0), aspect)
-        paste_height = paste_width / aspect
-    hole = most_salient_box(background_saliency, paste_height, paste_width, u[5])
+        return cut, cut
+    return tuple(xp.clip(xp.full_like(cut, end), cut * ASPECT_RANGE[0], cut * ASPECT_RANGE[1]) for end in ASPECT_RANGE)
 
-    size = spec.size
-    if spec.canvas_min < 1:
-        window = window_around(hole, spec.canvas_min, u[6:9])
-        hole = (hole - tf.tile(window[:2], [2])) / (window[2] - window[0])
-        background = place(background, window, [size, size])
-    hole = to_pixels(hole, size)
-    pasted = place(image, crop, hole[2:] - hole[:2])
-    row, column = tf.range(size)[:, None], tf.range(size)[None]
-    within = (row >= hole[0]) & (row < hole[2]) & (column >= hole[1]) & (column < hole[3])
-    around = tf.stack([[hole[0], size - hole[2]], [hole[1], size - hole[3]], [0, 0]])
-    view = tf.where(within[..., None], tf.ensure_shape(tf.pad(pasted, around), [size, size, 3]), background)
-    return view, placed_mask(saliency.cells, crop, hole, size)
+
+def _in_cells(height, width, maps: SaliencyMaps, xp: ModuleType) -> tuple:
+    grid = maps.cells.shape[1]
+    return tuple(xp.clip(xp.round(side * grid), 1, grid).astype(xp.int32) for side in (height, width))
+
+
+def _grown(rows, cols, aspect, covering, xp: ModuleType) -> tuple:
+    """The smallest boxes of the aspect, in cells, that are no smaller than (rows, cols) and cover the object; an aspect
+    that would leave the map is given up as far as needed."""
+    grid = covering.shape[1]
+    wide = xp.arange(1, grid + 1, dtype=xp.float32)
+    # A little more than a half: ties, which a kept aspect often makes, must fall alike on host and device.
+    high = xp.clip(xp.floor(wide / aspect[:, None] + np.float32(0.501)), rows[:, None], grid).astype(xp.int32)
+    holds = (wide >= cols[:, None]) & (covering <= high)
+    first = holds.argmax(1)
+    fits, n = holds.any(1), xp.arange(len(rows))
+    whole = xp.maximum(rows, covering[:, -1])
+    return xp.where(fits, high[n, first], whole).astype(xp.int32), xp.where(fits, first + 1, grid).astype(xp.int32)

@@ -45,7 +45,8 @@ class Probe:
 
     `fractions`: shares of the train images whose labels are used, each a probe of its own. `seeds`: one probe each, of
     which mean and deviation are reported; they draw the validation part and the order of the batches. `list_seed`: of
-    the lists of labelled images. `crop_area`: range of the crops' share of the image in the protocol on augmented
+    the lists of labelled images. `shuffle_rounds`: see
+    `data.index.example_order`. `crop_area`: range of the crops' share of the image in the protocol on augmented
     crops; None is the one on cached features.
     """
 
@@ -57,6 +58,7 @@ class Probe:
     fractions: tuple[float, ...]
     seeds: tuple[int, ...]
     list_seed: int
+    shuffle_rounds: int
     crop_area: tuple[float, ...] | None
 
     def __post_init__(self):

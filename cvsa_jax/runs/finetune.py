@@ -148,7 +148,8 @@ def _train(job: _Job, images: np.ndarray, rate: float, workdir: AnyPath) -> Netw
         about=f"{workdir}: {len(images)} images, learning rate {rate:g}",
         start_from=None if job.backbone is None else start_from,
     )
-    order = Order(config.batch_size, run.steps, config.seed, jax.process_index(), jax.process_count())
+    place = jax.process_index(), jax.process_count()
+    order = Order(config.batch_size, run.steps, config.seed, config.data.shuffle_rounds, *place)
     area = tuple(config.views.crop_area)
     stream = pipeline.crop_batches(job.source, images, order, area=area, size=config.views.size)
     state, _ = run_steps(run, make_finetune_step(job.model, optimizer, job.mesh), stream, schedule)

@@ -3,16 +3,15 @@
 import dataclasses
 import functools
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
 from cvsa_jax.data import pipeline
-from cvsa_jax.data.pipeline import Order
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.report.run import evenly, report_run
+from cvsa_jax.runs.feed import feed_of
 from cvsa_jax.runtime.distributed import check_batch_size, make_mesh
 from cvsa_jax.runtime.files import AnyPath
 from cvsa_jax.saliency.store import SaliencyStore, open_store
@@ -35,17 +34,17 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     if config.views.kind == "saliency_swap" or config.align.weight > 0:
         store = open_store(config.saliency.store, source, config.saliency.detector, config.saliency.warn_fallback)
     pool = _readable(config, source, config.data.train_split, store)
-    labels = source.labels if config.watch.online_probe else None
 
     # 2) Model, views, optimiser and the jitted step.
-    check_batch_size(config.batch_size, config.views.group, mesh, config.accumulate_steps)
+    check_batch_size(config.batch_size, config.views.group, mesh, config.accumulate_steps, config.views.where)
     model = settings.model(config.model)
     views = settings.view_spec(config, model.stride)
     if store is not None:
         views = dataclasses.replace(views, threshold=store.threshold)
     optimizer, schedule = settings.optimizer(config, len(pool))
     spec = settings.step_spec(config, len(pool))
-    train_step = make_train_step(model, optimizer, mesh, spec)
+    feed = feed_of(config, source, pool, store, views, mesh)
+    train_step = make_train_step(model, optimizer, mesh, spec, feed.make_views)
     evaluator = Evaluator(model, mesh, source, settings.evaluation(config.eval, config))
 
     # 3) State: this workdir's newest checkpoint, else other weights, else random ones.
@@ -60,7 +59,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
         views.size,
         target=spec.objective.target,
         queue=settings.queue_size(config, len(pool)),
-        classes=0 if labels is None else len(source.classes),
+        classes=len(source.classes) if config.watch.online_probe else 0,
     )
     run = begin(
         config,
@@ -74,15 +73,13 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     )
 
     # 4) The loop.
-    def batches(steps: range):
-        order = Order(config.batch_size, steps, config.seed, jax.process_index(), jax.process_count())
-        return pipeline.train_batches(source, pool, store, views, order, labels)
-
     def neighbors(state: TrainState) -> dict[str, float]:
         return evaluator.neighbors(state.online, evenly(pool, config.watch.knn_images), settings.knn(config.eval))
 
     watch = Watch(config.watch.knn_steps, neighbors) if source.labels is not None and config.eval.knn else None
-    state, batch = run_steps(run, train_step, batches(run.steps), schedule, watch=watch, micro_batches=spec.accumulate)
+    state, batch = run_steps(
+        run, train_step, feed.batches(run.steps), schedule, watch=watch, micro_batches=spec.accumulate
+    )
 
     # 5) Figures and pictures of the online network.
     test = None
@@ -90,8 +87,8 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
         test = _readable(config, source, config.data.test_split, store)
     else:
         print(f"{source.name} has no split {config.data.test_split!r}: no kNN, and the attention is of training images")
-    batch = batch or next(batches(range(run.total - 1, run.total)))
-    return report_run(run, state.online, evaluator, pool, test, batch)
+    views = feed.shown(batch or next(feed.batches(range(run.total - 1, run.total))))
+    return report_run(run, state.online, evaluator, pool, test, views)
 
 
 def _readable(config: ConfigDict, source: Source, split: str, store: SaliencyStore | None) -> np.ndarray:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from cvsa_jax.runtime import interruption
 from cvsa_jax.runtime.errors import INTERRUPTED, USER_ERROR, Interrupted, UserError
+from cvsa_jax.runtime.files import cache_folder
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/cub.py.", lock_config=True)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where no launcher tells it.")
@@ -68,8 +69,7 @@ def _keep_compiled_programs() -> None:
     cpu = Path("/proc/cpuinfo")
     flags_of_cpu = [line for line in cpu.read_text().splitlines() if line.startswith("flags")] if cpu.exists() else []
     kind = hashlib.sha256("".join([platform.machine(), *flags_of_cpu[:1]]).encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cvsa_jax" / f"compiled-{kind}"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / f"compiled-{kind}"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 

@@ -99,9 +99,9 @@ def make_mesh(devices: list | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def check_batch_size(batch_size: int, group: int, mesh: Mesh, accumulate: int = 1) -> None:
+def check_batch_size(batch_size: int, group: int, mesh: Mesh, accumulate: int = 1, where: str = "host") -> None:
     """Raises UserError unless the batch divides over the devices and their micro-batches, and its swap groups over the
-    processes."""
+    processes, or, where the views are made on the `device`, over the devices."""
     parts = mesh.size * accumulate
     if batch_size % parts:
         micro = f" and config.accumulate_steps={accumulate}" if accumulate > 1 else ""
@@ -109,10 +109,11 @@ def check_batch_size(batch_size: int, group: int, mesh: Mesh, accumulate: int = 
             f"config.batch_size={batch_size} does not divide by the {mesh.size} devices{micro}: "
             f"take {max(1, batch_size // parts) * parts} or {(batch_size // parts + 1) * parts}"
         )
-    share = batch_size // jax.process_count()
+    count, owners = (mesh.size, "devices") if where == "device" else (jax.process_count(), "processes")
+    share = batch_size // count
     if share % group:
         raise UserError(
-            f"config.batch_size={batch_size} gives {share} images to each of {jax.process_count()} processes, "
+            f"config.batch_size={batch_size} gives {share} images to each of {count} {owners}, "
             f"which does not divide by config.views.group={group}"
         )
 
@@ -122,9 +123,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def to_mesh(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch -> global arrays, split over the mesh along their first axis."""
+    """This process's rows of a batch -> global arrays, split over the mesh along their first axis; what is one already
+    stays where it lies."""
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+    def placed(rows: np.ndarray | jax.Array) -> jax.Array:
+        return rows if isinstance(rows, jax.Array) else jax.make_array_from_process_local_data(sharding, rows)
+
+    return {name: placed(rows) for name, rows in batch.items()}
 
 
 def to_host(rows: Any) -> Any:

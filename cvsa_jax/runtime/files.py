@@ -25,6 +25,11 @@ def as_path(location: str | AnyPath) -> AnyPath:
     return epath.Path(location) if "://" in str(location) else Path(location)
 
 
+def cache_folder() -> Path:
+    """Of this user, for what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cvsa_jax"
+
+
 def is_local(path: AnyPath) -> bool:
     """True of a path on a disk."""
     return isinstance(path, Path)

@@ -1,9 +1,12 @@
-"""Work on many items in as many processes as there are cores."""
+"""Work on many items in as many processes, or threads, as there are cores."""
 
+import itertools
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import joblib
@@ -15,8 +18,8 @@ def over_cores(function: Callable, items: Iterable[tuple], *, chunk: int, alone:
     """`function(*item)` of each item, in their order; each process takes `chunk` of them at a time, and has one thread
     of linear algebra.
 
-    The processes, which stay for the next call, import the module of the function: one that imports neither JAX nor
-    TensorFlow starts fast. They do not import the program's own script, so that it needs no guard.
+    The processes, which stay for the next call, import the module of the function: one that does not import JAX
+    starts fast. They do not import the program's own script, so that it needs no guard.
 
     Args:
         alone: in this process, for what is done before others have started.
@@ -30,6 +33,20 @@ def over_cores(function: Callable, items: Iterable[tuple], *, chunk: int, alone:
         **{} if alone else {"initializer": _end_with_parent},
     )
     return work(joblib.delayed(function)(*item) for item in items)
+
+
+def in_threads(function: Callable, items: Iterable, *, ahead: int) -> Iterator[Any]:
+    """`function(item)` of each item, in their order, in threads: for what spends its time outside of Python, as Pillow
+    does. At most `ahead` results, and one for each core, wait to be taken."""
+    items = iter(items)
+    pool = ThreadPoolExecutor(CORES)
+    try:
+        waiting = deque(pool.submit(function, item) for item in itertools.islice(items, ahead + CORES))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:

@@ -1,6 +1,6 @@
 """Steps that learn from labels: fine-tuning of a whole network, and the linear probe on augmented crops.
 
-Imports no TensorFlow. The rule for gradients under `shard_map` is that of `step.py`.
+The rule for gradients under `shard_map` is that of `step.py`.
 """
 
 from collections.abc import Callable

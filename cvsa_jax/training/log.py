@@ -1,4 +1,8 @@
-"""The log of a run: `metrics.jsonl`, TensorBoard and Weights & Biases, all behind clu's `MetricWriter`."""
+"""The log of a run: `metrics.jsonl`, TensorBoard and Weights & Biases, all behind clu's `MetricWriter`.
+
+Importing `clu.metric_writers` imports TensorFlow: so it is done where a log begins, and our writers have its methods
+and not its class.
+"""
 
 import contextlib
 import hashlib
@@ -9,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from clu.asynclib import AsyncError
-from clu.metric_writers import AsyncMultiWriter, MetricWriter, SummaryWriter  # imports TensorFlow
 from PIL import Image
 
 from cvsa_jax.runtime.distributed import is_first
@@ -19,7 +22,7 @@ from cvsa_jax.runtime.files import AnyPath, is_local, write_text_atomically
 METRICS = "metrics.jsonl"
 
 
-class _Scalars(MetricWriter):
+class _Scalars:
     """A writer of figures alone; what else may be written is passed over."""
 
     def write_summaries(self, step, values, metadata=None): ...
@@ -77,9 +80,10 @@ class WeightsAndBiases(_Scalars):
 @contextlib.contextmanager
 def run_log(
     workdir: AnyPath, start_step: int, wandb_project: str = "", settings: dict[str, Any] | None = None
-) -> Iterator[MetricWriter]:
-    """The log of a run: `metrics.jsonl`, TensorBoard, and Weights & Biases where a project of it is given, each written
-    by a thread of its own, in the first process only. To add another, append a clu `MetricWriter` here.
+) -> Iterator[Any]:
+    """The log of a run, a clu `MetricWriter`: `metrics.jsonl`, TensorBoard where TensorFlow is installed, and Weights &
+    Biases where a project of it is given, each written by a thread of its own, in the first process only. To add
+    another, append a `MetricWriter` here.
 
     Lines of steps after `start_step`, which an interrupted run had already written, are dropped; clu's writers only
     append. `settings`, dotted key -> value, are logged where the run begins.
@@ -92,9 +96,9 @@ def run_log(
         workdir.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
         write_text_atomically(workdir / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
-        writers = [JsonLines(workdir), SummaryWriter(str(workdir / "tensorboard"))]
+        writers = [JsonLines(workdir)]
         writers += [WeightsAndBiases(workdir, wandb_project)] if wandb_project else []
-    log = AsyncMultiWriter(writers)
+    log = _together(writers, workdir)
     try:
         if settings and start_step == 0:
             plain = (bool, int, float, str)
@@ -105,6 +109,31 @@ def run_log(
             log.close()
     except AsyncError as error:
         raise UserError(f"the log in {workdir} cannot be written ({error.__cause__ or error})") from error
+
+
+def _together(writers: list, workdir: AnyPath) -> Any:
+    """One writer of the first process's writers, and of TensorBoard."""
+    try:
+        from clu.metric_writers import AsyncMultiWriter, SummaryWriter
+    except ImportError:
+        if writers:
+            print(f"without TensorFlow nothing is written for TensorBoard: the figures are in {workdir / METRICS}")
+        return _InTurn(writers)
+    return AsyncMultiWriter([*writers, *([SummaryWriter(str(workdir / "tensorboard"))] if writers else [])])
+
+
+class _InTurn:
+    """Calls each of several writers, one after the other."""
+
+    def __init__(self, writers: list):
+        self._writers = writers
+
+    def __getattr__(self, name: str):
+        def each(*args, **kwargs) -> None:
+            for writer in self._writers:
+                getattr(writer, name)(*args, **kwargs)
+
+        return each
 
 
 def log_pictures(workdir: AnyPath, step: int, pictures: dict[str, AnyPath], wandb_project: str = "") -> None:

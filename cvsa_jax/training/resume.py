@@ -25,7 +25,9 @@ BOUND = (
     *("batch_size", "data", "init_from", "model", "mode", "saliency.detector", "seed", "views", "optim.name"),
     *("size", "with_procedural", "objective", "contrast.queue", "watch.online_probe"),
 )
-FREE = ("data.root", "data.test_split", "model.remat")
+FREE = ("data.root", "data.test_split", "model.remat", "views.where", "views.stored")
+# What runs did from before a key existed.
+BEFORE = {"data.shuffle_rounds": 4, "views.hole": "size", "views.cover": 0.95, "views.background": "different"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,7 @@ def compare_config(config: ConfigDict, workdir: AnyPath) -> list[str]:
         UserError: a difference would change the run's parameter tree or data order.
     """
     before, now = (flat_config(c) for c in (read_config(str(workdir)), config))
+    before = {key: value for key, value in BEFORE.items() if key in now} | before
     changes = {
         key: f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
         for key in sorted(before.keys() | now.keys())

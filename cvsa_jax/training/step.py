@@ -75,17 +75,25 @@ class StepSpec:
 
 
 def make_train_step(
-    model: Siamese, optimizer: optax.GradientTransformation, mesh: Mesh, spec: StepSpec
+    model: Siamese,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    spec: StepSpec,
+    make_views: Callable[[Batch], Batch] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """One step of an objective, with the alignment loss where its weight is above 0.
 
-    The batch holds `view1`, `view2` (B, S, S, 3) uint8, with the alignment `mask1`, `mask2` (B, M, M) uint8, `position`
-    (B, 2) uint32, the high and low word of each example's place in the data order, which alone decides its photometric
-    parameters, and `label` (B,) int32 where the state holds an online probe. The state's buffers are donated. The
-    metrics are scalars of the global batch; `online_top1` is the probe's accuracy before it learns from the batch.
+    The batch, or what `make_views` makes of it, holds `view1`, `view2` (B, S, S, 3) uint8, with the alignment `mask1`,
+    `mask2` (B, M, M) uint8, `position` (B, 2) uint32, the high and low word of each example's place in the data order,
+    which alone decides its photometric parameters, and `label` (B,) int32 where the state holds an online probe. The
+    state's buffers are donated. The metrics are scalars of the global batch; `online_top1` is the probe's accuracy
+    before it learns from the batch.
     """
 
     def step_fn(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        # 0) The views, where the device makes them.
+        if make_views is not None:
+            batch = make_views(batch)
         if spec.align.weight > 0:
             batch = batch | _masks_in_cells(batch, batch["view1"].shape[1] // model.stride, spec.accumulate)
         stats = Stats(state.online.batch_stats, None if state.target is None else state.target.batch_stats)
@@ -107,6 +115,8 @@ def make_train_step(
         # 6) Figures of collapse, and the probe that only watches.
         crossed = jnp.roll(done.key, len(done.key) // 2, 0)
         metrics |= health.collapse_figures(done.projection, done.query, crossed)
+        if "residual" in batch:
+            metrics["residual"] = jax.lax.pmean(batch["residual"].mean(), AXIS)
         if state.probe is not None:
             probe, top1 = health.probe_step(state.probe, done.pooled, jnp.tile(batch["label"], 2))
             new, metrics = new.replace(probe=probe), metrics | {"online_top1": top1}

@@ -3,145 +3,34 @@ import dataclasses
 import numpy as np
 import pytest
 import small_sources
-import tensorflow as tf
 from helpers import squares
+from PIL import Image
 
-from cvsa_jax.data import saliency_swap as swap
+from cvsa_jax.data.boxes import to_pixels
+from cvsa_jax.data.plan import Plan
+from cvsa_jax.data.resample import placed_masks
+from cvsa_jax.data.saliency_maps import covering_rows, object_integral, saliency_maps, search
+from cvsa_jax.data.saliency_swap import SWAP_DRAWS, Swap, lenders, swap_boxes
+from cvsa_jax.data.views import rendered
 
 GRID = 64
 SIZE = 64
-ALMOST_ONE = np.nextafter(np.float32(1), np.float32(0))
 
 
-def f32(x) -> tf.Tensor:
-    return tf.constant(x, tf.float32)
-
-
-def map_of(saliency: np.ndarray, threshold: float = 1 / 255) -> swap.SaliencyMap:
-    """A map that is blank where no cell is at the threshold; by default where all are 0."""
-    maps = swap.saliency_maps(tf.constant(saliency[None], tf.uint8), threshold)
-    return swap.SaliencyMap(*(field[0] for field in maps))
+def boxes_of(u: np.ndarray, shape, saliency: np.ndarray, background_saliency: np.ndarray, spec) -> Swap:
+    """Of n swaps of the same two maps, (n, SWAP_DRAWS) draws."""
+    cells = np.stack([saliency, background_saliency]).astype(np.uint8)
+    rows = np.stack([covering_rows(i, spec.cover) for i in object_integral(cells, spec.threshold, np)])
+    maps = saliency_maps(cells, rows, spec.threshold, np)
+    source, background = (maps.take(np.full(len(u), k)) for k in (0, 1))
+    ratio = np.full(len(u), shape[0] / shape[1], np.float32)
+    return swap_boxes(u, ratio, source, background, spec, np, search)
 
 
 def sums_of_all_positions(saliency: np.ndarray, rows: int, cols: int) -> np.ndarray:
     h, w = saliency.shape
     ys, xs = range(h - rows + 1), range(w - cols + 1)
     return np.array([[saliency[y : y + rows, x : x + cols].astype(int).sum() for x in xs] for y in ys])
-
-
-def cells(box: tf.Tensor, grid: int) -> tuple[int, int, int, int]:
-    scaled = box.numpy() * grid
-    np.testing.assert_allclose(scaled, np.round(scaled), atol=1e-4)
-    return tuple(int(v) for v in np.round(scaled))
-
-
-def test_integral_image_holds_sums_of_full_uint8_maps():
-    saliency = np.full((GRID, GRID), 255, np.uint8)
-    integral = map_of(saliency).integral.numpy()
-    assert integral[-1, -1] == 255 * GRID * GRID
-    assert not integral[0].any()
-    assert not integral[:, 0].any()
-
-
-@pytest.mark.parametrize("rows, cols", [(1, 1), (1, 12), (12, 1), (3, 5), (7, 2), (11, 11), (12, 12)])
-def test_most_salient_box_against_brute_force(rows, cols):
-    grid = 12
-    rng = np.random.default_rng([rows, cols])
-    for trial in range(6):
-        # Few levels make ties, many make none.
-        saliency = rng.integers(0, 3 if trial % 2 else 256, (grid, grid)).astype(np.uint8)
-        sums = sums_of_all_positions(saliency, rows, cols)
-        box = swap.most_salient_box(map_of(saliency), f32(rows / grid), f32(cols / grid), f32(rng.random()))
-        y0, x0, y1, x1 = cells(box, grid)
-        assert (y1 - y0, x1 - x0) == (rows, cols)
-        assert 0 <= y0 <= y1 <= grid
-        assert 0 <= x0 <= x1 <= grid
-        assert sums[y0, x0] == sums.max()
-
-
-def test_box_has_at_least_one_and_at_most_all_cells():
-    saliency = np.random.default_rng(0).integers(0, 256, (8, 8)).astype(np.uint8)
-    y0, x0, y1, x1 = cells(swap.most_salient_box(map_of(saliency), f32(0.001), f32(1.0), f32(0.5)), 8)
-    assert (y1 - y0, x0, x1) == (1, 0, 8)
-    assert y0 == saliency.sum(1, dtype=int).argmax()
-
-
-def test_ties_are_spread_over_all_positions():
-    grid, rows, cols = 8, 3, 5
-    level = map_of(np.full((grid, grid), 9, np.uint8))
-    positions = (grid - rows + 1) * (grid - cols + 1)
-    draws = (np.arange(5 * positions) + 0.5) / (5 * positions)
-    found = [cells(swap.most_salient_box(level, f32(rows / grid), f32(cols / grid), f32(u)), grid) for u in draws]
-    counts = {box: found.count(box) for box in set(found)}
-    assert set(counts.values()) == {5}
-    assert {box[:2] for box in counts} == {(y, x) for y in range(grid - rows + 1) for x in range(grid - cols + 1)}
-
-
-@pytest.mark.parametrize("u_tie", [ALMOST_ONE, 1.0])
-@pytest.mark.parametrize("rows", [1, 30, GRID])
-def test_the_last_tie_is_a_valid_position(u_tie, rows):
-    box = swap.most_salient_box(
-        map_of(np.full((GRID, GRID), 1, np.uint8)), f32(rows / GRID), f32(rows / GRID), f32(u_tie)
-    )
-    assert cells(box, GRID) == (GRID - rows, GRID - rows, GRID, GRID)
-
-
-@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (5, 8), (12, 12), (7, 2)])
-def test_a_map_with_nothing_at_the_threshold_gives_the_box_of_the_centre(rows, cols):
-    grid = 12
-    saliency = np.random.default_rng(0).integers(0, 127, (grid, grid)).astype(np.uint8)
-    saliency[0, 0] = 127  # the highest of all, and below 0.5 · 255
-    for u in (0.0, 0.5, 0.99):
-        box = swap.most_salient_box(map_of(saliency, 0.5), f32(rows / grid), f32(cols / grid), f32(u))
-        y0, x0, y1, x1 = cells(box, grid)
-        # As much room above as below and left as right, but for half a cell.
-        assert (y1 - y0, x1 - x0) == (rows, cols)
-        assert 0 <= (grid - y1) - y0 <= 1 and 0 <= (grid - x1) - x0 <= 1
-    saliency[0, 0] = 128
-    at_corner = swap.most_salient_box(map_of(saliency, 0.5), f32(1 / grid), f32(1 / grid), f32(0.5))
-    assert cells(at_corner, grid)[:2] == (0, 0)
-
-
-@pytest.mark.parametrize("height, width", [(100, 100), (100, 250), (300, 90)])
-def test_box_shape_keeps_area_and_pixel_aspect_of_non_square_images(height, width):
-    u = np.random.default_rng(0).random((2, 500)).astype(np.float32)
-    h, w = (x.numpy() for x in swap.draw_box_shape(f32(u[0]), f32(u[1]), (0.02, 0.2), f32(height / width)))
-    np.testing.assert_allclose(h * w, 0.02 + u[0] * 0.18, rtol=1e-4)
-    aspect = (w * width) / (h * height)
-    assert aspect.min() >= 3 / 4 - 1e-4
-    assert aspect.max() <= 4 / 3 + 1e-4
-    # Log-uniform: the middle draw is a square.
-    np.testing.assert_allclose(np.log(aspect), np.log(3 / 4) + u[1] * np.log(16 / 9), atol=1e-4)
-
-
-def test_box_shape_never_leaves_the_image():
-    u = np.random.default_rng(1).random((2, 200)).astype(np.float32)
-    for ratio in (0.025, 1.0, 40.0):
-        h, w = swap.draw_box_shape(f32(u[0]), f32(u[1]), (0.5, 1.0), f32(ratio))
-        assert float(tf.reduce_max(h)) <= 1
-        assert float(tf.reduce_max(w)) <= 1
-
-
-@pytest.mark.parametrize("smallest", [0.3, 0.7, 1.0])
-def test_window_is_a_square_in_the_image_around_the_box(smallest):
-    rng = np.random.default_rng(2)
-    sides = []
-    for _ in range(60):
-        corners = np.sort(rng.random((2, 2)), axis=0)
-        window = swap.window_around(f32(corners.ravel()), smallest, f32(rng.random(3))).numpy()
-        sides.append(window[2] - window[0])
-        assert window[3] - window[1] == pytest.approx(sides[-1], abs=1e-6)
-        assert sides[-1] >= smallest - 1e-6
-        assert window.min() >= -1e-6
-        assert window.max() <= 1 + 1e-6
-        assert (window[:2] <= corners[0] + 1e-6).all()
-        assert (window[2:] >= corners[1] - 1e-6).all()
-    assert (min(sides) < 0.95) == (smallest < 1)
-
-
-def test_to_pixels_rounds_and_keeps_a_pixel():
-    assert swap.to_pixels(f32([0.0, 0.26, 0.74, 1.0]), 10).numpy().tolist() == [0, 3, 7, 10]
-    assert swap.to_pixels(f32([0.999, 0.5, 1.0, 0.501]), 10).numpy().tolist() == [9, 5, 10, 6]
 
 
 # Pictures that say of each pixel where it comes from: (x, y, blue), the blue channel naming the picture.
@@ -175,10 +64,15 @@ SPEC = dataclasses.replace(small_sources.SWAP, size=SIZE, group=4, paste_area=(0
 
 
 def run_swap(image, saliency, background, background_saliency, u, **options):
+    """View and mask, float."""
     spec = dataclasses.replace(SPEC, **options)
-    source, lender = (map_of(s, spec.threshold) for s in (saliency, background_saliency))
-    view, mask = swap.swap(tf.constant(image), source, swap.canvas(tf.constant(background), spec), lender, f32(u), spec)
-    return view.numpy(), mask.numpy()
+    boxes = boxes_of(u[None], image.shape, saliency, background_saliency, spec)
+    target, yes = to_pixels(boxes.hole, SIZE, np), np.array([True])
+    plan = Plan(boxes.crop, target, boxes.window, swapped=yes, flip=~yes, residual=boxes.residual)
+    images = [Image.fromarray(image), Image.fromarray(background)]
+    (view,) = rendered(images, np.array([0]), np.array([1]), plan, spec)
+    (mask,) = placed_masks(saliency[None].astype(np.uint8), boxes.crop, target, SIZE, np)
+    return view.astype(float), mask
 
 
 def bounding_box(on: np.ndarray) -> np.ndarray:
@@ -202,7 +96,7 @@ def origin_box(view: np.ndarray, where: np.ndarray, target: np.ndarray, shape: t
         inner = where & (codes > 3) & (codes < size[axis] - 4)
         a, b = line_through(pixels[axis], codes, inner)
         error = np.abs(a + b * (pixels[axis] + 0.5) - 0.5 - codes)[where]
-        assert error.max() < 1.0
+        assert error.max() < 1.5
         box[[axis, axis + 2]] = (a + b * target[[axis, axis + 2]]) / size[axis]
     return box
 
@@ -219,7 +113,7 @@ def assert_best_position(saliency: np.ndarray, box: np.ndarray, slack: float):
 SOURCE_SHAPES = [(120, 200), (230, 96), (64, 64)]
 BACKGROUND_SHAPES = [(96, 150), (180, 75), (200, 240)]
 SHAPES = list(zip(SOURCE_SHAPES, BACKGROUND_SHAPES, strict=True))
-DRAWS = np.random.default_rng(5).random((4, swap.SWAP_DRAWS)).astype(np.float32)
+DRAWS = np.random.default_rng(5).random((4, SWAP_DRAWS)).astype(np.float32)
 
 
 @pytest.mark.parametrize("paste", ["stretch", "keep_aspect"])
@@ -298,7 +192,7 @@ def test_mask_is_the_sources_saliency_under_the_same_map():
     for u in DRAWS:
         for canvas_min in (1.0, 0.5):
             view, mask = run_swap(image, image[..., 0], background, background_map, u, canvas_min=canvas_min)
-            np.testing.assert_allclose(mask, squares(view[..., 0]), atol=0.01)
+            np.testing.assert_allclose(mask, squares(view[..., 0]), atol=1.01)
             assert mask.max() > 100
             assert not mask[squares(view[..., 2] > 200) == 0].any()
 
@@ -323,3 +217,77 @@ def test_mask_is_full_on_the_object_and_zero_outside_the_pasted_box(shape, backg
         assert (squares(object_) == 1).any()
         np.testing.assert_allclose(mask[squares(object_) == 1], 255, atol=1e-3)
         np.testing.assert_allclose(mask[squares(pasted & away) == 1], 0, atol=1e-3)
+
+
+def blob(seed: int) -> np.ndarray:
+    """A soft ellipse anywhere, over a haze."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:GRID, :GRID] / GRID
+    (cy, cx), (ry, rx) = rng.uniform(0.2, 0.8, 2), rng.uniform(0.1, 0.5, 2)
+    return (40 + 215 * np.exp(-(((y - cy) / ry) ** 2) - ((x - cx) / rx) ** 2)).astype(np.uint8)
+
+
+MANY = np.random.default_rng(6).random((40, SWAP_DRAWS)).astype(np.float32)
+
+
+@pytest.mark.parametrize("paste", ["bounded", "keep_aspect", "stretch"])
+def test_a_covering_hole_is_the_smallest_of_its_aspect_that_holds_the_object(paste):
+    spec, grew = dataclasses.replace(SPEC, hole="cover", paste=paste), 0
+    for saliency in map(blob, range(5)):
+        seen = np.where(saliency >= 127.5, saliency, 0).astype(int)
+        drawn = boxes_of(MANY, (70, 100), blob(99), saliency, dataclasses.replace(spec, hole="size"))
+        found = boxes_of(MANY, (70, 100), blob(99), saliency, spec)
+        np.testing.assert_array_equal(found.crop, drawn.crop)
+        for before, after, residual in zip(drawn.hole, found.hole, found.residual, strict=True):
+            y0, x0, y1, x1 = np.round(after * GRID).astype(int)
+            held = seen[y0:y1, x0:x1].sum() / seen.sum()
+            assert residual == pytest.approx(1 - held, abs=1e-6)
+            assert held >= 0.95 - 1e-6
+            (high, wide), (least_high, least_wide) = (y1 - y0, x1 - x0), np.round((before[2:] - before[:2]) * GRID)
+            assert high >= least_high and wide >= least_wide
+            if wide > least_wide:  # one column less, at the same aspect, holds less wherever it lies
+                grew += 1
+                aspect = (before[3] - before[1]) / (before[2] - before[0])
+                lower = int(np.clip(np.floor((wide - 1) / aspect + 0.501), least_high, GRID)) - 1
+                assert sums_of_all_positions(seen, max(lower, 1), wide - 1).max() < 0.95 * seen.sum()
+    assert grew > 10
+
+
+def test_the_hole_of_random_size_leaves_what_the_covering_one_takes():
+    # A large object in a corner: the old rule's box is often too small for it.
+    saliency = rectangle_map(0, 0, 45, 50)
+    old = boxes_of(MANY, (80, 80), blob(1), saliency, SPEC).residual
+    new = boxes_of(MANY, (80, 80), blob(1), saliency, dataclasses.replace(SPEC, hole="cover")).residual
+    assert (old > 0.2).mean() > 0.3
+    assert new.max() <= 0.05 + 1e-6
+    blank = boxes_of(MANY, (80, 80), blob(1), np.full((GRID, GRID), 100), dataclasses.replace(SPEC, hole="cover"))
+    assert not blank.residual.any()
+    np.testing.assert_allclose(blank.hole[:, :2] + blank.hole[:, 2:], 1, atol=1.01 / GRID)
+
+
+@pytest.mark.parametrize("shape", [(60, 100), (100, 100), (300, 90)])
+@pytest.mark.parametrize("hole", ["cover", "size"])
+def test_bounded_distorts_no_more_than_random_resized_crop_and_stretch_does(shape, hole):
+    worst = {}
+    for paste in ("bounded", "keep_aspect", "stretch"):
+        spec = dataclasses.replace(SPEC, paste=paste, hole=hole)
+        boxes = boxes_of(MANY, shape, blob(3), blob(4), spec)
+        cut, put = ((b[:, 2:] - b[:, :2]) for b in (boxes.crop, boxes.hole))
+        cells = np.minimum(cut, put).min(1) * GRID  # a side is a whole number of them
+        distortion = (put[:, 1] / put[:, 0]) / (cut[:, 1] * shape[1] / (cut[:, 0] * shape[0]))
+        excess = np.exp(np.abs(np.log(distortion)) - 1.5 / cells)
+        worst[paste] = excess.max()
+        assert paste != "bounded" or np.exp(np.abs(np.log(distortion))).max() > 1.15
+    assert worst["bounded"] <= 4 / 3
+    assert worst["keep_aspect"] <= 1.02
+    assert worst["stretch"] > 1.4
+
+
+def test_lenders_pass_over_filled_images_where_another_can_lend():
+    spec = dataclasses.replace(SPEC, group=4)
+    examples = np.array([5, 6, 7, 8, 1, 2, 1, 3])
+    filled = np.array([False, True, False, False, True, True, True, True])
+    expected = [[2, 3], [2, 3], [3, 0], [0, 2], [5, 7], [6, 7], [7, 5], [4, 5]]
+    assert lenders(examples, filled, spec, np).tolist() == expected
+    common = lenders(examples, filled, dataclasses.replace(spec, background="common"), np)
+    assert common.tolist() == [[first, first] for first, _ in expected]

@@ -1,14 +1,19 @@
 import dataclasses
+import io
 import itertools
 
 import numpy as np
 import pytest
 import small_sources
-import tensorflow as tf
+from PIL import Image
 
-from cvsa_jax.data import views
+from cvsa_jax.data import decode
+from cvsa_jax.data.index import position_words
+from cvsa_jax.data.plan import random_crop_boxes
+from cvsa_jax.data.saliency_maps import saliency_maps
+from cvsa_jax.data.saliency_swap import lenders
 from cvsa_jax.data.view_spec import MASK_STRIDE
-from cvsa_jax.data.views import group_views, random_crop_box
+from cvsa_jax.data.views import group_views
 
 SIZE, GRID, GROUP = 32, 64, 4
 SWAP = dataclasses.replace(small_sources.SWAP, size=SIZE, group=GROUP)
@@ -23,15 +28,11 @@ def random_group(seed: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def run(images, saliency, spec, *, positions=(8, 9, 10, 11), examples=(3, 0, 2, 1), seed=1) -> dict[str, np.ndarray]:
-    rows = group_views(
-        [tf.constant(image) for image in images],
-        tf.constant(examples, tf.int64),
-        tf.constant(positions, tf.int64),
-        None if saliency is None else tf.constant(saliency),
-        spec,
-        seed,
-    )
-    return {name: value.numpy() for name, value in rows.items()}
+    maps = None
+    if saliency is not None:
+        maps = saliency_maps(np.asarray(saliency), np.zeros((len(saliency), GRID), np.uint8), spec.threshold, np)
+    pictures = [Image.fromarray(np.ascontiguousarray(image)) for image in images]
+    return group_views(pictures, np.array(examples), position_words(np.array(positions)), maps, spec, seed)
 
 
 def same(a: dict, b: dict) -> bool:
@@ -51,7 +52,7 @@ def test_shapes_and_types(spec):
         "view2": ((GROUP, SIZE, SIZE, 3), "uint8"),
         "mask1": ((GROUP, SIZE // MASK_STRIDE, SIZE // MASK_STRIDE), "uint8"),
         "mask2": ((GROUP, SIZE // MASK_STRIDE, SIZE // MASK_STRIDE), "uint8"),
-    }
+    } | ({"residual": ((GROUP, 2), "float32")} if spec is SWAP else {})
 
 
 def test_crops_need_no_saliency():
@@ -160,9 +161,8 @@ def test_lenders_are_foreign_and_different():
     assert (0, 1, 0, 1) in cases
     assert (0, 0, 1, 2) in cases
     assert (0, 0, 0, 1) not in cases
-    lenders = tf.function(lambda e: tf.stack([views._lenders(e, k) for k in range(GROUP)]))
     for examples in cases:
-        found = lenders(tf.constant(examples, tf.int64)).numpy()
+        found = lenders(np.array(examples), np.zeros(GROUP, bool), SWAP, np)
         assert found.dtype == np.int32
         for k in range(GROUP):
             first, second = (examples[place] for place in found[k])
@@ -189,7 +189,9 @@ def test_views_show_two_different_foreign_backgrounds(examples):
 
 def test_swap_prob_zero_is_a_crop():
     group = random_group()
-    assert same(run(*group, dataclasses.replace(SWAP, swap_prob=0.0)), run(*group, CROP))
+    never = run(*group, dataclasses.replace(SWAP, swap_prob=0.0))
+    assert not never.pop("residual").any()
+    assert same(never, run(*group, CROP))
 
 
 def test_swap_prob_is_the_share_of_swapped_views():
@@ -215,11 +217,12 @@ def test_one_swapped_view_leaves_the_other_a_crop():
 
 @pytest.mark.parametrize("shape", [(100, 100), (60, 100), (240, 120), (10, 400), (400, 10), (1, 1)])
 @pytest.mark.parametrize("area", [(0.08, 1.0), (0.5, 1.0)])
-def test_random_crop_box_stays_in_the_image_and_keeps_area_and_aspect(shape, area):
+def test_random_crop_boxes_stay_in_the_image_and_keep_area_and_aspect(shape, area):
     rng = np.random.default_rng(0)
     height, width = shape
     u = rng.random((60, 10, 4)).astype(np.float32)
-    boxes = np.stack([random_crop_box(tf.constant(row), tf.constant(shape, tf.float32), area).numpy() for row in u])
+    boxes = random_crop_boxes(u, np.full((60, 2), shape, np.float32), area, np)
+    assert boxes.dtype == np.float32
     assert boxes.min() >= -1e-5
     assert boxes.max() <= 1 + 1e-5
     h, w = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
@@ -233,13 +236,13 @@ def test_random_crop_box_stays_in_the_image_and_keeps_area_and_aspect(shape, are
         assert len(np.unique(boxes[:, 0])) > 40
 
 
-def test_random_crop_box_takes_the_first_draw_that_fits():
+def test_random_crop_boxes_take_the_first_draw_that_fits():
     # For a 100 × 200 image the square of the whole area is 141 pixels high, that of a quarter 71.
     u = np.full((10, 4), 0.5, np.float32)
     u[:, 0] = 1.0
     u[3] = [0.25, 0.5, 0.0, 1.0]
     u[7] = [0.01, 0.5, 0.5, 0.5]
-    box = random_crop_box(tf.constant(u), tf.constant([100.0, 200.0]), (0.0, 1.0)).numpy()
+    (box,) = random_crop_boxes(u[None], np.array([[100, 200]], np.float32), (0.0, 1.0), np)
     side = np.sqrt(0.25 * 100 * 200)
     np.testing.assert_allclose(box * [100, 200, 100, 200], [0, 200 - side, side, 200], atol=0.01)
 
@@ -252,7 +255,42 @@ def test_random_crop_box_takes_the_first_draw_that_fits():
         ((100, 100), [0, 0, 100, 100]),
     ],
 )
-def test_random_crop_box_falls_back_to_the_largest_centred_box(shape, expected):
+def test_random_crop_boxes_fall_back_to_the_largest_centred_box(shape, expected):
     u = np.random.default_rng(0).random((10, 4)).astype(np.float32)
-    box = random_crop_box(tf.constant(u), tf.constant(shape, tf.float32), (1.0, 1.0)).numpy()
+    (box,) = random_crop_boxes(u[None], np.array([shape], np.float32), (1.0, 1.0), np)
     np.testing.assert_allclose(box * [*shape, *shape], expected, atol=1e-2)
+
+
+def jpeg(size: int) -> tuple[bytes, np.ndarray]:
+    """A smooth picture."""
+    y, x = np.mgrid[:size, :size] / size
+    image = (127 + 100 * np.stack([np.sin(7 * x + 2 * y), np.cos(5 * y), np.sin(4 * x * y)], -1)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=98)
+    return file.getvalue(), image
+
+
+@pytest.mark.parametrize("spec", [SWAP, CROP], ids=lambda spec: spec.kind)
+def test_large_jpegs_are_read_smaller_and_look_the_same(spec, monkeypatch):
+    # Eight times as large as any view needs them, so at an eighth, a quarter or half of their size.
+    file, image = jpeg(12 * SIZE)
+    saliency = random_group()[1]
+    whole = run([image] * GROUP, saliency, spec)
+    read, pixels = [], decode.pixels
+    monkeypatch.setattr(decode, "pixels", lambda *a: read.append(pixels(*a)) or read[-1])
+    maps = saliency_maps(saliency, np.zeros((GROUP, GRID), np.uint8), spec.threshold, np)
+    words = position_words(np.arange(8, 12))
+    rows = group_views([decode.opened(file) for _ in range(GROUP)], np.array([3, 0, 2, 1]), words, maps, spec, 1)
+    sides = [picture.width for picture in read]
+    assert max(sides) <= 12 * SIZE and min(sides) <= 3 * SIZE
+    for name in ("view1", "view2"):
+        difference = np.abs(rows[name].astype(int) - whole[name])
+        assert difference.mean() < 1 and np.percentile(difference, 99) < 8
+    np.testing.assert_array_equal(rows["mask1"], whole["mask1"])
+
+
+def test_a_jpeg_is_never_read_smaller_than_what_is_asked_for():
+    file, _ = jpeg(160)
+    for least, expected in ((160, 160), (81, 160), (80, 80), (41, 80), (40, 40), (20, 20), (3, 20), (500, 160)):
+        assert decode.pixels(decode.opened(file), np.array([least, least / 2])).size == (expected, expected)
+    assert decode.pixels(decode.opened(file)).size == (160, 160)

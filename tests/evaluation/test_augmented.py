@@ -43,6 +43,7 @@ PROBE = Probe(
     fractions=(1.0,),
     seeds=(0,),
     list_seed=0,
+    shuffle_rounds=8,
     crop_area=(0.3, 1.0),
 )
 NOTHING = Network({}, {})
@@ -135,7 +136,7 @@ def test_fitting_is_a_descent_on_fresh_crops_of_its_rows(mesh_of):
     # 3 epochs of 11 images in batches of 8.
     assert len(seen.pooled) == round(3 * 11 / 8)
     pool = TRAIN[::-1][rows]
-    given = crop_batches(SOURCE, pool, Order(8, range(4), seed=4), area=(0.3, 1.0), size=SIZE)
+    given = crop_batches(SOURCE, pool, Order(8, range(4), seed=4, rounds=8), area=(0.3, 1.0), size=SIZE)
     scale, batches = scale_of(TRAIN), []
     for batch, images, pooled in zip(given, seen.images, seen.pooled, strict=True):
         np.testing.assert_array_equal(images, batch["image"])

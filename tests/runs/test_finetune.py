@@ -124,7 +124,7 @@ def test_a_rate_of_0_moves_nothing_and_another_everything(finetuned):
 def test_labels_of_the_test_split_decide_nothing(tmp_path, finetuned, monkeypatch):
     source = procedural()
     test, labels = source.splits["test"], source.labels.copy()
-    labels[test] = np.random.default_rng(0).permutation(labels[test])
+    labels[test] = np.arange(len(test)) % 2  # also a network that always says the same is right otherwise
     load = settings.load_source
     monkeypatch.setattr(settings, "load_source", lambda data: dataclasses.replace(load(data), labels=labels))
     figures = finetune.finetune(tiny(), tmp_path / "run")

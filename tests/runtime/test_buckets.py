@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from clu import metric_writers
 from etils.epath import backend
 from ml_collections import ConfigDict
 from small_store import N, make, shards, source_of
@@ -61,7 +62,7 @@ def no_board(monkeypatch):
         def write_scalars(self, step, scalars): ...
         def close(self): ...
 
-    monkeypatch.setattr(log, "SummaryWriter", Board)
+    monkeypatch.setattr(metric_writers, "SummaryWriter", Board)
 
 
 @pytest.mark.parametrize(

@@ -138,3 +138,14 @@ def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
         pass
     with run_log(tmp_path, 0):
         pass
+
+
+def test_without_tensorflow_the_figures_are_written_and_it_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "clu.metric_writers", None)  # what importing it raises without TensorFlow
+    with run_log(tmp_path, 0, settings={"seed": 1}) as writer:
+        writer.write_scalars(1, {"loss": 0.5})
+    Image.new("RGB", (5, 4)).save(tmp_path / "views.png")
+    log_pictures(tmp_path, 1, {"views": tmp_path / "views.png"})
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}]
+    assert not (tmp_path / "tensorboard").exists()
+    assert "without TensorFlow" in capsys.readouterr().out

@@ -5,7 +5,7 @@ The image is cut into superpixels. A region that meets a lot of the image's bord
 differs in colour from the background around it may be an object (§4.1), and a least-squares problem reconciles the two
 with the wish for a map that changes only where the colour does (§4.2).
 
-Neither JAX nor TensorFlow is imported, so that a worker process starts fast. Arrays are over the n superpixels; a
+JAX is not imported, so that a worker process starts fast. Arrays are over the n superpixels; a
 superpixel is a "border" one if it holds a pixel of the image's first or last row or column.
 """
 

@@ -1,5 +1,5 @@
-"""Decoded images and masks of one size as arrays on disk, from which the U-Net is trained. Imports no TensorFlow where
-the arrays exist, so they can be made on one machine and used on another."""
+"""Decoded images and masks of one size as arrays on disk, from which the U-Net is trained: they can be made on one
+machine and used on another."""
 
 import functools
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cvsa_jax.data.sources import Source
+from cvsa_jax.data.stored import write_squares
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import write_json_atomically
 from cvsa_jax.saliency.detector import squeezed
@@ -46,25 +47,16 @@ def pair_batches(pairs: Pairs, batch_size: int, steps: range, seed: int) -> Iter
 
 
 def _write(parts: list[tuple[Source, np.ndarray]], size: int, files: list[Path]) -> None:
-    # With TensorFlow, which need not be where the arrays are only read.
-    from cvsa_jax.data.decode import Unreadable
-    from cvsa_jax.data.pipeline import load_image, unreadable_error
-    from cvsa_jax.runtime.progress import Progress
-
     total = sum(len(indices) for _, indices in parts)
     images = np.lib.format.open_memmap(files[0], "w+", np.uint8, (total, size, size, 3))
     masks = np.lib.format.open_memmap(files[1], "w+", np.uint8, (total, size, size))
-    progress, k = Progress("decode", total), 0
+    k = 0
     for source, indices in parts:
         if source.mask is None:
             raise UserError(f"data set {source.name} has no masks, from which the detector is trained")
+        write_squares(source, indices, images[k : k + len(indices)])
         for i in indices:
-            try:
-                images[k] = squeezed(load_image(source, int(i)), size)
-            except Unreadable as problem:
-                raise unreadable_error(source, {source.names[i]: str(problem)}) from None
             masks[k] = squeezed(source.mask(int(i)), size)
             k += 1
-            progress.update(k)
     images.flush()
     masks.flush()

@@ -1,4 +1,4 @@
-"""The training step of the U-Net detector: augmentation on the device, loss, update. Imports no TensorFlow."""
+"""The training step of the U-Net detector: augmentation on the device, loss, update."""
 
 import dataclasses
 import functools

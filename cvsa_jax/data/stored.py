@@ -1,0 +1,65 @@
+"""Decoded images of one size on disk: made once, used again by every run on the same images."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cvsa_jax.data import decode
+from cvsa_jax.data.pipeline import open_image, unreadable, unreadable_error
+from cvsa_jax.data.sources import Source
+from cvsa_jax.runtime.files import cache_folder, write_json_atomically
+from cvsa_jax.runtime.progress import Progress
+from cvsa_jax.runtime.workers import in_threads
+
+
+def stored_squares(source: Source, indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The images at the indices, squeezed to squares, (N, size, size, 3) uint8 mapped from disk, and their original
+    (N, 2) float32 heights and widths in px. They lie in the user's cache, from where they may be deleted.
+
+    Raises:
+        UserError: an image cannot be decoded (all such images are named).
+    """
+    identity = {"fingerprint": source.fingerprint, "indices": np.asarray(indices).tolist(), "size": size}
+    folder = cache_folder() / f"images-{source.fingerprint}-{size}-{len(indices)}"
+    if not (folder / "identity.json").is_file() or json.loads((folder / "identity.json").read_text()) != identity:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Elsewhere first: several processes may begin at once, and one that is killed leaves nothing half done.
+        half = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
+        try:
+            images = np.lib.format.open_memmap(half / "images.npy", "w+", np.uint8, (len(indices), size, size, 3))
+            np.save(half / "shapes.npy", write_squares(source, indices, images))
+            write_json_atomically(half / "identity.json", identity)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(half, folder)
+        except OSError:
+            if not (folder / "identity.json").is_file():  # else another process was first
+                raise
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+    return np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "shapes.npy")
+
+
+def write_squares(source: Source, indices: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Fills `images` (N, size, size, 3) uint8 with the images at the indices, each squeezed to a square, and returns
+    their original (N, 2) float32 heights and widths in px; UserError names all that cannot be decoded."""
+    size = images.shape[1]
+
+    def square(i: np.integer) -> tuple[np.ndarray, tuple[int, int]]:
+        image = open_image(source, int(i))
+        shape = image.size[::-1]
+        read = decode.pixels(image, np.array([size, size], float))
+        return np.asarray(read.resize((size, size), Image.Resampling.BILINEAR)), shape
+
+    shapes, progress = np.zeros((len(indices), 2), np.float32), Progress("decode", len(indices))
+    try:
+        for k, (pixels, shape) in enumerate(in_threads(square, indices, ahead=64)):
+            images[k], shapes[k] = pixels, shape
+            progress.update(k + 1)
+    except decode.Unreadable:
+        raise unreadable_error(source, unreadable(source, indices)) from None
+    return shapes

@@ -1,0 +1,50 @@
+"""What feeds a pre-training: views that the host makes, or that the devices make from what lies in their memory."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cvsa_jax.data import pipeline
+from cvsa_jax.data.pipeline import Order
+from cvsa_jax.data.sources import Source
+from cvsa_jax.data.view_spec import ViewSpec
+from cvsa_jax.saliency.store import SaliencyStore
+from cvsa_jax.training import device_views
+
+
+class Feed(NamedTuple):
+    """Where the step's views come from: `batches` of steps; `make_views`, what the step does first, or None; and
+    `shown` (batch), its views as arrays to look at."""
+
+    batches: Callable[[range], Iterator[dict]]
+    make_views: Callable | None
+    shown: Callable[[dict], dict[str, np.ndarray]]
+
+
+def feed_of(
+    config: ConfigDict, source: Source, pool: np.ndarray, store: SaliencyStore | None, views: ViewSpec, mesh: Mesh
+) -> Feed:
+    """The host makes the views as the batches come, or the devices from what lies in their memory."""
+    labels = source.labels if config.watch.online_probe else None
+
+    def order(steps: range) -> Order:
+        place = jax.process_index(), jax.process_count()
+        return Order(config.batch_size, steps, config.seed, config.data.shuffle_rounds, *place)
+
+    if views.where == "host":
+        return Feed(
+            lambda steps: pipeline.train_batches(source, pool, store, views, order(steps), labels),
+            None,
+            lambda batch: batch,
+        )
+    resident = device_views.load(source, pool, store, views, mesh)
+    rows_labels = None if labels is None else labels[pool]
+    return Feed(
+        lambda steps: device_views.device_batches(resident, len(pool), order(steps), rows_labels),
+        device_views.make_views(views, config.seed),
+        lambda batch: device_views.views_of(batch, views, config.seed, mesh),
+    )
