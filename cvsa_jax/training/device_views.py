@@ -47,9 +47,13 @@ def load(source: Source, pool: np.ndarray, saliency: Maps | None, spec: ViewSpec
     each = 3 * side**2 + (0 if saliency is None else saliency.shape[1] * (saliency.shape[1] + 1))
     _check_fits(-(-len(pool) // mesh.size) * each, mesh, side)
     images, shapes = stored_squares(source, pool, side)
-    if saliency is None:
+    return placed(images, shapes, None if saliency is None else saliency[pool], spec, mesh)
+
+
+def placed(images: np.ndarray, shapes: np.ndarray, cells: np.ndarray | None, spec: ViewSpec, mesh: Mesh) -> Resident:
+    """Arrays as in `Resident`, on the devices."""
+    if cells is None:
         return Resident(_split(images, mesh), _split(shapes, mesh))
-    cells = saliency[pool]
 
     def rows_of(k: int) -> np.ndarray:
         return covering_rows(object_integral(cells[k : k + 1], spec.threshold, np)[0], spec.cover)
