@@ -168,7 +168,11 @@ def evaluation(settings: ConfigDict, run: ConfigDict) -> EvalSpec:
     """How images are evaluated: as `config.eval` says, and else as the config of the pre-training `run` does."""
     size = settings.size or run.eval.size or run.views.size
     resize = settings.resize or run.eval.resize or round(size * 256 / 224)
-    return EvalSpec(size, resize, settings.batch_size, settings.attention)
+    reading, temperature = "component", 1.0  # of what has no alignment
+    if "align" in run and run.align.weight > 0:
+        reading = "mask" if run.align.form == "mask_head" else "attention"
+        temperature = run.align.get("temperature", 0.2)  # of runs from before it was a key
+    return EvalSpec(size, resize, settings.batch_size, settings.attention, settings.pooling, reading, temperature)
 
 
 def _dtype(settings: ConfigDict) -> jnp.dtype:

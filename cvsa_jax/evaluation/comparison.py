@@ -79,7 +79,7 @@ def compare(
             recognized = evaluator.recognition(network, train, test, knn=knn, probe=probe)
             print(f"{candidate.title}: class activation and other backgrounds", flush=True)
             maps |= evaluator.class_maps(network, recognized.weights, test)
-            figures |= recognized.figures | evaluator.background(network, recognized.weights, test, probe.list_seed)
+            figures |= recognized.figures | evaluator.background(network, recognized, test, probe.list_seed)
             comparison.features[name] = recognized.features
             comparison.predicted[name] = logits(recognized.weights, recognized.features).argmax(1)
         print(f"{candidate.title}: localisation by {len(maps)} kinds of maps", flush=True)

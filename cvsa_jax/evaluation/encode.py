@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from cvsa_jax.losses import unit
-from cvsa_jax.models.activation import READOUTS, class_activation, grad_cam
+from cvsa_jax.models.activation import READOUTS, class_activation, first_component, grad_cam, pooled_by, scaled
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime.distributed import AXIS
@@ -43,6 +43,36 @@ def make_encoder(model: Siamese | Classifier, mesh: Mesh, *, maps: bool) -> Call
         mirrored = jnp.einsum("bid,bd->bi", queries, mirror_keys.mean(1), precision="highest")
         activation = {name: read(feature_map.astype(jnp.float32))[0] for name, read in READOUTS.items()}
         return Encoded(pooled, queries, keys, mirrored.reshape(feature_map.shape[:3]), **activation)
+
+    return _on_rows(encode, mesh)
+
+
+def make_attended_encoder(
+    model: Siamese, mesh: Mesh, reading: str, temperature: float
+) -> Callable[[tuple[Network, jax.Array], jax.Array], Encoded]:
+    """Evaluation pass whose `pooled` averages the cells by where the network itself looks; no mask or label takes part.
+
+    Its first argument is the network and the `foreground_key` (D,) of the train images, which only `attention` reads.
+    Weights of the cells: with `attention`, the posterior that the form `kl` trains, the softmax over the cells of the
+    cosine to the foreground's key / temperature; with `mask`, the probability that `mask_head` predicts; with
+    `component`, the square of the feature map's first principal component, scaled to [0, 1].
+    """
+
+    def encode(network_and_key: tuple[Network, jax.Array], images: jax.Array) -> Encoded:
+        network, key = network_and_key
+        views = photometric.normalize(photometric.to_float(images))
+        features, _ = model.apply(network.variables, views, method="features")
+        features = features.astype(jnp.float32)
+        if reading == "component":
+            weights = scaled(first_component(features)[0]) ** 2
+        else:
+            maps = model.apply(network.variables, views, train=False).prediction_map
+            if reading == "mask":
+                weights = jax.nn.sigmoid(maps[..., 0].astype(jnp.float32))
+            else:
+                cosine = jnp.einsum("bid,d->bi", _unit_cells(maps), key, precision="highest")
+                weights = jax.nn.softmax(cosine / temperature).reshape(features.shape[:3])
+        return Encoded(pooled_by(weights, features))
 
     return _on_rows(encode, mesh)
 

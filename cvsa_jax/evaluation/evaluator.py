@@ -15,7 +15,7 @@ from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.augmented import fit_crops
 from cvsa_jax.evaluation.boxes import box_score, true_box
-from cvsa_jax.evaluation.encode import make_class_activation, make_encoder
+from cvsa_jax.evaluation.encode import make_attended_encoder, make_class_activation, make_encoder
 from cvsa_jax.evaluation.features import extract
 from cvsa_jax.evaluation.knn import knn_predict, leave_one_out
 from cvsa_jax.evaluation.labelled import fraction_rows, fraction_suffix
@@ -28,15 +28,18 @@ from cvsa_jax.runtime.distributed import replicated
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.training.state import Network
 
+_KEY_IMAGES = 1024  # from which the foreground's key is averaged
+
 
 @dataclasses.dataclass(frozen=True)
 class Recognition:
-    """`figures`; the pooled features (m, C) of the test images; and of the probe with the most labels and the first
-    seed the `weights` (C + 1, classes), or None where there was no probe."""
+    """`figures`; the pooled features (m, C) of the test images; of the probe with the most labels and the first seed
+    the `weights` (C + 1, classes), or None where there was no probe; and the `key` by which `features` pooled."""
 
     figures: dict[str, float]
     features: np.ndarray
     weights: np.ndarray | None
+    key: np.ndarray | None
 
 
 class Evaluator:
@@ -46,6 +49,9 @@ class Evaluator:
     def __init__(self, model: Siamese | Classifier, mesh: Mesh, source: Source, spec: EvalSpec):
         self.encode = {maps: make_encoder(model, mesh, maps=maps) for maps in (False, True)}
         self.activate = make_class_activation(model, mesh)
+        self.attend = None
+        if spec.pooling == "attention":
+            self.attend = make_attended_encoder(model, mesh, spec.reading, spec.temperature)
         self.mesh, self.source, self.spec = mesh, source, spec
         self.perf: dict[str, float] = {}
 
@@ -60,9 +66,30 @@ class Evaluator:
         """Side of the evaluated images, px."""
         return self.spec.size
 
-    def features(self, network: Network, indices: np.ndarray, source: Source | None = None) -> np.ndarray:
-        """Pooled features (k, C) of the centre crops; `source` stands in for the evaluator's own."""
-        return self._extract(self.encode[False], network, indices, self.spec.resize, source).pooled
+    def key(self, network: Network, images: np.ndarray) -> np.ndarray | None:
+        """What pooling by attention needs to know of the train images, (D,); None of pooling by average. No label or
+        mask takes part."""
+        if self.attend is None:
+            return None
+        if self.spec.reading != "attention":
+            return np.zeros(1, np.float32)
+        some = images[np.linspace(0, len(images) - 1, min(len(images), _KEY_IMAGES)).astype(int)]
+        encoded = self._extract(self.encode[True], network, some, self.spec.resize)
+        return localization.foreground_key(encoded.queries, encoded.keys).astype(np.float32)
+
+    def features(
+        self, network: Network, indices: np.ndarray, key: np.ndarray | None = None, source: Source | None = None
+    ) -> np.ndarray:
+        """Pooled features (k, C) of the centre crops, with the `key` of the train images; `source` stands in for the
+        evaluator's own."""
+        encode, argument = self._pooling(network, key)
+        return self._extract(encode, argument, indices, self.spec.resize, source).pooled
+
+    def _pooling(self, network: Network, key: np.ndarray | None):
+        """The encoder of `features`, and its first argument."""
+        if self.attend is None:
+            return self.encode[False], network
+        return self.attend, (network, jax.device_put(key, replicated(self.mesh)))
 
     def maps(self, network: Network, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Name -> (k, h, w) maps of whole images, each squeezed to a square: `attention`, and of the backbone alone
@@ -108,7 +135,8 @@ class Evaluator:
         with the suffix of `labelled.fraction_suffix`.
         """
         labels = _labels(self.source)
-        features = self.features(network, np.concatenate([train, test]))
+        key = self.key(network, train)
+        features = self.features(network, np.concatenate([train, test]), key)
         x, x_test, y, y_test = features[: len(train)], features[len(train) :], labels[train], labels[test]
         figures, weights = {}, None
         if knn.ks:
@@ -123,19 +151,21 @@ class Evaluator:
         for fraction in sorted(probe.fractions) if probe else ():
             rows = fraction_rows(y, fraction, probe.list_seed)
             with self._timed("probe"):
-                results = [self._probe(network, train, x, rows, x_test, y_test, probe, seed) for seed in probe.seeds]
+                pooling = self._pooling(network, key)
+                results = [self._probe(pooling, train, x, rows, x_test, y_test, probe, seed) for seed in probe.seeds]
             figures |= _summary(results, probe.seeds, fraction_suffix(fraction))
             weights = results[0].weights
-        return Recognition(figures, x_test, weights)
+        return Recognition(figures, x_test, weights, key)
 
     def neighbors(self, network: Network, indices: np.ndarray, knn: Knn) -> dict[str, float]:
         """`knn_top1` of the images among themselves, leave-one-out, with the best k: to watch a training."""
-        features, labels = self.features(network, indices), _labels(self.source)[indices]
+        features = self.features(network, indices, self.key(network, indices))
+        labels = _labels(self.source)[indices]
         scores = leave_one_out(features, labels, knn.ks, knn.temperature)
         return {"knn_top1": float(scores.max())}
 
-    def background(self, network: Network, weights: np.ndarray, test: np.ndarray, seed: int) -> dict[str, float]:
-        """Top-1 of a probe, (C + 1, classes), on the test images with other backgrounds (see `data.background`):
+    def background(self, network: Network, found: Recognition, test: np.ndarray, seed: int) -> dict[str, float]:
+        """Top-1 of the probe that was found, on the test images with other backgrounds (see `data.background`):
         `same_background_top1` and `other_background_top1` with one of the image's own and of another class, and
         `background_gap`, their difference; `background_only_top1` without the object. {} without masks."""
         if self.source.mask is None:
@@ -147,7 +177,7 @@ class Evaluator:
         }
         figures = {}
         for name, source in changed.items():
-            predicted = logits(weights, self.features(network, test, source)).argmax(1)
+            predicted = logits(found.weights, self.features(network, test, found.key, source)).argmax(1)
             figures[f"{name}_top1"] = float((predicted == _labels(self.source)[test]).mean())
         gap = figures["same_background_top1"] - figures["other_background_top1"]
         return figures | {"background_gap": gap}
@@ -159,10 +189,10 @@ class Evaluator:
                 encode, self.mesh, source, indices, size=self.size, resize=resize, batch_size=self.spec.batch_size
             )
 
-    def _probe(self, network, train, x, rows, x_test, y_test, probe: Probe, seed: int) -> ProbeResult:
+    def _probe(self, pooling, train, x, rows, x_test, y_test, probe: Probe, seed: int) -> ProbeResult:
         fit = None
         if probe.crop_area is not None:
-            encode = functools.partial(self.encode[False], network)
+            encode = functools.partial(*pooling)
             scale = Standardization.of(x[rows])
             fit = fit_crops(encode, self.mesh, self.source, train[rows], scale, probe, size=self.size, seed=seed)
         labels = self.source.labels[train[rows]]

@@ -26,6 +26,15 @@ def attention_maps(queries: Float[np.ndarray, "k n d"], keys: Float[np.ndarray, 
     return np.einsum("knd,kd->kn", queries, others).reshape(-1, side, side)
 
 
+def foreground_key(queries: Float[np.ndarray, "k n d"], keys: Float[np.ndarray, "k n d"]) -> Float[np.ndarray, " d"]:
+    """The mean key of what the network looks at in these images, k at least 2: of all cells, each weighted with the
+    square of its attention to the others, scaled to [0, 1] in each image."""
+    maps = attention_maps(queries, keys).reshape(len(keys), -1)
+    low = maps.min(1, keepdims=True)
+    weights = ((maps - low) / np.maximum(np.ptp(maps, axis=1, keepdims=True), 1e-12)) ** 2
+    return np.einsum("kn,knd->d", weights, keys) / max(float(weights.sum()), 1e-12)
+
+
 def upsample(attention: Float[np.ndarray, "h w"], size: int) -> Float[np.ndarray, "s s"]:
     """Bilinear to (size, size), then scaled to [0, 1]; a constant map becomes 0."""
     image = Image.fromarray(attention.astype(np.float32), "F").resize((size, size), Image.Resampling.BILINEAR)

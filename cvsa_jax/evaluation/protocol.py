@@ -6,22 +6,29 @@ from cvsa_jax.runtime import checks
 from cvsa_jax.runtime.errors import UserError
 
 ATTENTIONS = ("others", "mirror")  # what an image's cells are compared with: see `localization`
+POOLINGS = ("average", "attention")
+READINGS = ("attention", "mask", "component")  # what a network says of where to look: see `models.activation.weights`
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalSpec:
     """`config.eval`: `size` of the evaluated images in px; `resize`, the shorter side before the centre crop; images
-    that the network sees at once; what the cells of an image are compared with, one of ATTENTIONS."""
+    that the network sees at once; what the cells of an image are compared with, one of ATTENTIONS; how features are
+    pooled, one of POOLINGS; by `attention`, how that is read, one of READINGS, and its `temperature`."""
 
     size: int
     resize: int
     batch_size: int
     attention: str
+    pooling: str = "average"
+    reading: str = "component"
+    temperature: float = 1.0
 
     def __post_init__(self):
         checks.at_least("config.eval.size", self.size, 1)
         checks.at_least("config.eval.batch_size", self.batch_size, 1)
         checks.choice("config.eval.attention", self.attention, ATTENTIONS)
+        checks.choice("config.eval.pooling", self.pooling, POOLINGS)
         if self.resize < self.size:
             raise UserError(f"config.eval.resize={self.resize} is smaller than the crop of {self.size} px")
 

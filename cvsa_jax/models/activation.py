@@ -27,6 +27,18 @@ def first_component(features: Float[Array, "b h w c"]) -> tuple[Float[Array, "b 
     return component * sign[:, None, None], jnp.clip(share, 0, 1)
 
 
+def pooled_by(weights: Float[Array, "b h w"], features: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
+    """The cells' average with such weights, none negative; the plain one where all are 0."""
+    weights = weights + 1e-6
+    return jnp.einsum("bhw,bhwc->bc", weights / weights.sum((1, 2), keepdims=True), features, precision="highest")
+
+
+def scaled(maps: Float[Array, "b h w"]) -> Float[Array, "b h w"]:
+    """Each map over [0, 1]; a constant one becomes 0."""
+    low = maps.min((1, 2), keepdims=True)
+    return (maps - low) / jnp.maximum(maps.max((1, 2), keepdims=True) - low, 1e-12)
+
+
 # name -> map and confidence of a feature map
 READOUTS = {"mean": channel_mean, "component": first_component}
 

@@ -72,6 +72,7 @@ def finetune(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     architecture, backbone, origin = backbones.load(config.init_from, config.model, mesh)
     check_shared(workdir)
     model = settings.classifier(architecture, len(source.classes))
+    checks.choice("config.eval.pooling of a fine-tuned network", config.eval.pooling, ("average",))
     evaluator = Evaluator(model, mesh, source, settings.evaluation(config.eval, config))
     job = _Job(config, source, mesh, model, backbone, origin, evaluator, len(train))
     print(f"{source.name}: {len(train)} train and {len(test)} test images, {len(source.classes)} classes", flush=True)

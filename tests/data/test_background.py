@@ -8,7 +8,7 @@ from PIL import Image
 
 from cvsa_jax.data import background, pipeline
 from cvsa_jax.data.sources import Source
-from cvsa_jax.evaluation.evaluator import Evaluator
+from cvsa_jax.evaluation.evaluator import Evaluator, Recognition
 from cvsa_jax.evaluation.protocol import EvalSpec
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.training.state import Network
@@ -366,7 +366,8 @@ def background_figures(mesh, source: Source, corners: bool) -> dict[str, float]:
     # The class of the largest colour; the corners of class k have the colour of the next one.
     weights = np.zeros((4, 3))
     weights[:3] = np.roll(np.eye(3), -1, 1) if corners else np.eye(3)
-    return evaluator.background(Network({}, {}), weights, np.arange(len(source)), seed=0)
+    found = Recognition({}, np.zeros((0, 3)), weights, None)
+    return evaluator.background(Network({}, {}), found, np.arange(len(source)), seed=0)
 
 
 def test_a_classifier_that_sees_only_the_background_follows_it(mesh_of):
