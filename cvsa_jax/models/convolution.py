@@ -1,5 +1,5 @@
-"""Convolution and max-pooling as XLA's own, but on a CPU, where some of their gradients are slow, in forms that it runs
-faster. Values are equal up to float32's rounding; `benchmarks/convolution.py` measures both, layer by layer.
+"""Convolution and max-pooling as XLA's own, but in forms that run faster on a CPU or a GPU where XLA's are slow. Values
+are equal up to float32's rounding; `benchmarks/convolution.py` measures those of a CPU, layer by layer.
 """
 
 import functools
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 Map = Float[Array, "b h w c"]
 Strided = Float[Array, "b h2 w2 o"]
+_NEVER = 9  # no row or column of a window
 
 
 def conv_general_dilated(x: Map, kernel: Float[Array, "k k2 c o"], window_strides, padding, **options) -> Strided:
@@ -23,15 +24,46 @@ def conv_general_dilated(x: Map, kernel: Float[Array, "k k2 c o"], window_stride
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
 
 
+@jax.custom_vjp
 def max_pool(x: Map) -> Float[Array, "b h2 w2 c"]:
     """Maximum in 3x3 windows, stride 2, with a row or column of padding on each side. Where cells of a window share its
-    maximum, the first has the gradient, or on a CPU all of them a part."""
-    pad = ((0, 0), (1, 1), (1, 1), (0, 0))
-    if jax.default_backend() != "cpu":
-        return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pad)
+    maximum, the first has the gradient."""
+    return functools.reduce(jnp.maximum, _window_cells(x))
+
+
+def _max_pool_forward(x):
+    highest, *others = _window_cells(x)
+    # Which of the nine it is, in a byte: the gradient then reads neither the map nor its maxima.
+    place = jnp.zeros(highest.shape, jnp.uint8)
+    for k, cell in enumerate(others, 1):
+        place = jnp.where(cell > highest, jnp.uint8(k), place)
+        highest = jnp.maximum(highest, cell)
+    return highest, (place, x[:0])
+
+
+def _max_pool_backward(kept, gradient):
+    place, like = kept
+    height, width = like.shape[1:3]
+
+    # A cell sums over the windows that it lies in: in an even row or column it is the middle of one, in an odd one the
+    # end of that and the start of the next. XLA's own form adds atomically on a GPU.
+    total = 0
+    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        pad = ((0, 0), (0, down), (0, right), (0, 0))
+        moved, at = (jnp.pad(z, pad)[:, down:, None, right:, None] for z in (gradient, place))
+        rows, columns = (jnp.array([_NEVER, 0] if next_one else [1, 2]) for next_one in (down, right))
+        cell = 3 * rows[:, None, None, None] + columns[:, None]
+        total += jnp.where(at == cell.astype(jnp.uint8), moved, 0)
+    b, h2, w2, c = gradient.shape
+    return (total.reshape(b, 2 * h2, 2 * w2, c)[:, :height, :width],)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _window_cells(x: Map) -> list[Strided]:
     height, width = x.shape[1:3]
-    # The barrier keeps XLA from computing what comes before the pooling anew for each of the nine.
-    x = jnp.pad(lax.optimization_barrier(x), pad, constant_values=-jnp.inf)
-    return functools.reduce(
-        jnp.maximum, (x[:, i : i + height : 2, j : j + width : 2] for i in range(3) for j in range(3))
-    )
+    if jax.default_backend() == "cpu":
+        x = lax.optimization_barrier(x)  # else XLA computes what comes before the pooling anew for each of the nine
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    return [x[:, i : i + height : 2, j : j + width : 2] for i in range(3) for j in range(3)]

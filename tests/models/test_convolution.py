@@ -1,4 +1,4 @@
-"""The CPU's forms of convolution and pooling, against XLA's own and against windows walked one by one."""
+"""The forms of convolution and pooling for a CPU and a GPU, against XLA's own and against windows walked one by one."""
 
 import jax
 import jax.numpy as jnp
