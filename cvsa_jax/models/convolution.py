@@ -16,12 +16,36 @@ _NEVER = 9  # no row or column of a window
 
 def conv_general_dilated(x: Map, kernel: Float[Array, "k k2 c o"], window_strides, padding, **options) -> Strided:
     """`jax.lax.conv_general_dilated` of maps, for `nn.Conv`. A 1x1 convolution, which pads nothing, is a matrix product
-    on a CPU."""
-    if kernel.shape[:2] != (1, 1) or jax.default_backend() != "cpu":
-        return lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
-    x = x[:, :: window_strides[0], :: window_strides[1]]
-    # Of two axes each: with four, XLA copies the map to turn it for the kernel's gradient.
-    return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
+    on a CPU; on a GPU an image's convolution with stride 2 is one of its blocks of 2x2 pixels."""
+    if kernel.shape[:2] == (1, 1) and jax.default_backend() == "cpu":
+        x = x[:, :: window_strides[0], :: window_strides[1]]
+        # Of two axes each: with four, XLA copies the map to turn it for the kernel's gradient.
+        return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
+    halved = tuple(window_strides) == (2, 2) and not any(side % 2 for side in x.shape[1:3])
+    if halved and x.shape[-1] <= 4 and jax.default_backend() == "gpu":
+        x, kernel, padding = in_blocks(x, kernel, padding)
+        window_strides = (1, 1)
+    return lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
+
+
+Blocks = tuple[Float[Array, "b h2 w2 c2"], Float[Array, "k2 k2 c2 o"], tuple]
+
+
+def in_blocks(x: Map, kernel: Float[Array, "k k c o"], padding) -> Blocks:
+    """Images of even sides, kernel and padding of a convolution with stride 2, as blocks of 2x2 pixels, the kernel on
+    them and their padding, for stride 1. cuDNN's kernels for three channels are several times slower than for 16, to
+    which the 12 are filled up with zeros."""
+    (b, height, width, c), (k, _, _, o) = x.shape, kernel.shape
+    before = padding[0][0]
+    left = -(-before // 2)
+    first = 2 * left - before  # pixels between the first block's edge and the kernel's
+    blocks = -(-(first + k) // 2)
+    fill = ((0, 0),) * 2 + ((0, -4 * c % 16), (0, 0))
+    kernel = jnp.pad(kernel, ((first, 2 * blocks - first - k),) * 2 + ((0, 0), (0, 0)))
+    kernel = kernel.reshape(blocks, 2, blocks, 2, c, o).transpose(0, 2, 1, 3, 4, 5).reshape(blocks, blocks, 4 * c, o)
+    x = x.reshape(b, height // 2, 2, width // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
+    x = jnp.pad(x.reshape(b, height // 2, width // 2, 4 * c), (*fill[:2], (0, 0), fill[2]))
+    return x, jnp.pad(kernel, fill), ((left, blocks - 1 - left),) * 2
 
 
 @jax.custom_vjp
