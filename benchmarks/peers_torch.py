@@ -84,7 +84,7 @@ class Step:
             memory_format=torch.channels_last
         )
         self.labels = torch.randint(1000, (views,), device=DEVICE)
-        self.forward = torch.compile(self._loss) if task["compile"] else self._loss
+        self.forward = torch.compile(self._loss, dynamic=False) if task["compile"] else self._loss
 
     def _loss(self) -> torch.Tensor:
         with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):

@@ -15,7 +15,7 @@ from helpers import numpy_of, quick, unit
 
 from cvsa_jax import losses
 from cvsa_jax.models.heads import Head
-from cvsa_jax.models.resnet import batch_norm
+from cvsa_jax.models.normalization import BatchNorm
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime import distributed
 from cvsa_jax.training import photometric
@@ -44,7 +44,7 @@ class Patches(nn.Module):
     @nn.compact
     def __call__(self, images, train: bool):
         x = nn.Conv(CHANNELS, (8, 8), 8, use_bias=False)(images)
-        x = nn.tanh(batch_norm(train, self.axis_name, name="bn")(x))
+        x = nn.tanh(BatchNorm(train, self.axis_name, name="bn")(x))
         return x, x.mean((1, 2))
 
 

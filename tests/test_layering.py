@@ -157,7 +157,7 @@ def test_checker_finds_a_violation(module, source):
     [
         ("data.views", "import PIL\nfrom cvsa_jax.runtime.errors import UserError"),
         ("data.sources", "from .source import Source\nfrom . import cub"),
-        ("models.heads", "import jax, flax.linen, jaxtyping\nfrom .resnet import batch_norm"),
+        ("models.heads", "import jax, flax.linen, jaxtyping\nfrom .normalization import BatchNorm"),
         ("training.state", "from cvsa_jax.models.siamese import Siamese"),
         ("saliency.__main__", "from cvsa_jax import settings\nfrom cvsa_jax.runtime import cli"),
         ("runs.pretrain", "from ml_collections import ConfigDict\nfrom cvsa_jax import __version__, settings"),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cvsa_jax.models.resnet import batch_norm
+from cvsa_jax.models.normalization import BatchNorm
 
 
 class Head(nn.Module):
@@ -24,5 +24,5 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *cells c"], train: bool) -> Float[Array, "b *cells d"]:
         x = nn.Dense(self.hidden, use_bias=False, dtype=self.dtype, name="linear1")(x)
-        x = nn.relu(batch_norm(train, self.axis_name, name="bn")(x))
+        x = BatchNorm(train, self.axis_name, relu=True, dtype=self.dtype, name="bn")(x)
         return nn.Dense(self.out, dtype=self.dtype, name="linear2")(x).astype(jnp.float32)

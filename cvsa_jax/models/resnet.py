@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from cvsa_jax.models import convolution
+from cvsa_jax.models.normalization import BatchNorm, joined
 
 STAGE_SIZES = {8: (1, 1, 1), 14: (2, 2, 2), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 STEMS = ("imagenet", "small")
@@ -25,14 +26,6 @@ _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 conv = functools.partial(
     nn.Conv, use_bias=False, kernel_init=_he_normal, conv_general_dilated=convolution.conv_general_dilated
 )
-
-
-def batch_norm(train: bool, axis_name: str | None, **kwargs) -> nn.BatchNorm:
-    """BatchNorm in float32 with the constants of torch (epsilon 1e-5, running average 0.9); `axis_name` makes the
-    statistics those of the whole mesh."""
-    return nn.BatchNorm(
-        use_running_average=not train, axis_name=axis_name, momentum=0.9, epsilon=1e-5, dtype=jnp.float32, **kwargs
-    )
 
 
 class Block(nn.Module):
@@ -53,19 +46,21 @@ class Block(nn.Module):
         pad = ((1, 1), (1, 1))
         three = functools.partial(conv, self.channels, (3, 3), padding=pad, dtype=self.dtype)
         one = functools.partial(conv, kernel_size=(1, 1), dtype=self.dtype)
+        norm = functools.partial(self.norm, dtype=self.dtype)
+        rectified = functools.partial(norm, relu=True)
         if self.bottleneck:
-            out = nn.relu(self.norm(name="bn1")(one(self.channels, name="conv1")(x)))
-            out = nn.relu(self.norm(name="bn2")(three(strides=self.stride, name="conv2")(out)))
+            out = rectified(name="bn1")(one(self.channels, name="conv1")(x))
+            out = rectified(name="bn2")(three(strides=self.stride, name="conv2")(out))
             out = one(4 * self.channels, name="conv3")(out)
         else:
-            out = nn.relu(self.norm(name="bn1")(three(strides=self.stride, name="conv1")(x)))
+            out = rectified(name="bn1")(three(strides=self.stride, name="conv1")(x))
             out = three(name="conv2")(out)
         last = "bn3" if self.bottleneck else "bn2"
-        out = self.norm(name=last, scale_init=nn.initializers.zeros)(out)
+        out = norm(name=last, scale_init=nn.initializers.zeros)(out)
         if x.shape != out.shape:
             x = one(out.shape[-1], strides=self.stride, name="downsample_conv")(x)
-            x = self.norm(name="downsample_bn")(x)
-        return nn.relu(x + out).astype(self.dtype)
+            x = norm(name="downsample_bn")(x)
+        return joined(x, out)
 
 
 def stride(depth: int, stem: str) -> int:
@@ -104,15 +99,15 @@ class ResNet(nn.Module):
         self, x: Float[Array, "b size size 3"], train: bool
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b c"]]:
         """Normalised images -> (feature map, its global average as float32)."""
-        norm = functools.partial(batch_norm, train, self.axis_name)
+        norm = functools.partial(BatchNorm, train, self.axis_name)
         x = x.astype(self.dtype)
         if self.stem == "imagenet":
             x = conv(self.width, (7, 7), strides=2, padding=((3, 3), (3, 3)), dtype=self.dtype, name="stem_conv")(x)
-            x = nn.relu(norm(name="stem_bn")(x)).astype(self.dtype)
+            x = norm(relu=True, dtype=self.dtype, name="stem_bn")(x)
             x = convolution.max_pool(x)
         else:
             x = conv(self.width, (3, 3), strides=2, padding=((1, 1), (1, 1)), dtype=self.dtype, name="stem_conv")(x)
-            x = nn.relu(norm(name="stem_bn")(x)).astype(self.dtype)
+            x = norm(relu=True, dtype=self.dtype, name="stem_bn")(x)
         for stage, blocks in enumerate(STAGE_SIZES[self.depth]):
             run_stage = functools.partial(_stage, stage=stage, blocks=blocks, norm=norm)
             x = nn.remat(run_stage)(self, x) if self.remat else run_stage(self, x)

@@ -132,7 +132,7 @@ def gaussian_blur(x: Planes, sigma: Float[Array, " b"]) -> Planes:
     scale = 2 * sigma[:, None] ** 2
     weights = jnp.exp(-(distance**2) / scale[..., None]) * (distance <= radius)
     weights = weights / _each(jnp.exp(-(jnp.arange(-radius, radius + 1) ** 2) / scale).sum(-1))
-    return tuple(jnp.einsum("bij,bjk,blk->bil", weights, plane, weights, precision="highest") for plane in x)
+    return tuple(jnp.einsum("bij,bjk,blk->bil", weights, plane, weights, precision="high") for plane in x)
 
 
 def solarize(x: Planes) -> Planes:

@@ -1,4 +1,4 @@
-"""The CPU's forms of convolution and pooling, against XLA's own and against windows walked one by one."""
+"""The forms of convolution and pooling for a CPU and a GPU, against XLA's own and against windows walked one by one."""
 
 import jax
 import jax.numpy as jnp
@@ -48,3 +48,27 @@ def test_max_pool_and_its_gradient_of_windows_walked_one_by_one(side):
         gradient[image, top + y, left + z, channel] += cotangent[image, row, column, channel]
     np.testing.assert_array_equal(out, expected)
     np.testing.assert_allclose(backward(cotangent)[0], gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [(7, 3), (3, 1), (5, 2)])
+@pytest.mark.parametrize("side", [12, 13])
+def test_a_gpus_convolution_of_images_and_its_gradient_are_those_of_xla(kernel, padding, side, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x = jnp.asarray(RNG.normal(size=(2, side, 16, 3)), jnp.float32)
+    weights = jnp.asarray(RNG.normal(size=(kernel, kernel, 3, 4)), jnp.float32)
+    arguments = (2, 2), ((padding, padding),) * 2
+    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+    def ours(x, weights):
+        return convolution.conv_general_dilated(x, weights, *arguments, **layout)
+
+    # Of blocks with twelve channels and four of zeros, where there are such blocks.
+    assert ("[2,6,8,16]" in str(jax.make_jaxpr(ours)(x, weights))) == (side == 12)
+    out, backward = jax.vjp(ours, x, weights)
+    expected, expected_backward = jax.vjp(
+        lambda x, weights: lax.conv_general_dilated(x, weights, *arguments, **layout), x, weights
+    )
+    np.testing.assert_allclose(out, expected, atol=1e-4)
+    cotangent = jnp.asarray(RNG.normal(size=out.shape), jnp.float32)
+    for got, wanted in zip(backward(cotangent), expected_backward(cotangent), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-4)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from cvsa_jax.models.heads import Head
-from cvsa_jax.models.resnet import STAGE_SIZES, Block, ResNet, batch_norm, stride
+from cvsa_jax.models.normalization import BatchNorm
+from cvsa_jax.models.resnet import STAGE_SIZES, Block, ResNet, stride
 from cvsa_jax.models.siamese import TARGET_PARTS, Siamese
 
 KEY = jax.random.key(0, impl="rbg")  # compiles faster than the default
@@ -138,7 +139,7 @@ def test_network_equals_torch_style_padding(stem):
 
 
 def test_bottleneck_has_its_stride_in_the_3x3_convolution():
-    model = Block(3, 2, bottleneck=True, norm=functools.partial(batch_norm, False, None), dtype=jnp.float32)
+    model = Block(3, 2, bottleneck=True, norm=functools.partial(BatchNorm, False, None), dtype=jnp.float32)
     x = np.random.default_rng(2).standard_normal((2, 8, 8, 5)).astype(np.float32)
     variables = filled(jax.eval_shape(lambda x: model.init(KEY, x), jax.ShapeDtypeStruct(x.shape, x.dtype)))
     reference = TorchStyle(variables)
@@ -149,7 +150,7 @@ def test_bottleneck_has_its_stride_in_the_3x3_convolution():
 
 @pytest.mark.parametrize("bottleneck", [False, True])
 def test_block_starts_as_the_identity(bottleneck):
-    model = Block(4, 1, bottleneck, norm=functools.partial(batch_norm, False, None), dtype=jnp.float32)
+    model = Block(4, 1, bottleneck, norm=functools.partial(BatchNorm, False, None), dtype=jnp.float32)
     x = jax.random.normal(KEY, (1, 4, 4, 16 if bottleneck else 4))
     out, _ = jax.jit(model.init_with_output)(KEY, x)
     np.testing.assert_array_equal(out, jnp.maximum(x, 0))
