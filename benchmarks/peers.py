@@ -3,6 +3,7 @@
     python3 -m venv .venv-peers && .venv-peers/bin/pip install -r benchmarks/requirements-peers.txt
     python -m benchmarks.peers --peer=.venv-peers/bin/python
     python -m benchmarks.peers --peer=.venv-peers/bin/python --networks=demo --rounds=1 --rows=500    # to try it
+    python -m benchmarks.peers --peer=python3 --networks=resnet50 --batch=256 --steps=10 --compile    # on a GPU
 
 Steps: BYOL and CVSA of ours, BYOL of PyTorch (benchmarks/peers_torch.py), and the backbone alone learning from labels
 as a yardstick of PyTorch. Ours includes the photometric augmentation, which the peer's does not have. float32 on a CPU,
@@ -61,6 +62,7 @@ NETWORKS = {
 _PEER = flags.DEFINE_string("peer", None, "Python of the environment for PyTorch.", required=True)
 _NETWORKS = flags.DEFINE_list("networks", list(NETWORKS), f"Of {', '.join(NETWORKS)}.")
 _BATCH = flags.DEFINE_integer("batch", None, "Images of a step, in the place of the network's own.")
+_STEPS = flags.DEFINE_integer("steps", None, "In a round, in the place of the network's own.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Of all sides.")
 _COMPILE = flags.DEFINE_bool("compile", False, "torch.compile on the peer's side.")
 _ROWS = flags.DEFINE_integer("rows", 3000, "Train rows, and as many test rows, of 2048 features in 100 classes.")
@@ -76,7 +78,8 @@ def main(argv: list[str]) -> None:
         text=True,
     ) as peer:
         for name in _NETWORKS.value:
-            net = NETWORKS[name]._replace(**({"batch": _BATCH.value} if _BATCH.value else {}))
+            given = {"batch": _BATCH.value, "steps": _STEPS.value}
+            net = NETWORKS[name]._replace(**{key: value for key, value in given.items() if value})
             results |= {f"{name}_{key}": value for key, value in steps(net, functools.partial(asked, peer)).items()}
         peer.stdin.close()
     results |= evaluation(_ROWS.value)
