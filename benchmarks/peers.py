@@ -119,7 +119,9 @@ def ours(net: Net, align_weight: float) -> Callable[[int], float]:
     mesh = make_mesh()
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     model = Siamese(net.depth, net.width, net.stem, net.hidden, net.out, dtype, "data")
-    optimizer = optim.make_optimizer("lars", optim.learning_rate(0.45, net.batch, 10, 1000), 1e-6, 0.9)
+    optimizer = optim.make_optimizer(
+        optim.learning_rate(0.45, net.batch, 10, 1000), optim.OptimizerSpec("lars", 1e-6, 0.9)
+    )
     augment = Photometric(0.4, 0.4, 0.2, 0.1, 0.8, 0.2, 0.5, 0.1)
     tau, align = optim.target_decay(0.99, 1000, True), Alignment(align_weight, "kl", 0.2)
     spec = StepSpec(losses.OBJECTIVES["byol"], 0.2, align, (augment, augment), tau, seed=0)

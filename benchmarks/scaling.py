@@ -77,7 +77,7 @@ def traced(depth: int, size: int, devices: int = 2) -> tuple[float, int]:
     BatchNorm's are nearly all of them."""
     mesh = make_mesh(jax.devices()[:devices])
     model = Siamese(depth, dtype=jnp.bfloat16, axis_name=AXIS)
-    optimizer = optim.make_optimizer("lars", optim.learning_rate(0.45, 256, 10, 1000), 1e-6, 0.9)
+    optimizer = optim.make_optimizer(optim.learning_rate(0.45, 256, 10, 1000), optim.OptimizerSpec("lars", 1e-6, 0.9))
     strengths = Photometric(0.4, 0.4, 0.2, 0.1, 0.8, 0.2, 0.5, 0.1)
     align, tau = Alignment(1.0, "kl", 0.2), optim.target_decay(0.99, 1000, True)
     spec = StepSpec(losses.OBJECTIVES["byol"], 0.2, align, (strengths, strengths), tau, seed=0)

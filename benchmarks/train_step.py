@@ -79,7 +79,9 @@ def main(argv: list[str]) -> None:
 def measure(model: Siamese, mesh, batch_size: int) -> dict[str, float]:
     """Of each variant the median, minimum and maximum images/s, the median of the rounds' ratios to the first, and the
     memory that the compiler planned; and the peak of the process."""
-    optimizer = optim.make_optimizer("lars", optim.learning_rate(0.45, batch_size, 10, 1000), 1e-6, 0.9)
+    optimizer = optim.make_optimizer(
+        optim.learning_rate(0.45, batch_size, 10, 1000), optim.OptimizerSpec("lars", 1e-6, 0.9)
+    )
     batch = to_mesh(synthetic_batch(batch_size, _SIZE.value), mesh)
     photometric = Photometric(0.4, 0.4, 0.2, 0.1, 0.8, 0.2, 0.5, 0.1)
     runs, planned = {}, {}

@@ -62,7 +62,7 @@ def train(folder: Path) -> None:
     steps = _STEPS.value or round(recipe["total_epochs"] * len(pairs[0]) / batch_size)
     warmup = min(round(recipe["optim"]["warmup_epochs"] * len(pairs[0]) / batch_size), steps // 2)
     schedule = optim.learning_rate(recipe["optim"]["lr"], batch_size, warmup, steps)
-    optimizer = optim.make_optimizer("adam", schedule, recipe["optim"]["weight_decay"], 0.9)
+    optimizer = optim.make_optimizer(schedule, optim.OptimizerSpec("adam", recipe["optim"]["weight_decay"], 0.9))
     model = UNet(tuple(recipe["model"]["channels"]))
     augment = recipe["augment"]
     step = unet_step.make_unet_step(

@@ -64,7 +64,8 @@ def pretrain() -> ConfigDict:
 
     config.optim = _optim("lars", lr=0.45, weight_decay=1e-6)
     config.target = ConfigDict()
-    config.target.tau = 0.99  # coefficient of the moving average at step 0
+    config.target.tau = 0.99  # coefficient of the moving average at step 0, for batches of reference_batch images
+    config.target.reference_batch = 4096  # at another batch tau ** (batch_size / reference_batch), as fast by images
     config.target.cosine = True  # tau rises to 1 along a cosine; False: it stays
 
     config.watch = ConfigDict()  # figures that training itself does not see
@@ -220,7 +221,10 @@ def _optim(name: str, lr: float, weight_decay: float) -> ConfigDict:
     optim.warmup_epochs = 10.0
     optim.warmup_steps = placeholder(int)  # where given, instead of warmup_epochs
     optim.weight_decay = weight_decay
+    optim.decay = "kernels"  # what the weight decay is on; or all: also biases and normalisation
     optim.momentum = 0.9
+    optim.nesterov = True  # of sgd
+    optim.predictor = "scheduled"  # or fixed: the predictors' learning rate stays at its peak (SimSiam)
     return optim
 
 
@@ -281,6 +285,7 @@ def small(config: ConfigDict) -> None:
     config.model.update(SMALL_MODEL)
     config.optim.name, config.optim.lr, config.optim.warmup_steps = "adam", 8e-3, 40  # 1e-3 at this batch size
     config.target.tau = min(config.target.tau, 0.99)  # it would hardly move in so few steps
+    config.target.reference_batch = 32
     # Larger than the views: objects then look about as large as in the views, which are zoomed crops.
     config.eval.size = config.eval.resize = 64
     config.checkpoint_steps = config.watch.knn_steps = 200
@@ -299,8 +304,8 @@ def hardware(config: ConfigDict, options: set[str]) -> None:
     if chosen:
         config.model.dtype = "bfloat16"
     if "gpu8gb" in chosen:
-        config.accumulate_steps = 8  # 32 images at once: 3.5 GB
+        config.accumulate_steps = config.batch_size // 32  # images at once: 3.5 GB
     if "gpu24gb" in chosen:
-        config.accumulate_steps = 2  # 128 at once: 12 GB
+        config.accumulate_steps = config.batch_size // 128  # at once: 12 GB
     if "tpu_v4_32" in chosen:
         config.batch_size = 4096  # 256 on each of 16 chips: 23 of 34 GB

@@ -8,7 +8,7 @@ from configs import common, recipes
 
 
 def get_config(arg: str = ""):
-    options = common.options(arg, "mask_head", "cvsa", *recipes.RECIPES)
+    options = common.options(arg, "mask_head", "cvsa", "same", *recipes.RECIPES)
     config = common.pretrain()
     recipes.objective(config, options)
     common.small(config)

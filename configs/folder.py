@@ -14,7 +14,7 @@ from configs import common, recipes
 
 def get_config(arg: str = ""):
     config = common.pretrain()
-    options = common.options(arg, "small", "cvsa", *recipes.RECIPES, *common.HARDWARE)
+    options = common.options(arg, "small", "cvsa", "same", *recipes.RECIPES, *common.HARDWARE)
     recipes.objective(config, options)
     common.hardware(config, options)
     if "small" in options:

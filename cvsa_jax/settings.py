@@ -3,6 +3,8 @@
 The models are imported where they are needed, so that a wrong setting is answered at once.
 """
 
+import math
+
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
@@ -78,10 +80,25 @@ def step_spec(config: ConfigDict, images: int):
         temperature=config.contrast.temperature,
         align=Alignment(**config.align),
         augment=(photometric(config.augment.view1), photometric(config.augment.view2)),
-        tau=optim.target_decay(config.target.tau, total_steps(config, images), config.target.cosine),
+        tau=optim.target_decay(target_tau(config), total_steps(config, images), config.target.cosine),
         seed=config.seed,
         accumulate=config.accumulate_steps,
     )
+
+
+def target_tau(config: ConfigDict) -> float:
+    """The coefficient of the target's moving average at step 0, scaled to the batch so that it is as fast by images as
+    at the reference batch (Busbridge et al. 2023, arXiv 2307.13813)."""
+    checks.probability("config.target.tau", config.target.tau)
+    checks.at_least("config.target.reference_batch", config.target.reference_batch, 1)
+    return config.target.tau ** (config.batch_size / config.target.reference_batch)
+
+
+def target_half_life(config: ConfigDict) -> str:
+    """How fast the target follows, in words."""
+    tau = target_tau(config)
+    images = round(math.log(0.5) / math.log(tau) * config.batch_size) if 0 < tau < 1 else 0
+    return f"target: tau {tau:.6g} at step 0" + (f", half of it is of the last {images:,} images" if images else "")
 
 
 def photometric(view: ConfigDict) -> Photometric:
@@ -117,7 +134,7 @@ def total_steps(config: ConfigDict, images: int) -> int:
 
 def optimizer(config: ConfigDict, images: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser of `config.optim` and its learning-rate schedule."""
-    checks.choice("config.optim.name", config.optim.name, optim.OPTIMIZERS)
+    checks.choice("config.optim.predictor", config.optim.predictor, ("scheduled", "fixed"))
     warmup = _steps(config.optim.warmup_steps, config.optim.warmup_epochs, images, config.batch_size)
     total = total_steps(config, images)
     if warmup >= total:
@@ -126,7 +143,9 @@ def optimizer(config: ConfigDict, images: int) -> tuple[optax.GradientTransforma
             "config.optim.warmup_epochs lower, or config.total_steps or config.total_epochs higher"
         )
     schedule = optim.learning_rate(config.optim.lr, config.batch_size, warmup, total)
-    return optim.make_optimizer(config.optim.name, schedule, config.optim.weight_decay, config.optim.momentum), schedule
+    given = {key: config.optim[key] for key in ("name", "weight_decay", "momentum", "nesterov", "decay")}
+    fixed = config.optim.lr * config.batch_size / 256 if config.optim.predictor == "fixed" else None
+    return optim.make_optimizer(schedule, optim.OptimizerSpec(**given, predictor_rate=fixed)), schedule
 
 
 def knn(evaluation: ConfigDict) -> Knn:

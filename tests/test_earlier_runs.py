@@ -48,6 +48,7 @@ def config_of(kind: str):
     config.data.shuffle_rounds = BEFORE["data.shuffle_rounds"]
     if kind == "pretrain":
         config.views.hole = BEFORE["views.hole"]
+        config.target.reference_batch = config.batch_size
     return config
 
 

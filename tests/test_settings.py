@@ -299,7 +299,7 @@ def test_the_step_of_a_config():
     assert (spec.accumulate, spec.seed, spec.objective) == (3, 4, losses.OBJECTIVES["byol"])
     assert (spec.augment[0].blur_prob, spec.augment[1].blur_prob) == (1.0, 0.1)
     total = settings.total_steps(config, 5994)
-    assert [float(spec.tau(step)) for step in (0, total)] == pytest.approx([0.99, 1.0])
+    assert [float(spec.tau(step)) for step in (0, total)] == pytest.approx([0.99 ** (256 / 4096), 1.0])
 
 
 def test_views_of_a_config_have_the_threshold_of_its_maps():

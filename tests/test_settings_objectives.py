@@ -63,7 +63,44 @@ def test_option_of_an_objective(name):
             "simsiam": ("sgd", 0.05, 1e-4, 0.2),
         }[name]
     )
+    # The authors' augmentation; of all but BYOL the same for both views.
+    keys = ("brightness", "contrast", "saturation", "hue", "blur_prob", "solarize_prob")
+    expected = {
+        "byol": [(0.4, 0.4, 0.2, 0.1, 1.0, 0.0), (0.4, 0.4, 0.2, 0.1, 0.1, 0.2)],
+        "moco": [(0.4, 0.4, 0.4, 0.1, 0.5, 0.0)] * 2,
+        "simclr": [(0.8, 0.8, 0.8, 0.2, 0.5, 0.0)] * 2,
+        "simsiam": [(0.4, 0.4, 0.4, 0.1, 0.5, 0.0)] * 2,
+    }[name]
+    assert [tuple(view[key] for key in keys) for view in (plain.augment.view1, plain.augment.view2)] == expected
+    assert plain.views.crop_area == ((0.2, 1.0) if name in ("moco", "simsiam") else (0.08, 1.0))
+    lengths = {"byol": (256, 100), "moco": (256, 200), "simclr": (4096, 100), "simsiam": (512, 100)}
+    assert (plain.batch_size, plain.total_epochs) == lengths[name]
     assert (plain.target.tau, plain.target.cosine) == ((0.999, False) if name == "moco" else (0.99, True))
+    torchs = name in ("moco", "simsiam")
+    assert (plain.optim.nesterov, plain.optim.decay) == ((False, "all") if torchs else (True, "kernels"))
+    assert plain.optim.predictor == ("fixed" if name == "simsiam" else "scheduled")
+
+
+@pytest.mark.parametrize("name", losses.OBJECTIVES)
+def test_same_views_for_all_objectives(name):
+    same, byol = folder.get_config(f"{name},same"), folder.get_config("byol")
+    assert same.optim.to_dict() == folder.get_config(name).optim.to_dict()
+    assert same.augment.to_dict() == byol.augment.to_dict()
+    assert (same.views.to_dict(), same.batch_size, same.total_epochs) == (byol.views.to_dict(), 256, 100)
+
+
+def test_target_moves_as_fast_by_images_at_any_batch():
+    # BYOL's 100 epochs: .99 at 4096. Half of the target is of the last ln ½ / ln .99 steps of 4096.
+    for batch_size in (256, 1024, 4096):
+        config = config_of("byol", batch_size=batch_size)
+        tau = settings.target_tau(config)
+        assert tau ** (4096 / batch_size) == pytest.approx(0.99)
+        assert "the last 282," in settings.target_half_life(config)
+        assert float(settings.step_spec(config, 50_000).tau(0)) == pytest.approx(tau, abs=1e-6)
+    assert settings.target_tau(folder.get_config("moco")) == 0.999
+    assert settings.target_tau(folder.get_config("small")) == 0.99
+    with pytest.raises(UserError, match=r"config\.target\.reference_batch=0 must be at least 1"):
+        settings.target_tau(config_of("byol", target__reference_batch=0))
 
 
 def test_two_objectives_at_a_time():

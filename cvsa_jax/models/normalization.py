@@ -114,7 +114,7 @@ def _output(x, mean, multiplier, bias, relu: bool, dtype):
     return (nn.relu(y) if relu else y).astype(dtype)
 
 
-def _multiplier(variance: PerChannel, scale: PerChannel) -> PerChannel:
+def _multiplier(variance, scale):
     return lax.rsqrt(variance + EPSILON) * scale
 
 

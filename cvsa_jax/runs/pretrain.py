@@ -13,6 +13,7 @@ from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.report.run import evenly, report_run
 from cvsa_jax.runs.feed import feed_of
 from cvsa_jax.runtime.distributed import check_batch_size, make_mesh
+from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import AnyPath
 from cvsa_jax.saliency.store import SaliencyStore, open_store
 from cvsa_jax.training.loop import Watch, run_steps
@@ -34,6 +35,12 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     if config.views.kind == "saliency_swap" or config.align.weight > 0:
         store = open_store(config.saliency.store, source, config.saliency.detector, config.saliency.warn_fallback)
     pool = _readable(config, source, config.data.train_split, store)
+
+    if config.batch_size > len(pool):
+        raise UserError(
+            f"config.batch_size={config.batch_size} is more than the {len(pool)} images of {source.name}: set it "
+            "lower, so that no batch holds an image twice"
+        )
 
     # 2) Model, views, optimiser and the jitted step.
     check_batch_size(config.batch_size, config.views.group, mesh, config.accumulate_steps, config.views.where)
@@ -71,6 +78,9 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
         about=f"{source.name}: {len(pool)} images",
         start_from=start_from if config.init_from else None,
     )
+
+    if spec.objective.target:
+        print(settings.target_half_life(config))
 
     # 4) The loop.
     def neighbors(state: TrainState) -> dict[str, float]:

@@ -1,10 +1,13 @@
 """Optimisers and schedules. LARS, Adam and SGD are Optax's; the masks and the schedules are BYOL's."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from cvsa_jax.runtime import checks
 
 OPTIMIZERS = ("lars", "adam", "sgd")
 LARS_TRUST_COEFFICIENT = 1e-3
@@ -28,22 +31,52 @@ def kernels_only(params) -> dict:
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
-def make_optimizer(
-    name: str, schedule: optax.Schedule, weight_decay: float, momentum: float
-) -> optax.GradientTransformation:
-    """One of `OPTIMIZERS`; weight decay, and the trust ratio of LARS, act on kernels only. Adam's decay is decoupled
-    (AdamW); `momentum` is that of LARS (heavy ball) and of SGD (Nesterov)."""
-    if name == "lars":
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+    """`config.optim` but for the schedule. `momentum`: of LARS (heavy ball) and SGD, there Nesterov's if `nesterov`.
+    `decay`: what the weight decay is on, `kernels` or `all`. `predictor_rate`: the predictors' learning rate where it
+    does not follow the schedule."""
+
+    name: str
+    weight_decay: float
+    momentum: float = 0.9
+    nesterov: bool = True
+    decay: str = "kernels"
+    predictor_rate: float | None = None
+
+    def __post_init__(self):
+        checks.choice("config.optim.name", self.name, OPTIMIZERS)
+        checks.choice("config.optim.decay", self.decay, ("kernels", "all"))
+
+
+def make_optimizer(schedule: optax.Schedule, spec: OptimizerSpec) -> optax.GradientTransformation:
+    """One of `OPTIMIZERS`. The trust ratio of LARS acts on kernels only; Adam's decay is decoupled (AdamW)."""
+    if spec.predictor_rate is None:
+        return _optimizer(schedule, spec)
+    rates = {"schedule": schedule, "fixed": optax.constant_schedule(spec.predictor_rate)}
+    return optax.partition({name: _optimizer(rate, spec) for name, rate in rates.items()}, _rates_of)
+
+
+def _rates_of(params) -> dict:
+    """Which rate each parameter learns at."""
+    return {
+        part: jax.tree.map(lambda _, part=part: "fixed" if "predictor" in part else "schedule", tree)
+        for part, tree in params.items()
+    }
+
+
+def _optimizer(schedule: optax.Schedule, spec: OptimizerSpec) -> optax.GradientTransformation:
+    decayed = True if spec.decay == "all" else kernels_only
+    if spec.name == "lars":
         return optax.lars(
             schedule,
-            weight_decay=weight_decay,
-            weight_decay_mask=kernels_only,
+            weight_decay=spec.weight_decay,
+            weight_decay_mask=decayed,
             trust_coefficient=LARS_TRUST_COEFFICIENT,
             trust_ratio_mask=kernels_only,
-            momentum=momentum,
+            momentum=spec.momentum,
         )
-    if name == "adam":
-        return optax.adamw(schedule, weight_decay=weight_decay, mask=kernels_only)
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=kernels_only), optax.sgd(schedule, momentum, nesterov=True)
-    )
+    if spec.name == "adam":
+        return optax.adamw(schedule, weight_decay=spec.weight_decay, mask=None if spec.decay == "all" else decayed)
+    decay = optax.add_decayed_weights(spec.weight_decay, mask=None if spec.decay == "all" else decayed)
+    return optax.chain(decay, optax.sgd(schedule, spec.momentum, nesterov=spec.nesterov))

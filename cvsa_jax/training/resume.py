@@ -23,11 +23,12 @@ from cvsa_jax.training.checkpoint import Checkpointer
 # data set is recognised by its fingerprint.
 BOUND = (
     *("batch_size", "data", "init_from", "model", "mode", "saliency.detector", "seed", "views", "optim.name"),
-    *("size", "with_procedural", "objective", "contrast.queue", "watch.online_probe"),
+    *("size", "with_procedural", "objective", "contrast.queue", "watch.online_probe", "optim.predictor"),
 )
 FREE = ("data.root", "data.test_split", "model.remat", "views.where", "views.stored")
 # What runs did from before a key existed.
 BEFORE = {"data.shuffle_rounds": 4, "views.hole": "size", "views.cover": 0.95, "views.background": "different"}
+BEFORE |= {"optim.predictor": "scheduled"}
 
 
 @dataclasses.dataclass(frozen=True)

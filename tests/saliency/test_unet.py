@@ -44,7 +44,7 @@ def augmented(images, masks, key: int, geometry: Geometry):
 
 def setup(mesh, geometry=STILL, channels=(8, 16), rate=3e-3, steps=100):
     model = UNet(channels)
-    optimizer = optim.make_optimizer("adam", optim.learning_rate(rate, 256, 5, steps), 0.0, 0.9)
+    optimizer = optim.make_optimizer(optim.learning_rate(rate, 256, 5, steps), optim.OptimizerSpec("adam", 0.0, 0.9))
     step = unet_step.make_unet_step(model, optimizer, mesh, geometry=geometry, colour=NO_COLOUR, seed=3)
     state = jax.jit(lambda key: unet_step.init_state(model, optimizer, key), out_shardings=replicated(mesh))(
         jax.random.key(0)

@@ -25,10 +25,10 @@ def on_device(values: dict) -> dict:
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), values)
 
 
-def steps_of(optimizer: optax.GradientTransformation, params: dict, gradients: list[dict]) -> list[dict]:
+def steps_of(used: optax.GradientTransformation, params: dict, gradients: list[dict]) -> list[dict]:
     """The parameters after each update."""
     params, out = on_device(params), []
-    opt_state, update = optimizer.init(params), jax.jit(optimizer.update)
+    opt_state, update = used.init(params), jax.jit(used.update)
     for gradient in gradients:
         updates, opt_state = update(on_device(gradient), opt_state, params)
         params = optax.apply_updates(params, updates)
@@ -41,10 +41,15 @@ def assert_trees_close(got: dict, expected: dict, atol: float = 1e-6):
         np.testing.assert_allclose(got[name], expected[name], rtol=1e-5, atol=atol, err_msg=name)
 
 
+def optimizer(*values, **changes) -> optax.GradientTransformation:
+    """Of an `OptimizerSpec`, along the schedule."""
+    return optim.make_optimizer(schedule, optim.OptimizerSpec(*values, **changes))
+
+
 def test_lars_for_three_steps():
     weight_decay, momentum = 0.1, 0.9
     params, gradients = tree(0), [tree(seed) for seed in (1, 2, 3)]
-    got = steps_of(optim.make_optimizer("lars", schedule, weight_decay, momentum), params, gradients)
+    got = steps_of(optimizer("lars", weight_decay, momentum), params, gradients)
     velocity = {name: np.zeros_like(p) for name, p in params.items()}
     for step, gradient in enumerate(gradients):
         for name, g in gradient.items():
@@ -60,14 +65,14 @@ def test_lars_for_three_steps():
 
 def test_lars_moves_a_kernel_that_is_zero():
     zeros = {"kernel": np.zeros((2, 2))}
-    (params,) = steps_of(optim.make_optimizer("lars", schedule, 0.1, 0.9), zeros, [{"kernel": np.ones((2, 2))}])
+    (params,) = steps_of(optimizer("lars", 0.1, 0.9), zeros, [{"kernel": np.ones((2, 2))}])
     np.testing.assert_allclose(params["kernel"], -LR[0])
 
 
 def test_sgd_is_nesterov_with_decay_on_kernels():
     weight_decay, momentum = 0.1, 0.9
     params, gradients = tree(4), [tree(seed) for seed in (5, 6, 7)]
-    got = steps_of(optim.make_optimizer("sgd", schedule, weight_decay, momentum), params, gradients)
+    got = steps_of(optimizer("sgd", weight_decay, momentum), params, gradients)
     velocity = {name: np.zeros_like(p) for name, p in params.items()}
     for step, gradient in enumerate(gradients):
         for name, g in gradient.items():
@@ -77,16 +82,34 @@ def test_sgd_is_nesterov_with_decay_on_kernels():
         assert_trees_close(got[step], params)
 
 
+def test_sgd_of_moco_and_simsiam_is_torchs():
+    # torch.optim.SGD: weight decay on everything, momentum that is not Nesterov's; SimSiam's predictor at one rate.
+    weight_decay, momentum, fixed = 0.1, 0.9, 0.05
+    names = {"backbone": "kernel", "predictor": "conv", "conv_predictor": "bias"}
+    params = {part: {name: tree(4)[name]} for part, name in names.items()}
+    gradients = [{part: {name: tree(seed)[name]} for part, name in names.items()} for seed in (5, 6, 7)]
+    torchs = {"momentum": momentum, "nesterov": False, "decay": "all", "predictor_rate": fixed}
+    got = steps_of(optimizer("sgd", weight_decay, **torchs), params, gradients)
+    velocity = jax.tree.map(np.zeros_like, params)
+    for step, gradient in enumerate(gradients):
+        for part, name in names.items():
+            g = gradient[part][name] + weight_decay * params[part][name]
+            velocity[part][name] = momentum * velocity[part][name] + g
+            rate = LR[step] if part == "backbone" else fixed
+            params[part][name] = params[part][name] - rate * velocity[part][name]
+            np.testing.assert_allclose(got[step][part][name], params[part][name], rtol=1e-5, atol=1e-6)
+
+
 def test_adam_decays_kernels_apart_from_the_gradient():
     params = tree(8)
     zero = {name: np.zeros_like(p) for name, p in params.items()}
-    (got,) = steps_of(optim.make_optimizer("adam", schedule, 0.1, 0.9), params, [zero])
+    (got,) = steps_of(optimizer("adam", 0.1, 0.9), params, [zero])
     assert_trees_close(got, {n: p if n == "bias" else p * (1 - LR[0] * 0.1) for n, p in params.items()})
 
 
 def test_adam_first_step_is_the_learning_rate_along_the_sign_of_the_gradient():
     params, gradient = tree(9), tree(10)
-    (got,) = steps_of(optim.make_optimizer("adam", schedule, 0.0, 0.9), params, [gradient])
+    (got,) = steps_of(optimizer("adam", 0.0, 0.9), params, [gradient])
     assert_trees_close(got, {n: p - LR[0] * np.sign(gradient[n]) for n, p in params.items()}, atol=1e-5)
 
 
