@@ -18,6 +18,7 @@ def get_config(arg: str = ""):
     # Its birds are small: the boxes hold one without much of its surroundings.
     config.views.source_area = (0.08, 0.5)
     config.views.paste_area = (0.2, 0.6)
+    config.eval.pooling = "attention"
     if "mask_head" in options:
         config.align.form = "mask_head"
     return config

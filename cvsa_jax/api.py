@@ -86,7 +86,7 @@ class Backbone:
     heads: bool
 
     def features(self, images: Images) -> Float[np.ndarray, "n c"]:
-        """Pooled features of the centre crops, as the probe and kNN see them."""
+        """Features of the centre crops, averaged over the cells, as the probe and kNN see them by default."""
         return self._encoded([self._crop(image) for image in images], maps=False).pooled
 
     def attention(self, images: Images) -> Float[np.ndarray, "n rows cols"]:

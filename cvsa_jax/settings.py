@@ -190,7 +190,7 @@ def evaluation(settings: ConfigDict, run: ConfigDict) -> EvalSpec:
     reading, temperature = "component", 1.0  # of what has no alignment
     if "align" in run and run.align.weight > 0:
         reading = "mask" if run.align.form == "mask_head" else "attention"
-        temperature = run.align.get("temperature", 0.2)  # of runs from before it was a key
+        temperature = run.align.temperature
     return EvalSpec(size, resize, settings.batch_size, settings.attention, settings.pooling, reading, temperature)
 
 

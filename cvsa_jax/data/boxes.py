@@ -6,8 +6,8 @@ from types import ModuleType
 ASPECT_RANGE = (3 / 4, 4 / 3)  # width / height in pixels, drawn log-uniformly, as in Random Resized Crop
 
 
-def draw_area(u, area_range: tuple[float, ...]):
-    """Areas uniform in a range of fractions, from uniform draws."""
+def draw_area(u, area_range: tuple):
+    """Areas uniform in a range of fractions, numbers or (n,) arrays, from uniform draws."""
     return area_range[0] + u * (area_range[1] - area_range[0])
 
 

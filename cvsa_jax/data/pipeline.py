@@ -77,7 +77,7 @@ def train_batches(
     """
     if len(pool) < spec.group:
         raise UserError(f"{source.name}: {len(pool)} images are fewer than config.views.group={spec.group}")
-    maps_of = None if saliency is None else _MapReader(saliency, spec)
+    maps_of = None if saliency is None else MapReader(saliency, spec)
 
     def make_group(positions: np.ndarray) -> Batch:
         examples = order.examples(pool, positions)
@@ -190,7 +190,7 @@ def unreadable_error(source: Source, bad: dict[str, str]) -> UserError:
     )
 
 
-class _MapReader:
+class MapReader:
     """Examples (k,) -> their `SaliencyMaps`. What covers an object is searched once for each image."""
 
     def __init__(self, saliency: Maps, spec: ViewSpec):

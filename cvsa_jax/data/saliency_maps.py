@@ -45,7 +45,7 @@ def covering_rows(integral: np.ndarray, cover: float) -> np.ndarray:
     """For each width 1 … G in cells, the height of the lowest box that holds the share `cover` of an object, whose
     integral is (G + 1, G + 1): (G,) uint8; G + 1 where none of that width does."""
     grid = len(integral) - 1
-    rows, high, least = np.empty(grid, np.uint8), grid, required_mass(integral[-1, -1], cover, np)
+    rows, high, least = np.empty(grid, np.uint8), grid, cover * integral[-1, -1]
     # The wider the box, the lower it may be: one walk along the border between what holds enough and what does not.
     for wide in range(1, grid + 1):
         while high >= 1 and _box_sums(integral, high, wide).max() >= least:
@@ -62,20 +62,15 @@ def fills(rows, most: float, xp: ModuleType):
     return ~((high <= wide * ASPECT_RANGE[1]) & (high * wide <= most * grid**2)).any(1)
 
 
-def search(integral: np.ndarray, rows: np.ndarray, cols: np.ndarray, least: np.ndarray, u: np.ndarray) -> tuple:
+def search(integral: np.ndarray, rows: np.ndarray, cols: np.ndarray, u: np.ndarray) -> tuple:
     """The `Search` of the host."""
     found = np.empty((2, len(rows)), np.int32)
     for k, (high, wide) in enumerate(zip(rows.tolist(), cols.tolist(), strict=True)):
         sums = _box_sums(integral[k], high, wide)
-        good = np.flatnonzero(sums >= min(least[k], sums.max()))
+        good = np.flatnonzero(sums == sums.max())
         choice = good[min(int(u[k] * np.float32(len(good))), len(good) - 1)]
         found[:, k] = np.divmod(choice, sums.shape[1])
     return found[0], found[1]
-
-
-def required_mass(mass, cover: float, xp: ModuleType):
-    """The sum that a box must have, to hold the share `cover` of objects of such masses."""
-    return xp.ceil(np.float32(cover) * mass.astype(xp.float32)).astype(xp.int32)
 
 
 def _integral(cells, xp: ModuleType):

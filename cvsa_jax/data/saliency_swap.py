@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from cvsa_jax.data.boxes import ASPECT_RANGE, box_shape, draw_area, draw_aspect, window_around
-from cvsa_jax.data.saliency_maps import SaliencyMaps, box_sum, required_mass
+from cvsa_jax.data.saliency_maps import SaliencyMaps, box_sum
 from cvsa_jax.data.view_spec import ViewSpec
 
 SWAP_DRAWS = 9  # uniform draws of one swap
-# (integrals, rows, cols, least, u) -> (y, x) of one of the boxes whose sum is at least `least`, or else the highest.
+# (integrals, rows, cols, u) -> (y, x) of one of the boxes whose sum is the highest.
 Search = Callable[..., tuple]
 
 
@@ -65,16 +65,20 @@ def swap_boxes(
 
     cut = (crop[:, 3] - crop[:, 1]) / ((crop[:, 2] - crop[:, 0]) * ratio)  # aspect in pixels
     aspect = draw_aspect(u[:, 4], _paste_aspects(cut, spec, xp), xp)
-    height, width = box_shape(draw_area(u[:, 3], spec.paste_area), aspect, xp)
+    covers = spec.hole == "cover"
+    least, most = spec.paste_area
+    if covers:  # from the smallest box that covers the background's object on
+        one = xp.ones_like(background.mass)
+        rows, cols = _covering(one, one, aspect, background.rows, xp)
+        least = xp.clip((rows * cols / background.cells[0].size).astype(xp.float32), least, most)
+    height, width = box_shape(draw_area(u[:, 3], (least, most)), aspect, xp)
     if spec.paste != "stretch":
         height, width = xp.minimum(height, width / aspect), xp.minimum(width, height * aspect)
     rows, cols = _in_cells(height, width, background, xp)
-    if spec.hole == "cover":
-        rows, cols = _grown(rows, cols, aspect, background.rows, xp)
-        integral, least = background.object, required_mass(background.mass, spec.cover, xp)
-    else:
-        integral, least = background.integral, None
-    hole = salient_box(integral, background.mass, (rows, cols), u[:, 5], xp, search, least)
+    if covers:
+        rows, cols = _covering(rows, cols, aspect, background.rows, xp)
+    salient = background.object if covers else background.integral
+    hole = salient_box(salient, background.mass, (rows, cols), u[:, 5], xp, search)
     residual = 1 - box_sum(background.object, hole, xp) / xp.maximum(background.mass, 1)
     residual = xp.where(background.mass > 0, residual, 0).astype(xp.float32)
 
@@ -83,13 +87,12 @@ def swap_boxes(
     return Swap(crop, window, hole, residual)
 
 
-def salient_box(integral, mass, shape: tuple, u_tie, xp: ModuleType, search: Search, least=None):
-    """Of each map the box of so many (rows, cols), each (n,) int32, with the highest sum over all positions, or one of
-    those with at least the sum `least` (n,); the centre's where the map is blank. `u_tie` (n,) draws among equals; sums
-    are integers, so equal means exactly equal. (n, 4) float32 in fractions."""
+def salient_box(integral, mass, shape: tuple, u_tie, xp: ModuleType, search: Search):
+    """Of each map the box of so many (rows, cols), each (n,) int32, with the highest sum over all positions; the
+    centre's where the map is blank. `u_tie` (n,) draws among equals; sums are integers, so equal means exactly equal.
+    (n, 4) float32 in fractions."""
     grid, (rows, cols) = integral.shape[1] - 1, shape
-    most = xp.full_like(rows, 255 * grid**2)
-    y, x = search(integral, rows, cols, most if least is None else least, u_tie)
+    y, x = search(integral, rows, cols, u_tie)
     y, x = xp.where(mass > 0, y, (grid - rows) // 2), xp.where(mass > 0, x, (grid - cols) // 2)
     return xp.stack([y, x, y + rows, x + cols], 1).astype(xp.float32) / grid
 
@@ -108,7 +111,7 @@ def _in_cells(height, width, maps: SaliencyMaps, xp: ModuleType) -> tuple:
     return tuple(xp.clip(xp.round(side * grid), 1, grid).astype(xp.int32) for side in (height, width))
 
 
-def _grown(rows, cols, aspect, covering, xp: ModuleType) -> tuple:
+def _covering(rows, cols, aspect, covering, xp: ModuleType) -> tuple:
     """The smallest boxes of the aspect, in cells, that are no smaller than (rows, cols) and cover the object; an aspect
     that would leave the map is given up as far as needed."""
     grid = covering.shape[1]

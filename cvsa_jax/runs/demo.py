@@ -4,6 +4,7 @@ BYOL and CVSA start from the same stage 1 and take the same number of steps more
 not lengths of training.
 """
 
+import dataclasses
 import functools
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from cvsa_jax.evaluation.comparison import Candidate, Comparison, compare
 from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.report import html, pictures
-from cvsa_jax.report.columns import GUESSES, SUMMARY, table
+from cvsa_jax.report.columns import GUESSES, SUMMARY, percent, table
 from cvsa_jax.report.comparison import findings, looks, sections, tables
 from cvsa_jax.runs import pretrain
 from cvsa_jax.runtime.distributed import make_mesh, replicated
@@ -62,12 +63,31 @@ def run_demo(out: Path, get_config, probe_config: ConfigDict) -> dict[str, dict[
     networks |= {
         name: checkpoint.restore_online(out / name, empty_network(model), mesh)[0] for name in ("byol", "cvsa")
     }
-    evaluator = Evaluator(model, mesh, source, settings.evaluation(stage2.eval, stage2))
-    candidates = {name: Candidate(_TITLES[name], evaluator, network) for name, network in networks.items()}
+    evaluators = {
+        method: Evaluator(model, mesh, source, settings.evaluation(config.eval, config))
+        for method, config in (("byol", continued), ("cvsa", stage2))
+    }
+    candidates = {
+        name: Candidate(_TITLES[name], evaluators["cvsa" if name == "cvsa" else "byol"], network)
+        for name, network in networks.items()
+    }
     knn, probe = settings.knn(probe_config.eval), settings.probe(probe_config)
-    comparison = compare(candidates, source.split("train"), source.split("test"), knn=knn, probe=probe)
+    train, test = source.split("train"), source.split("test")
+    comparison = compare(candidates, train, test, knn=knn, probe=probe)
     write_json_atomically(out / "report" / "results.json", comparison.figures | {"perf": comparison.perf})
-    notes = _notes(out, len(comparison.test), stage1.total_steps, stage2.total_steps, time.monotonic() - began)
+    averaged = dataclasses.replace(settings.evaluation(stage2.eval, stage2), pooling="average")
+    plain = Evaluator(model, mesh, source, averaged)
+    shares = {
+        _TITLES[name]: plain.recognition(network, train, test, knn=knn).figures["knn_top1"]
+        for name, network in networks.items()
+    }
+    notes = [
+        "Features are averaged over the cells of the last map, weighted by where the network itself looks: CVSA by its "
+        "attention, the others by their first principal component. Averaged over all cells alike, kNN gives "
+        + ", ".join(f"{title} {percent(share)} %" for title, share in shares.items())
+        + ".",
+        *_notes(out, len(test), stage1.total_steps, stage2.total_steps, time.monotonic() - began),
+    ]
     _write_page(out, comparison, notes, settings.embedding(probe_config.eval), probe.list_seed)
     return comparison.figures
 

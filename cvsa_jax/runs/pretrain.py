@@ -34,13 +34,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     store = None
     if config.views.kind == "saliency_swap" or config.align.weight > 0:
         store = open_store(config.saliency.store, source, config.saliency.detector, config.saliency.warn_fallback)
-    pool = _readable(config, source, config.data.train_split, store)
-
-    if config.batch_size > len(pool):
-        raise UserError(
-            f"config.batch_size={config.batch_size} is more than the {len(pool)} images of {source.name}: set it "
-            "lower, so that no batch holds an image twice"
-        )
+    pool = _train_images(config, source, store)
 
     # 2) Model, views, optimiser and the jitted step.
     check_batch_size(config.batch_size, config.views.group, mesh, config.accumulate_steps, config.views.where)
@@ -99,6 +93,17 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
         print(f"{source.name} has no split {config.data.test_split!r}: no kNN, and the attention is of training images")
     views = feed.shown(batch or next(feed.batches(range(run.total - 1, run.total))))
     return report_run(run, state.online, evaluator, pool, test, views)
+
+
+def _train_images(config: ConfigDict, source: Source, store: SaliencyStore | None) -> np.ndarray:
+    """Indices of the images that a run trains on; UserError where they are fewer than a batch."""
+    pool = _readable(config, source, config.data.train_split, store)
+    if config.batch_size > len(pool):
+        raise UserError(
+            f"config.batch_size={config.batch_size} is more than the {len(pool)} images of {source.name}: set it "
+            "lower, so that no batch holds an image twice"
+        )
+    return pool
 
 
 def _readable(config: ConfigDict, source: Source, split: str, store: SaliencyStore | None) -> np.ndarray:

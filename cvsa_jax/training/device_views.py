@@ -155,7 +155,7 @@ def _within(target: jax.Array, size: int) -> jax.Array:
 
 
 @jax.vmap
-def _search(integral: jax.Array, rows: jax.Array, cols: jax.Array, least: jax.Array, u: jax.Array) -> tuple:
+def _search(integral: jax.Array, rows: jax.Array, cols: jax.Array, u: jax.Array) -> tuple:
     """The device's `Search`: all positions, also those where the box would leave the map, which never win."""
     grid = len(integral) - 1
     place = jnp.arange(grid + 1)
@@ -163,7 +163,7 @@ def _search(integral: jax.Array, rows: jax.Array, cols: jax.Array, least: jax.Ar
     right = jnp.minimum(place + cols, grid)
     sums = lower[:, right] - lower - integral[:, right] + integral
     sums = jnp.where((place + rows <= grid)[:, None] & (place + cols <= grid), sums, -1)
-    count = jnp.cumsum((sums >= jnp.minimum(least, sums.max())).ravel())
+    count = jnp.cumsum((sums == sums.max()).ravel())
     choice = jnp.minimum((u * count[-1]).astype(jnp.int32), count[-1] - 1)
     return jnp.divmod((count > choice).argmax(), grid + 1)
 

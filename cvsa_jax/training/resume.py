@@ -28,7 +28,7 @@ BOUND = (
 FREE = ("data.root", "data.test_split", "model.remat", "views.where", "views.stored")
 # What runs did from before a key existed.
 BEFORE = {"data.shuffle_rounds": 4, "views.hole": "size", "views.cover": 0.95, "views.background": "different"}
-BEFORE |= {"optim.predictor": "scheduled"}
+BEFORE |= {"optim.predictor": "scheduled", "align.temperature": 0.2, "eval.pooling": "average"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,6 @@ def compare_config(config: ConfigDict, workdir: AnyPath) -> list[str]:
         UserError: a difference would change the run's parameter tree or data order.
     """
     before, now = (flat_config(c) for c in (read_config(str(workdir)), config))
-    before = {key: value for key, value in BEFORE.items() if key in now} | before
     changes = {
         key: f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
         for key in sorted(before.keys() | now.keys())
@@ -134,11 +133,16 @@ def write_config(config: ConfigDict, workdir: AnyPath) -> None:
 
 
 def read_config(workdir: str) -> ConfigDict:
-    """The config of a run; UserError where the folder holds none."""
+    """The config of a run, with what it did before a key existed; UserError where the folder holds none."""
     path = as_path(workdir) / "config.json"
     if not workdir or not path.is_file():
         raise UserError(f"{workdir!r} is not the workdir of a run: there is no {path}")
-    return ConfigDict(json.loads(path.read_text()))
+    config = ConfigDict(json.loads(path.read_text()))
+    for key, value in BEFORE.items():
+        section, name = key.split(".")
+        if section in config and name not in config[section]:
+            config[section][name] = value
+    return config
 
 
 def _check_identity(stored: dict, identity: dict, workdir: AnyPath) -> None:
