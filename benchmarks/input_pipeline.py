@@ -4,8 +4,8 @@
     python -m benchmarks.input_pipeline --images=8 --seconds=0.3    # to try it
 
 The images are JPEGs of 689x500 pixels, cut out of a photograph that scikit-image brings along, so that all sides
-measure the same files. Every stage runs on one core, in turn over several rounds, each in a process of its own
-(TensorFlow's threads cannot be changed later). Writes benchmarks/results/input_pipeline.json.
+measure the same files. Every stage runs on one core, in turn over several rounds, each in a process of its own,
+so that none has the other's memory. Writes benchmarks/results/input_pipeline.json.
 """
 
 import io

@@ -7,7 +7,7 @@
         python -m benchmarks.train_step --variants=$v --batch_sizes=256 --rounds=1 --name=peak_$v; done
 
 The variants run in turn in one process (A B A B …), so that the ratios to the first hold where the machine's speed
-drifts. Imports no TensorFlow. Writes benchmarks/results/<name>.json.
+drifts. Writes benchmarks/results/<name>.json.
 """
 
 import functools

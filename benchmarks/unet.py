@@ -1,6 +1,6 @@
-"""Training of the U-Net detector on an accelerator from decoded arrays, without TensorFlow, and its figures.
+"""Training of the U-Net detector on an accelerator from decoded arrays, and its figures.
 
-    python -m benchmarks.unet --data=my_images --arrays=arrays --size=256        # where TensorFlow is: makes the arrays
+    python -m benchmarks.unet --data=my_images --arrays=arrays --size=256        # makes the arrays
     python -m benchmarks.unet --arrays=arrays                                    # trains and measures
 
 The recipe is that of configs/saliency_unet.py, but for the size and without the procedural images. IoU at 0.5 and MAE

@@ -28,4 +28,5 @@ def get_probe_config():
     """The demo's linear probe."""
     config = common.linear()
     config.data.kind = "procedural"
+    config.eval.pooling = "attention"
     return config

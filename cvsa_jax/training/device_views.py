@@ -29,7 +29,7 @@ Batch = dict[str, jax.Array]
 class Resident(NamedTuple):
     """Of N images, padded to a multiple of the devices, over which they are split: `images` (N, P, P, 3) uint8,
     squeezed to squares; `shapes` (N, 2) float32, their heights and widths before; and where views or loss need maps,
-    `cells` and `rows` of `saliency_SaliencyMaps`."""
+    `cells` and `rows` of `SaliencyMaps`."""
 
     images: jax.Array
     shapes: jax.Array

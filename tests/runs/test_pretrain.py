@@ -213,6 +213,36 @@ def test_batch_that_does_not_divide_by_the_devices(tmp_path, cvsa_config):
         pretrain.train(config, tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 1000}, r"batch_size=1000 is more than the 21 images of procedural: set it lower"),
+        (
+            {"batch_size": 12, "views.where": "device"},
+            r"batch_size=12 gives 6 images to each of 2 devices.*group=4",
+        ),
+        ({"views.stored": 0}, r"config\.views\.stored=0 must be at least 1"),
+    ],
+)
+def test_batches_and_views_that_cannot_be(tmp_path, cvsa_config, changes, message):
+    config = cvsa_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        pretrain.train(config, tmp_path / "run")
+
+
+def test_views_made_on_the_device_train_as_those_of_the_host(tmp_path, finished, cvsa_config, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = cvsa_config()
+    config.views.update(where="device", stored=32)  # the images' own size, so the same pixels but for the last level
+    pretrain.train(config, tmp_path / "run")
+    ours, host = (read_metrics(workdir)[0] for workdir in (tmp_path / "run", finished))
+    for figure in ("train/loss", "train/align", "health/projection_std"):
+        assert ours[figure] == pytest.approx(host[figure], rel=0.02)
+    assert ours["health/residual"] == pytest.approx(host["health/residual"], abs=1e-6)
+    assert (tmp_path / "run" / "report" / "views.png").is_file()
+
+
 def test_workdir_of_another_config(finished, cvsa_config):
     config = cvsa_config()
     config.model.width = 8

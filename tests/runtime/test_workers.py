@@ -12,7 +12,7 @@ import pytest
 
 from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.boxes import box_score
-from cvsa_jax.runtime.workers import CORES, over_cores
+from cvsa_jax.runtime.workers import CORES, in_threads, over_cores
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,3 +69,34 @@ def test_localisation_is_the_same_over_processes_and_alone(monkeypatch):
     monkeypatch.setattr(localization, "FEW", 0)
     monkeypatch.setattr("cvsa_jax.evaluation.boxes.FEW", 0)
     assert localization.score(maps, masks) | box_score(maps, boxes, 16) == alone
+
+
+def test_threads_keep_the_order_and_stay_a_little_ahead():
+    taken, done = [], []
+
+    def items():
+        for k in range(100):
+            taken.append(k)
+            yield k
+
+    def slower_at_first(k: int) -> int:
+        time.sleep(0.02 if k % 5 == 0 else 0)
+        return k**2
+
+    for result in in_threads(slower_at_first, items(), ahead=3):
+        done.append(result)
+        assert len(taken) <= len(done) + 3 + CORES
+    assert done == [k**2 for k in range(100)]
+
+
+def test_threads_end_with_who_stops_asking_and_with_an_error():
+    def work(k: int) -> int:
+        if k == 3:
+            raise ValueError("three")
+        return k
+
+    stream = in_threads(work, iter(range(10**9)), ahead=2)
+    assert next(stream) == 0
+    stream.close()
+    with pytest.raises(ValueError, match="three"):
+        list(in_threads(work, range(5), ahead=2))
