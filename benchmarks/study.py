@@ -14,14 +14,13 @@ One run is one line of `<out>/study.jsonl`. The same command goes on where it wa
 work by `--shard=0/4`, `--shard=1/4`, … .
 """
 
+import argparse
 import hashlib
 import json
 import statistics
 import time
 from pathlib import Path
-from typing import NamedTuple
 
-from absl import app, flags
 from ml_collections import ConfigDict
 
 from benchmarks.common import commit
@@ -36,17 +35,6 @@ from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.registry import Options, build
 from cvsa_jax.saliency.store import MANIFEST
 
-_SETS = flags.DEFINE_list("sets", ["procedural"], "Of name or name=folder.")
-_SUITE = flags.DEFINE_enum("suite", "core", ["core", "ablation"], "Which rows.")
-_ROWS = flags.DEFINE_list("rows", [], "Of the suite, only these.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of weights, data order, views and, where they are drawn, images.")
-_DETECTOR = flags.DEFINE_enum("detector", "rbd", ["rbd", "masks", "center"], "Of the maps.")
-_ON = flags.DEFINE_enum("on", "validation", ["validation", "test"], "What is measured on.")
-_SCALE = flags.DEFINE_string("scale", "depth=8,width=32,size=48,batch=32,steps=800", "Of all runs.")
-_WHERE = flags.DEFINE_enum("where", "host", ["host", "device"], "Makes the views.")
-_OUT = flags.DEFINE_string("out", "runs/study", "Folder of the runs and of study.jsonl.")
-_SHARD = flags.DEFINE_string("shard", "0/1", "i/n: this process takes every n-th pair of a set and a seed.")
-_TABLES = flags.DEFINE_bool("tables", False, "Write the tables from the lines that are there, and run nothing.")
 LINES = "study.jsonl"
 POOLINGS = ("average", "attention")
 
@@ -78,52 +66,61 @@ SUITES = {
 }
 
 
-class Cell(NamedTuple):
-    """A run: a row of the suite on a set with a seed."""
-
-    name: str
-    root: str
-    row: str
-    seed: int
-
-    def key(self, config: ConfigDict | None) -> str:
-        """Tells it from all others, whatever the code's commit."""
-        told = {"cell": self[:1] + self[2:], "config": config and config.to_dict(), "on": _ON.value}
-        told |= {"detector": _DETECTOR.value, "scale": _SCALE.value}
-        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def main(argv: list[str]) -> None:
-    del argv
-    out = Path(_OUT.value)
-    if _TABLES.value:
-        print(tables(lines(out)))
+def main() -> None:
+    args = parser().parse_args()
+    if args.tables:
+        print(tables(lines(args.out)))
         return
     interruption.listen()
-    index, count = map(int, _SHARD.value.split("/"))
-    pairs = [(*entry.partition("=")[::2], int(seed)) for entry in _SETS.value for seed in _SEEDS.value]
+    index, count = map(int, args.shard.split("/"))
+    pairs = [
+        (*entry.partition("=")[::2], int(seed)) for entry in args.sets.split(",") for seed in args.seeds.split(",")
+    ]
     for name, root, seed in pairs[index::count]:
-        run_pair(out, name, root, seed)
+        run_pair(args, name, root, seed)
 
 
-def run_pair(out: Path, name: str, root: str, seed: int) -> None:
+def parser() -> argparse.ArgumentParser:
+    given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    given.add_argument("--sets", default="procedural", help="of name or name=folder, with commas")
+    given.add_argument("--suite", default="core", choices=SUITES)
+    given.add_argument("--rows", default="", help="of the suite only these, with commas")
+    given.add_argument("--seeds", default="0,1,2", help="of weights, order, views and, where they are drawn, images")
+    given.add_argument("--detector", default="rbd", choices=("rbd", "masks", "center"), help="of the maps")
+    given.add_argument("--on", default="validation", choices=("validation", "test"), help="what is measured on")
+    given.add_argument("--scale", default="depth=8,width=32,size=48,batch=32,steps=800", help="of all runs")
+    given.add_argument("--where", default="host", choices=("host", "device"), help="makes the views")
+    given.add_argument("--out", default=Path("runs/study"), type=Path, help="folder of the runs and of study.jsonl")
+    given.add_argument("--shard", default="0/1", help="i/n: every n-th pair of a set and a seed from the i-th on")
+    given.add_argument("--tables", action="store_true", help="write the tables of the lines that are there, no more")
+    return given
+
+
+def key_of(args: argparse.Namespace, name: str, row: str, seed: int, config: ConfigDict | None) -> str:
+    """Tells a run from all others, whatever the code's commit."""
+    told = {"cell": (name, row, seed), "config": config and config.to_dict(), "on": args.on}
+    told |= {"detector": args.detector, "scale": args.scale}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def run_pair(args: argparse.Namespace, name: str, root: str, seed: int) -> None:
     """Every row of the suite on a set with a seed; those whose lines are there are done."""
-    folder = out / name / f"{_DETECTOR.value}-{seed}"
-    begin = config_of(name, root, seed, CROPS | PLAIN)
+    out, folder = args.out, args.out / name / f"{args.detector}-{seed}"
+    begin = config_of(args, name, root, seed, CROPS | PLAIN)
     source = settings.load_source(begin.data)
-    store = folder / "saliency" if name == "procedural" else out / name / _DETECTOR.value
+    store = folder / "saliency" if name == "procedural" else out / name / args.detector
     if not (store / MANIFEST).is_file():
-        compute(source, build(_DETECTOR.value, source, Options()), store, threshold=0.5, on_bad_image="stop")
+        compute(source, build(args.detector, source, Options()), store, threshold=0.5, on_bad_image="stop")
     stage1 = folder / "stage1"
     pretrain.train(begin, stage1)
-    for row, changes in SUITES[_SUITE.value].items():
-        if _ROWS.value and row not in _ROWS.value:
+    for row, changes in SUITES[args.suite].items():
+        if args.rows and row not in args.rows.split(","):
             continue
-        config = None if changes is None else config_of(name, root, seed, changes)
-        cell = Cell(name, root, row, seed)
-        if any(line["key"] == cell.key(config) for line in lines(out)):
+        config = None if changes is None else config_of(args, name, root, seed, changes)
+        key = key_of(args, name, row, seed, config)
+        if any(line["key"] == key for line in lines(out)):
             continue
-        began, workdir = time.monotonic(), folder / f"{row}-{cell.key(config)}"
+        began, workdir = time.monotonic(), folder / f"{row}-{key}"
         if config is None:
             config = begin.copy_and_resolve_references()
             config.total_steps, config.optim.warmup_steps = 1, 0
@@ -131,17 +128,17 @@ def run_pair(out: Path, name: str, root: str, seed: int) -> None:
         else:
             config.init_from, config.saliency.store = str(stage1), str(store)
         pretrain.train(config, workdir)
-        figures = measure(source, str(workdir), seed)
-        line = {"key": workdir.name.rsplit("-", 1)[1], "suite": _SUITE.value, "set": name, "row": row, "seed": seed}
-        line |= {"on": _ON.value, "detector": _DETECTOR.value, "scale": _SCALE.value, "commit": commit()}
+        figures = measure(source, str(workdir), seed, args.on)
+        line = {"key": key, "suite": args.suite, "set": name, "row": row, "seed": seed}
+        line |= {"on": args.on, "detector": args.detector, "scale": args.scale, "commit": commit()}
         with (out / LINES).open("a") as file:  # one write, so that lines of several processes do not mix
             file.write(json.dumps(line | {"seconds": time.monotonic() - began} | figures) + "\n")
         print(json.dumps(line | figures), flush=True)
 
 
-def config_of(name: str, root: str, seed: int, changes: dict) -> ConfigDict:
+def config_of(args: argparse.Namespace, name: str, root: str, seed: int, changes: dict) -> ConfigDict:
     """The recipe of configs/folder.py:small at this scale, with what a row changes."""
-    scale = {key: int(value) for key, value in (part.split("=") for part in _SCALE.value.split(","))}
+    scale = {key: int(value) for key, value in (part.split("=") for part in args.scale.split(","))}
     config = common.pretrain()
     recipes.objective(config, set())
     common.small(config)
@@ -150,7 +147,7 @@ def config_of(name: str, root: str, seed: int, changes: dict) -> ConfigDict:
     config.model.depth, config.model.width = scale["depth"], scale["width"]
     config.views.size = scale["size"]
     config.eval.size = config.eval.resize = scale["size"] * 4 // 3
-    config.views.where = _WHERE.value
+    config.views.where = args.where
     config.watch.knn_steps, config.checkpoint_steps, config.log_steps = 0, scale["steps"], 50
     config.data.kind, config.data.root = ("procedural", "") if name == "procedural" else ("folder", root)
     config.data.procedural.seed = seed
@@ -158,10 +155,10 @@ def config_of(name: str, root: str, seed: int, changes: dict) -> ConfigDict:
     return config
 
 
-def measure(source: Source, workdir: str, seed: int) -> dict[str, float]:
+def measure(source: Source, workdir: str, seed: int, on: str) -> dict[str, float]:
     """Recognition by each pooling, and how well the attention fits masks where there are any."""
     train, test = source.split("train"), source.split("test")
-    if _ON.value == "validation":
+    if on == "validation":
         held = validation_rows(source.labels[train], 0.2, seed)
         train, test = train[~held], train[held]
     config, figures = common.linear(), {}
@@ -230,4 +227,4 @@ def _cell(values: list[float], sign: bool = False) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

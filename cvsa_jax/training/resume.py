@@ -140,7 +140,9 @@ def read_config(workdir: str) -> ConfigDict:
     config = ConfigDict(json.loads(path.read_text()))
     for key, value in BEFORE.items():
         section, name = key.split(".")
-        if section in config and name not in config[section]:
+        # The views of a fine-tuning are others, of which none of this was ever a key.
+        known = section in config and (section != "views" or config.mode == "pretrain")
+        if known and name not in config[section]:
             config[section][name] = value
     return config
 

@@ -3,15 +3,11 @@
 import json
 import statistics
 
-import pytest
-from absl import flags
-
 from benchmarks import study
 
 
-@pytest.fixture(autouse=True)
-def parsed():
-    flags.FLAGS(["study"], known_only=True)
+def args(tmp_path=None):
+    return study.parser().parse_args([f"--out={tmp_path}"])
 
 
 def line(row: str, seed: int, linear: float, name: str = "birds") -> dict:
@@ -47,28 +43,28 @@ def test_rows_of_other_sets_do_not_mix():
 def test_what_has_a_line_is_not_run_again(tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(study.pretrain, "train", lambda config, workdir: trained.append(workdir.name))
-    monkeypatch.setattr(study, "measure", lambda source, workdir, seed: {"average_linear_top1": 0.5})
+    monkeypatch.setattr(study, "measure", lambda source, workdir, seed, on: {"average_linear_top1": 0.5})
     monkeypatch.setattr(study, "compute", lambda *args, **kwargs: None)
     monkeypatch.setattr(study, "build", lambda *args: None)
-    study.run_pair(tmp_path, "procedural", "", 0)
+    study.run_pair(args(tmp_path), "procedural", "", 0)
     assert trained[0] == "stage1" and len(trained) == 1 + len(study.SUITES["core"])
     lines = study.lines(tmp_path)
     assert [entry["row"] for entry in lines] == list(study.SUITES["core"])
     # Killed before the last line was written, the same command does the last row alone; another seed does all.
     (tmp_path / study.LINES).write_text("".join(json.dumps(entry) + "\n" for entry in lines[:-1]))
     trained.clear()
-    study.run_pair(tmp_path, "procedural", "", 0)
+    study.run_pair(args(tmp_path), "procedural", "", 0)
     assert [name.split("-")[0] for name in trained] == ["stage1", "mask_head"]
     trained.clear()
-    study.run_pair(tmp_path, "procedural", "", 1)
+    study.run_pair(args(tmp_path), "procedural", "", 1)
     assert len(trained) == 1 + len(study.SUITES["core"])
 
 
 def test_a_row_changes_only_what_it_names():
-    base = study.config_of("procedural", "", 0, {})
+    base = study.config_of(args(), "procedural", "", 0, {})
     for suite in study.SUITES.values():
         for changes in filter(None, suite.values()):
-            config = study.config_of("procedural", "", 0, changes)
+            config = study.config_of(args(), "procedural", "", 0, changes)
             base_with = base.copy_and_resolve_references()
             base_with.update_from_flattened_dict(changes)
             assert config.to_dict() == base_with.to_dict()
