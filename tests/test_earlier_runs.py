@@ -14,6 +14,7 @@ import pytest
 from configs import common
 from cvsa_jax import settings
 from cvsa_jax.runs import finetune, linear, pretrain, saliency_unet
+from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.detectors.annotation import masks
 from cvsa_jax.saliency.store import SaliencyStore
 from cvsa_jax.training.log import read_metrics
@@ -113,3 +114,18 @@ def test_detector_is_continued(earlier):
     figures = saliency_unet.train_unet(config_of("unet"), earlier / "unet")
     assert_same_log(rows_of(earlier / "unet", 1), expected)
     assert_same_figures(figures, "unet")
+
+
+@pytest.mark.parametrize(
+    ("key", "today", "change"),
+    [
+        ("views.hole", "cover", "size -> cover"),
+        ("data.shuffle_rounds", 8, "4 -> 8"),
+        ("target.reference_batch", 4096, "8 -> 4096"),
+    ],
+)
+def test_what_a_run_did_before_a_key_existed_is_named(earlier, key, today, change):
+    config = config_of("pretrain")
+    config.update_from_flattened_dict({key: today})
+    with pytest.raises(UserError, match=rf"{key}: {change}"):
+        pretrain.train(config, earlier / "cvsa")

@@ -119,9 +119,8 @@ def image_batches(
         shape = np.array(image.size[::-1])
         scaled = np.round(shape * (resize / shape.min())) if resize else np.array([size, size])
         low = (scaled - size) // 2
-        return {
-            "image": np.asarray(resized(image, np.concatenate([low, low + size]) / np.tile(scaled, 2), (size, size)))
-        }
+        part = np.concatenate([low, low + size]) / np.tile(scaled, 2)
+        return {"image": np.asarray(resized(image, part, [size] * 2))}
 
     for batch in _stacked(make, indices, batch_size, source, indices, np.stack):
         images = batch["image"]

@@ -65,9 +65,8 @@ def rendered(
     for k, target in enumerate(made.target):
         view = resized(images[own[k]], made.crop[k], target[2:] - target[:2])
         if made.swapped[k]:
-            shown = (
-                lent[k] if spec.canvas_min == 1 else f"of view {k}"
-            )  # one shown whole is made once for all that it serves
+            # A background that is shown whole is resized once for all views that it serves.
+            shown = lent[k] if spec.canvas_min == 1 else f"of view {k}"
             if shown not in canvases:
                 canvases[shown] = resized(images[lent[k]], made.window[k], [spec.size] * 2)
             pasted, view = view, canvases[shown].copy()

@@ -16,7 +16,7 @@ from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.augmented import fit_crops
 from cvsa_jax.evaluation.boxes import box_score, true_box
 from cvsa_jax.evaluation.encode import make_attended_encoder, make_class_activation, make_encoder
-from cvsa_jax.evaluation.features import extract
+from cvsa_jax.evaluation.features import evenly, extract
 from cvsa_jax.evaluation.knn import knn_predict, leave_one_out
 from cvsa_jax.evaluation.labelled import fraction_rows, fraction_suffix
 from cvsa_jax.evaluation.probe import ProbeResult, Standardization, linear_probe, logits
@@ -73,8 +73,7 @@ class Evaluator:
             return None
         if self.spec.reading != "attention":
             return np.zeros(1, np.float32)
-        some = images[np.linspace(0, len(images) - 1, min(len(images), _KEY_IMAGES)).astype(int)]
-        encoded = self._extract(self.encode[True], network, some, self.spec.resize)
+        encoded = self._extract(self.encode[True], network, evenly(images, _KEY_IMAGES), self.spec.resize)
         return localization.foreground_key(encoded.queries, encoded.keys).astype(np.float32)
 
     def features(

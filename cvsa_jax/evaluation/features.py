@@ -40,3 +40,8 @@ def extract(
         batches.append(jax.tree.map(lambda output, count=count: output[:count], encoded))
         progress.update(first + count)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
+
+
+def evenly(indices: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of the indices, evenly spaced."""
+    return indices[np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int)]

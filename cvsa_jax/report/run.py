@@ -8,6 +8,7 @@ from cvsa_jax import settings
 from cvsa_jax.data.pipeline import image_batches
 from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.evaluator import Evaluator, center_prior, chance
+from cvsa_jax.evaluation.features import evenly
 from cvsa_jax.report import html, pictures
 from cvsa_jax.report.columns import GUESSES, PANELS, SUMMARY, TITLES, percent, table
 from cvsa_jax.runtime.distributed import is_first
@@ -59,11 +60,6 @@ def report_run(
     _write_page(run, f"{source.name}, {len(source)} images.", rows, drawn)
     log_pictures(run.workdir, run.total, {name: p.path for name, p in drawn.items()}, config.wandb_project)
     return figures
-
-
-def evenly(indices: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` of the indices, evenly spaced."""
-    return indices[np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int)]
 
 
 def _draw_views(path: AnyPath, batch: dict, augment) -> pictures.Picture:

@@ -10,7 +10,8 @@ from cvsa_jax import settings
 from cvsa_jax.data import pipeline
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.evaluator import Evaluator
-from cvsa_jax.report.run import evenly, report_run
+from cvsa_jax.evaluation.features import evenly
+from cvsa_jax.report.run import report_run
 from cvsa_jax.runs.feed import feed_of
 from cvsa_jax.runtime.distributed import check_batch_size, make_mesh
 from cvsa_jax.runtime.errors import UserError

@@ -114,11 +114,13 @@ def run_log(
 def _together(writers: list, workdir: AnyPath) -> Any:
     """One writer of the first process's writers, and of TensorBoard."""
     try:
+        import tensorflow as tf
         from clu.metric_writers import AsyncMultiWriter, SummaryWriter
     except ImportError:
         if writers:
             print(f"without TensorFlow nothing is written for TensorBoard: the figures are in {workdir / METRICS}")
         return _InTurn(writers)
+    tf.config.set_visible_devices([], "GPU")  # the accelerator's memory is JAX's
     return AsyncMultiWriter([*writers, *([SummaryWriter(str(workdir / "tensorboard"))] if writers else [])])
 
 

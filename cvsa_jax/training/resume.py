@@ -23,7 +23,15 @@ from cvsa_jax.training.checkpoint import Checkpointer
 # data set is recognised by its fingerprint.
 BOUND = (
     *("batch_size", "data", "init_from", "model", "mode", "saliency.detector", "seed", "views", "optim.name"),
-    *("size", "with_procedural", "objective", "contrast.queue", "watch.online_probe", "optim.predictor"),
+    *(
+        "size",
+        "with_procedural",
+        "objective",
+        "contrast.queue",
+        "watch.online_probe",
+        "optim.predictor",
+        "target.reference_batch",
+    ),
 )
 FREE = ("data.root", "data.test_split", "model.remat", "views.where", "views.stored")
 # What runs did from before a key existed.
@@ -138,6 +146,8 @@ def read_config(workdir: str) -> ConfigDict:
     if not workdir or not path.is_file():
         raise UserError(f"{workdir!r} is not the workdir of a run: there is no {path}")
     config = ConfigDict(json.loads(path.read_text()))
+    if "target" in config and "reference_batch" not in config.target:
+        config.target.reference_batch = config.batch_size  # tau was not scaled
     for key, value in BEFORE.items():
         section, name = key.split(".")
         # The views of a fine-tuning are others, of which none of this was ever a key.

@@ -158,7 +158,7 @@ def test_an_image_that_cannot_be_decoded_is_named(data, mesh_of, cache):
     assert not list(cache.iterdir())
 
 
-def test_the_search_compiles_without_running_over_constants(mesh_of, data):
+def test_the_set_is_an_argument_of_the_step(mesh_of, data):
     # A set that is a constant of the program would be folded into it, for minutes.
     resident = device_views.load(data[0], POOL, data[1], SPEC, mesh_of(1))
     (batch,) = device_views.device_batches(resident, len(POOL), Order(BATCH, range(1), SEED, 8), None)
