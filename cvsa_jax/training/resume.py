@@ -19,19 +19,12 @@ from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.files import AnyPath, as_path, write_json_atomically, write_text_atomically
 from cvsa_jax.training.checkpoint import Checkpointer
 
-# A change of these in an existing workdir would change its parameter tree or its data order. Paths may change: the
-# data set is recognised by its fingerprint.
+# A change of these in an existing workdir would change its parameter tree, its data order or its target's pace. Paths
+# may change: the data set is recognised by its fingerprint.
 BOUND = (
     *("batch_size", "data", "init_from", "model", "mode", "saliency.detector", "seed", "views", "optim.name"),
-    *(
-        "size",
-        "with_procedural",
-        "objective",
-        "contrast.queue",
-        "watch.online_probe",
-        "optim.predictor",
-        "target.reference_batch",
-    ),
+    *("size", "with_procedural", "objective", "contrast.queue", "watch.online_probe", "optim.predictor"),
+    "target.reference_batch",
 )
 FREE = ("data.root", "data.test_split", "model.remat", "views.where", "views.stored")
 # What runs did from before a key existed.
