@@ -59,6 +59,8 @@ def pretrain() -> ConfigDict:
 
     config.align = ConfigDict()
     config.align.weight = 1.0  # 0 is the plain objective
+    config.align.balance = "fixed"  # the weight is the loss's factor; or gradient: the ratio at which its gradient on
+    # the features is held to the objective's, whatever the form
     config.align.form = "kl"  # kl, contrast_bce, propagate, cosine, minmax, pairwise, mask_head (the control)
     config.align.temperature = 0.2  # tau in all of these but cosine, minmax and mask_head
 
@@ -139,7 +141,7 @@ def finetune_options(config: ConfigDict, arg: str) -> None:
     if "448" in options_given:
         config.views.size = 448
     if "scratch" in options_given:
-        config.learning_rates = (0.01, 0.03, 0.1, 0.3, 1.0)
+        config.learning_rates = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
         config.total_epochs, config.optim.warmup_epochs = 200.0, 5.0
     if "small" in options_given:
         config.views.size = config.eval.size = config.eval.resize = 64
@@ -206,6 +208,7 @@ def _model() -> ConfigDict:
     model.stem = "imagenet"  # 7x7 stride 2 and max-pool, or small: 3x3 stride 2
     model.head_hidden = 4096
     model.head_out = 256
+    model.head_bias = False  # of the heads' last layer
     model.dtype = "float32"  # of the convolutions; or bfloat16
     model.remat = False  # keep only the stages' inputs for the backward pass: less memory, a quarter more to compute
     return model
@@ -291,13 +294,22 @@ def small(config: ConfigDict) -> None:
     config.checkpoint_steps = config.watch.knn_steps = 200
 
 
+def scratch(config: ConfigDict) -> None:
+    """Changes a pre-training config to a recipe for a small set without any stage 1: Adam, and a target whose decay is
+    fixed, which matters on small sets (the author of SimCore, openssl-simcore, issue 2: learning rate 1e-3, weight
+    decay 1e-6, batch 512, 1000 epochs, tau .996)."""
+    config.batch_size, config.total_epochs = 512, 1000.0
+    config.optim.name, config.optim.lr, config.optim.weight_decay = "adam", 5e-4, 1e-6  # 1e-3 at this batch size
+    config.target.tau, config.target.reference_batch, config.target.cosine = 0.996, 512, False
+
+
 HARDWARE = ("gpu8gb", "gpu24gb", "tpu_v4_32")
 
 
 def hardware(config: ConfigDict, options: set[str]) -> None:
     """Applies the options `gpu8gb`, `gpu24gb`, `tpu_v4_32`: bfloat16, and ResNet-50 at 224 px in the memory of a device
-    of this kind. The figures are on paper (docs/scaling.md: 88 MB for each image at once, and .7 GB besides), not
-    measured; what the compiler plans is printed at the start."""
+    of this kind. The last one's batch of 4096 is for large sets. The figures are on paper (docs/scaling.md: 88 MB for
+    each image at once, and .7 GB besides), not measured; what the compiler plans is printed at the start."""
     chosen = options & set(HARDWARE)
     if len(chosen) > 1:
         raise ValueError(f"options {', '.join(sorted(chosen))}: one kind of device at a time")
@@ -309,3 +321,12 @@ def hardware(config: ConfigDict, options: set[str]) -> None:
         config.accumulate_steps = config.batch_size // 128  # at once: 12 GB
     if "tpu_v4_32" in chosen:
         config.batch_size = 4096  # 256 on each of 16 chips: 23 of 34 GB
+
+
+def check_large(arg: str, images: int) -> None:
+    """ValueError where an option is for large sets only."""
+    if "tpu_v4_32" in arg.split(","):
+        raise ValueError(
+            f"option tpu_v4_32 has batches of 4096 of the {images:,} images: leave it out, and set "
+            "--config.model.dtype=bfloat16 and a --config.batch_size of 256 to 512"
+        )

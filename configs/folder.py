@@ -5,7 +5,8 @@
 
 `configs/folder.py:small` is a recipe for a laptop: 48 px views, a small network, Adam. `:byol` is stage 1 (Random
 Resized Crop, no alignment, needs no saliency maps), and so are `:moco`, `:simclr` and `:simsiam` for these objectives;
-`:moco,cvsa` is MoCo with Saliency Swap and the alignment. `:gpu8gb`, `:gpu24gb` and `:tpu_v4_32` fit ResNet-50 at 224
+`:moco,cvsa` is MoCo with Saliency Swap and the alignment. `:scratch` is a recipe for a few thousand images without a
+stage 1. `:gpu8gb`, `:gpu24gb` and `:tpu_v4_32` fit ResNet-50 at 224
 px into such a device. Options are joined: `:small,byol`.
 """
 
@@ -14,8 +15,10 @@ from configs import common, recipes
 
 def get_config(arg: str = ""):
     config = common.pretrain()
-    options = common.options(arg, "small", "cvsa", "same", *recipes.RECIPES, *common.HARDWARE)
+    options = common.options(arg, "small", "scratch", "cvsa", "same", *recipes.RECIPES, *common.HARDWARE)
     recipes.objective(config, options)
+    if "scratch" in options:
+        common.scratch(config)
     common.hardware(config, options)
     if "small" in options:
         common.small(config)

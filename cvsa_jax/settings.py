@@ -22,6 +22,7 @@ from cvsa_jax.training import optim
 from cvsa_jax.training.photometric import Photometric
 
 MAX_QUEUE = 65_536  # keys of MoCo, where the data set is not smaller
+FEW_STEPS = 10  # of an epoch
 
 
 def load_source(data: ConfigDict) -> sources.Source:
@@ -112,6 +113,16 @@ def objective(config: ConfigDict) -> Objective:
     return OBJECTIVES[config.objective]
 
 
+def state_parts(config: ConfigDict, objective: Objective, images: int, classes: int) -> dict[str, int | bool]:
+    """What the state of a pre-training holds besides the networks, as `init_state` takes it."""
+    return {
+        "target": objective.target,
+        "queue": queue_size(config, images),
+        "classes": classes if config.watch.online_probe else 0,
+        "balanced": config.align.balance == "gradient" and config.align.weight > 0,
+    }
+
+
 def queue_size(config: ConfigDict, images: int) -> int:
     """Keys of the objective's queue, a multiple of those of a batch (two for each image); 0 where it has none."""
     if not objective(config).queue:
@@ -124,12 +135,33 @@ def queue_size(config: ConfigDict, images: int) -> int:
             f"config.contrast.queue={config.contrast.queue} is not a multiple of the {keys} keys of a batch "
             f"(2 · config.batch_size)"
         )
+    if config.contrast.queue > max(2 * images, keys):
+        raise UserError(
+            f"config.contrast.queue={config.contrast.queue} is more than the {2 * images} keys of an epoch, so that an "
+            "image would meet its own earlier keys as negatives: set it lower"
+        )
     return config.contrast.queue
 
 
 def total_steps(config: ConfigDict, images: int) -> int:
     """Steps of a run: `total_steps` where given, else `total_epochs` over `images`."""
     return _steps(config.total_steps, config.total_epochs, images, config.batch_size)
+
+
+def advice(config: ConfigDict, images: int) -> list[str]:
+    """What a pre-training on so many images is warned of at its start."""
+    warnings = []
+    if (steps := images // config.batch_size) < FEW_STEPS:
+        warnings.append(
+            f"an epoch has {steps} steps of config.batch_size={config.batch_size}, of which the learning rate is a "
+            f"multiple: a batch below {max(1, images // FEW_STEPS)} suits {images} images better"
+        )
+    if config.views.kind == "saliency_swap" and not config.init_from:
+        warnings.append(
+            "stage 2 begins from random weights: give those of a stage 1 as --config.init_from (a run with :byol, or "
+            "a file of weights from ImageNet); without one expect to need about 1000 epochs (:scratch)"
+        )
+    return warnings
 
 
 def optimizer(config: ConfigDict, images: int) -> tuple[optax.GradientTransformation, optax.Schedule]:

@@ -49,6 +49,7 @@ def config_of(kind: str):
     config.data.shuffle_rounds = BEFORE["data.shuffle_rounds"]
     if kind == "pretrain":
         config.views.hole = BEFORE["views.hole"]
+        config.model.head_bias = BEFORE["model.head_bias"]
         config.target.reference_batch = config.batch_size
     return config
 
@@ -122,6 +123,7 @@ def test_detector_is_continued(earlier):
         ("views.hole", "cover", "size -> cover"),
         ("data.shuffle_rounds", 8, "4 -> 8"),
         ("target.reference_batch", 4096, "8 -> 4096"),
+        ("model.head_bias", False, "True -> False"),
     ],
 )
 def test_what_a_run_did_before_a_key_existed_is_named(earlier, key, today, change):

@@ -1,5 +1,6 @@
 import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ STRIDE = 32
 CONFIGS = Path(common.__file__).parent
 # Every argument that a file's docstring names, and their combination.
 PLAIN = ("", "small", "byol", "moco", "simclr", "simsiam", "moco,cvsa", "small,byol")
-PLAIN = (*PLAIN, "gpu8gb", "gpu24gb", "tpu_v4_32", "byol,gpu8gb")
+PLAIN = (*PLAIN, "gpu8gb", "gpu24gb", "scratch", "byol,gpu8gb")
+LARGE = (*PLAIN, "tpu_v4_32")
 TUNED = ("", "448", "scratch", "small", "scratch,small")
-ARGUMENTS = {"demo": ("", "byol", "mask_head", "simclr"), "folder": PLAIN, "cub": PLAIN}
-ARGUMENTS |= dict.fromkeys(("imagenet", "inat", "pets"), PLAIN)
+ARGUMENTS = {"demo": ("", "byol", "mask_head", "simclr"), "folder": LARGE, "cub": PLAIN, "pets": PLAIN}
+ARGUMENTS |= {"imagenet": LARGE, "inat": (*LARGE, "2021", "mini", "mini,tpu_v4_32")}
 ARGUMENTS |= {"folder_linear": ("", "full"), "cub_linear": ("", "full")}
 ARGUMENTS |= {"folder_finetune": TUNED, "cub_finetune": TUNED}
 FILES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "common", "recipes"))
@@ -278,6 +280,44 @@ def test_imagenet_is_stage_one_unless_told_otherwise(argument, objective, views,
     config = importlib.import_module("configs.imagenet").get_config(argument)
     assert (config.objective, config.views.kind, config.align.weight) == (objective, views, weight)
     assert (config.data.kind, config.data.test_split) == ("tfds:imagenet2012", "validation")
+
+
+@pytest.mark.parametrize("name", ["cub", "pets"])
+def test_a_batch_for_large_sets_is_not_offered_for_a_small_one(name):
+    with pytest.raises(ValueError, match=r"option tpu_v4_32 has batches of 4096 of the [\d,]+ images: leave it out"):
+        importlib.import_module(f"configs.{name}").get_config("byol,tpu_v4_32")
+
+
+def test_inaturalist_is_that_of_2018_unless_told_otherwise():
+    get_config = importlib.import_module("configs.inat").get_config
+    sets = {option: get_config(option).data for option in ("", "2021", "mini")}
+    kinds = {option: (data.kind, data.train_split, data.test_split) for option, data in sets.items()}
+    assert kinds[""] == ("tfds:i_naturalist2018", "train", "validation")
+    assert kinds["2021"] == ("tfds:i_naturalist2021", "train", "val")
+    assert kinds["mini"] == ("tfds:i_naturalist2021", "mini", "val")
+
+
+def test_the_recipe_from_scratch_has_the_figures_of_its_source():
+    config = folder.get_config("scratch")
+    assert config.optim.lr * config.batch_size / 256 == pytest.approx(1e-3)
+    assert settings.target_tau(config) == 0.996 and not config.target.cosine
+    assert (config.optim.name, config.total_epochs, config.views.kind) == ("adam", 1000, "saliency_swap")
+
+
+@pytest.mark.parametrize(
+    ("changes", "images", "said"),
+    [
+        ({"init_from": "runs/stage1"}, 5994, ()),
+        ({"init_from": "runs/stage1", "batch_size": 1024}, 5994, ("an epoch has 5 steps .* a batch below 599 suits",)),
+        ({}, 5994, ("stage 2 begins from random weights",)),
+        ({"views__kind": "random_resized_crop"}, 5994, ()),
+        ({}, 300, ("an epoch has 1 steps", "stage 2 begins")),
+    ],
+)
+def test_what_a_start_warns_of(changes, images, said):
+    warnings = settings.advice(config_with(**changes), images)
+    assert len(warnings) == len(said)
+    assert all(re.search(pattern, warning) for pattern, warning in zip(said, warnings, strict=True))
 
 
 @pytest.mark.parametrize(

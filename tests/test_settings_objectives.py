@@ -24,7 +24,7 @@ def test_queue_scales_with_the_set():
     assert {images: settings.queue_size(config_of("moco"), images) for images in sizes} == sizes
     # 65,536 is no multiple of 2 · 96.
     assert settings.queue_size(config_of("moco", batch_size=96), 1_281_167) == 341 * 192
-    assert settings.queue_size(config_of("moco", contrast__queue=1024), 50) == 1024
+    assert settings.queue_size(config_of("moco", contrast__queue=1024), 512) == 1024
 
 
 @pytest.mark.parametrize("name", ["byol", "simclr", "simsiam"])
@@ -36,6 +36,11 @@ def test_only_moco_has_a_queue(name):
 def test_queue_that_is_not_a_multiple_of_a_batch_s_keys(queue):
     with pytest.raises(UserError, match=rf"config\.contrast\.queue={queue} is not a multiple of the 512 keys"):
         settings.queue_size(config_of("moco", contrast__queue=queue), 5994)
+
+
+def test_queue_of_more_than_an_epoch():
+    with pytest.raises(UserError, match=r"config\.contrast\.queue=1536 is more than the 1200 keys of an epoch"):
+        settings.queue_size(config_of("moco", contrast__queue=1536), 600)
 
 
 def test_unknown_objective_lists_the_known_ones():

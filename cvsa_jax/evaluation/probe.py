@@ -88,8 +88,21 @@ def linear_probe(
         tops, lost = (np.concatenate(parts, 1).mean(1) for parts in (hits, losses))
         scores = {rate: float(top) for rate, top in zip(learning_rates, tops, strict=True)}
         best = learning_rates[np.lexsort((lost, -tops))[0]]
+        warn_at_the_end("config.probe.learning_rates", best, scores)
     weights = scale.folded(fit(np.arange(len(train)), (best,))[0])
     return ProbeResult(accuracy(logits(weights, test), test_labels), best, scores, weights)
+
+
+def warn_at_the_end(key: str, best: float, scores: dict[float, float]) -> None:
+    """Says so where the best of some learning rates is the lowest or the highest of them, and better than the next."""
+    rates = sorted(scores)
+    if len(rates) > 1 and best in (rates[0], rates[-1]):
+        low = best == rates[0]
+        if scores[best] > scores[rates[1] if low else rates[-2]]:
+            print(
+                f"warning: learning rate {best:g} is the {'lowest' if low else 'highest'} of {key}: one "
+                f"{'below' if low else 'above'} it may be better still"
+            )
 
 
 class Standardization(NamedTuple):

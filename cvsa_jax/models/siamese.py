@@ -32,6 +32,7 @@ class Siamese(nn.Module):
         depth, width, stem, dtype, remat: see `ResNet`.
         head_hidden: hidden channels of the four heads.
         head_out: output channels D of the four heads.
+        head_bias: whether their last layer has a bias.
         axis_name: mesh axis of BatchNorm, or None.
     """
 
@@ -40,6 +41,7 @@ class Siamese(nn.Module):
     stem: str = "imagenet"
     head_hidden: int = 4096
     head_out: int = 256
+    head_bias: bool = False
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
     remat: bool = False
@@ -56,7 +58,7 @@ class Siamese(nn.Module):
 
     def setup(self):
         self.backbone = ResNet(self.depth, self.width, self.stem, self.axis_name, self.dtype, self.remat)
-        head = functools.partial(Head, self.head_hidden, self.head_out, self.axis_name, self.dtype)
+        head = functools.partial(Head, self.head_hidden, self.head_out, self.axis_name, self.dtype, self.head_bias)
         self.projector, self.predictor = head(), head()
         self.conv_projector, self.conv_predictor = head(), head()
 
@@ -73,6 +75,9 @@ class Siamese(nn.Module):
     def project(self, images: Float[Array, "b size size 3"], train: bool, maps: bool = True) -> Outputs:
         """Target pass: the two projections, without the predictors."""
         feature_map, pooled = self.backbone(images, train)
+        if not self.is_initializing():
+            # Where the step tells the gradients of both losses apart: see `training.balance`.
+            feature_map, pooled = self.perturb("to_map", feature_map), self.perturb("to_vector", pooled)
         projection_map = self.conv_projector(feature_map, train) if maps else None
         return Outputs(pooled, self.projector(pooled, train), projection_map, None, None)
 

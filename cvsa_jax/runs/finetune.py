@@ -22,7 +22,7 @@ from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.accuracy import accuracy, cross_entropy
 from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.labelled import fraction_rows, fraction_suffix, validation_rows
-from cvsa_jax.evaluation.probe import logits
+from cvsa_jax.evaluation.probe import logits, warn_at_the_end
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.report.columns import percent
 from cvsa_jax.report.finetuned import write_finetuned_page
@@ -125,7 +125,9 @@ def _choose(job: _Job, labelled: np.ndarray, folder: AnyPath) -> tuple[float, di
         print(f"learning rate {rate:g}: {percent(scores[rate])} % on {held.sum()} validation images")
     if not scores:
         raise UserError(f"training diverged at each of config.learning_rates={rates}: give lower ones")
-    return min(scores, key=lambda rate: (-scores[rate], losses[rate])), scores
+    best = min(scores, key=lambda rate: (-scores[rate], losses[rate]))
+    warn_at_the_end("config.learning_rates", best, scores)
+    return best, scores
 
 
 def _train(job: _Job, images: np.ndarray, rate: float, workdir: AnyPath) -> Network:

@@ -36,6 +36,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     if config.views.kind == "saliency_swap" or config.align.weight > 0:
         store = open_store(config.saliency.store, source, config.saliency.detector, config.saliency.warn_fallback)
     pool = _train_images(config, source, store)
+    print("".join(f"warning: {warning}\n" for warning in settings.advice(config, len(pool))), end="")
 
     # 2) Model, views, optimiser and the jitted step.
     check_batch_size(config.batch_size, config.views.group, mesh, config.accumulate_steps, config.views.where)
@@ -54,15 +55,8 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
         weights, origin = backbones.online_start(config.init_from, model, mesh)
         return state.starting_from(state.online.with_parts(weights)), origin
 
-    initialize = functools.partial(
-        init_state,
-        model,
-        optimizer,
-        views.size,
-        target=spec.objective.target,
-        queue=settings.queue_size(config, len(pool)),
-        classes=len(source.classes) if config.watch.online_probe else 0,
-    )
+    kept = settings.state_parts(config, spec.objective, len(pool), len(source.classes))
+    initialize = functools.partial(init_state, model, optimizer, views.size, **kept)
     run = begin(
         config,
         workdir,

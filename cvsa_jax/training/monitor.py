@@ -8,6 +8,7 @@ from cvsa_jax.runtime.errors import Diverged
 
 # What a step says of the health of the training, and not of what is trained for.
 HEALTH = ("grad_norm", "projection_std", "effective_rank", "target_cosine", "align_hit", "usable_pairs", "residual")
+HEALTH += ("objective_gradient", "align_gradient", "align_gradient_share", "align_weight")
 
 
 def named(metrics: dict[str, jax.Array]) -> dict[str, float]:

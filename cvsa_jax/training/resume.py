@@ -24,12 +24,16 @@ from cvsa_jax.training.checkpoint import Checkpointer
 BOUND = (
     *("batch_size", "data", "init_from", "model", "mode", "saliency.detector", "seed", "views", "optim.name"),
     *("size", "with_procedural", "objective", "contrast.queue", "watch.online_probe", "optim.predictor"),
-    "target.reference_batch",
+    *("target.reference_batch", "align.balance"),
 )
 FREE = ("data.root", "data.test_split", "model.remat", "views.where", "views.stored")
 # What runs did from before a key existed.
 BEFORE = {"data.shuffle_rounds": 4, "views.hole": "size", "views.cover": 0.95, "views.background": "different"}
 BEFORE |= {"optim.predictor": "scheduled", "align.temperature": 0.2, "eval.pooling": "average"}
+BEFORE |= {"align.balance": "fixed", "model.head_bias": True}
+# Sections that are another thing in other modes, of which none of this was ever a key; a fine-tuning has no heads.
+MODES = {"views": ("pretrain",), "model": ("pretrain", "finetune")}
+FREE_IN = {"finetune": ("model.head_bias",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +116,8 @@ def compare_config(config: ConfigDict, workdir: AnyPath) -> list[str]:
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     }
-    if refused := [change for key, change in changes.items() if _within(key, BOUND) and not _within(key, FREE)]:
+    free = FREE + FREE_IN.get(config.mode, ())
+    if refused := [change for key, change in changes.items() if _within(key, BOUND) and not _within(key, free)]:
         raise UserError(
             f"{workdir} holds a run with another config:\n  " + "\n  ".join(refused) + "\nContinue it with its own "
             "values, or give another --workdir"
@@ -143,9 +148,7 @@ def read_config(workdir: str) -> ConfigDict:
         config.target.reference_batch = config.batch_size  # tau was not scaled
     for key, value in BEFORE.items():
         section, name = key.split(".")
-        # The views of a fine-tuning are others, of which none of this was ever a key.
-        known = section in config and (section != "views" or config.mode == "pretrain")
-        if known and name not in config[section]:
+        if section in config and config.mode in MODES.get(section, (config.mode,)) and name not in config[section]:
             config[section][name] = value
     return config
 

@@ -39,6 +39,7 @@ class TrainState:
     opt_state: optax.OptState
     queue: Queue | None = None
     probe: OnlineProbe | None = None
+    balance: Any = None  # (2,) slow average of the norms of both losses' gradients
 
     @property
     def params(self) -> dict:
@@ -64,8 +65,10 @@ def init_state(
     target: bool = True,
     queue: int = 0,
     classes: int = 0,
+    balanced: bool = False,
 ) -> TrainState:
-    """Random online network, its copy as target, `queue` random unit keys, a probe of `classes` classes, step 0."""
+    """Random online network, its copy as target, `queue` random unit keys, a probe of `classes` classes, step 0; with
+    `balanced` no average of gradients yet."""
     variables = model.clone(axis_name=None).init(key, jnp.zeros((2, view_size, view_size, 3)), True)
     online = Network(variables["params"], variables["batch_stats"])
     return TrainState(
@@ -75,6 +78,7 @@ def init_state(
         opt_state=optimizer.init(online.params),
         queue=random_queue(queue, model.head_out, jax.random.fold_in(key, 1)) if queue else None,
         probe=init_probe(model.features_out, classes) if classes else None,
+        balance=jnp.zeros(2) if balanced else None,
     )
 
 

@@ -19,7 +19,7 @@ from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime import checks
 from cvsa_jax.runtime.distributed import AXIS, replicated
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.training import health, negatives, photometric
+from cvsa_jax.training import balance, health, negatives, photometric
 from cvsa_jax.training.accumulation import Pass, Stats, accumulated
 from cvsa_jax.training.state import Network, TrainState, target_parts
 
@@ -30,16 +30,19 @@ Batch = dict[str, jax.Array]
 @dataclasses.dataclass(frozen=True)
 class Alignment:
     """`config.align`: `weight` of the alignment loss (0: the conv heads are not run), its `form`, one of
-    `losses.ALIGNMENT_FORMS`, and the `temperature` tau in it."""
+    `losses.ALIGNMENT_FORMS`, the `temperature` tau in it, and the `balance`: with `fixed` the weight is the loss's
+    factor, with `gradient` the ratio at which its gradient on the features is held to the objective's."""
 
     weight: float
     form: str
     temperature: float
+    balance: str = "fixed"
 
     def __post_init__(self):
         checks.at_least("config.align.weight", self.weight, 0)
         checks.choice("config.align.form", self.form, losses.ALIGNMENT_FORMS)
         checks.positive("config.align.temperature", self.temperature)
+        checks.choice("config.align.balance", self.balance, balance.BALANCES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +112,8 @@ def make_train_step(
             metrics["tau"] = spec.tau(state.step)
             moved = optax.incremental_update(target_parts(params), state.target.params, 1 - metrics["tau"])
             new = new.replace(target=Network(moved, done.stats.target))
+        if state.balance is not None:
+            new = new.replace(balance=balance.moved(state.balance, done.metrics))
         if state.queue is not None:
             new = new.replace(queue=negatives.enqueued(state.queue, done.key, state.step))
 
@@ -133,6 +138,7 @@ def _forward_backward(
 ) -> tuple[dict, Pass]:
     """Gradient and `Pass` of some rows of this device; the loss is that of such rows over the mesh."""
     objective, maps = spec.objective, spec.align.weight > 0
+    weight = spec.align.weight if state.balance is None else balance.held_weight(spec.align.weight, state.balance)
 
     # 1) Photometric augmentation of both views.
     views = _augmented(rows, spec)
@@ -146,9 +152,9 @@ def _forward_backward(
         )
         target_stats = mutated["batch_stats"]
 
-    def loss_fn(params):
+    def loss_fn(params, taps):
         # 3) Online network on both views.
-        variables = {"params": params, "batch_stats": stats.online}
+        variables = {"params": params, "batch_stats": stats.online} | taps
         out, mutated = model.apply(
             variables, views, train=True, maps=maps, predictor=objective.predictor, mutable=["batch_stats"]
         )
@@ -161,12 +167,17 @@ def _forward_backward(
         metrics = {"contrastive": loss}
         if maps:
             aligned, align_metrics = _alignment(spec.align, out.prediction_map, keys.projection_map, rows)
-            loss = loss + spec.align.weight * aligned
+            loss = loss + weight * aligned
             metrics |= {"align": aligned} | align_metrics
         vectors = jax.lax.stop_gradient((out.pooled, out.projection, query, keys.projection))
         return loss, Pass(Stats(mutated["batch_stats"], target_stats), metrics | {"loss": loss}, *vectors)
 
-    return jax.grad(loss_fn, has_aux=True)(state.online.params)
+    online = {"params": state.online.params, "batch_stats": stats.online}
+    taps = balance.taps(model, online, views) if maps else {}
+    (grads, at_taps), done = jax.grad(loss_fn, (0, 1), has_aux=True)(state.online.params, taps)
+    if maps:
+        done = done._replace(metrics=done.metrics | balance.figures(at_taps, weight))
+    return grads, done
 
 
 def _augmented(rows: Batch, spec: StepSpec) -> jax.Array:

@@ -298,3 +298,19 @@ def test_folds_end_once_enough_rows_were_asked(monkeypatch, enough, folds):
 
     probe(one_hot(y, 4), y, one_hot(y, 4), y, 4, folds=5, fit=fit)
     assert asked == [32] * folds + [40]
+
+
+@pytest.mark.parametrize(
+    ("best", "scores", "said"),
+    [
+        (3.0, {0.1: 0.2, 1.0: 0.3, 3.0: 0.4}, "3 is the highest of key: one above"),
+        (0.1, {0.1: 0.4, 1.0: 0.3}, "0.1 is the lowest of key: one below"),
+        (1.0, {0.1: 0.2, 1.0: 0.3, 3.0: 0.1}, ""),
+        (3.0, {0.1: 0.2, 1.0: 0.4, 3.0: 0.4}, ""),  # chosen by its cross-entropy
+        (1.0, {1.0: 0.4}, ""),
+    ],
+)
+def test_a_learning_rate_at_the_end_of_the_list_is_said(capsys, best, scores, said):
+    linear.warn_at_the_end("key", best, scores)
+    printed = capsys.readouterr().out
+    assert said in printed and bool(printed) == bool(said)

@@ -59,6 +59,7 @@ def test_metrics_of_an_objective(run, name):
     _, metrics = run(name, 8)
     expected = {"loss", "contrastive", "grad_norm", "align", "align_hit", "usable_pairs", "online_top1"}
     expected |= {"projection_std", "effective_rank", "target_cosine"}
+    expected |= {"objective_gradient", "align_gradient", "align_gradient_share", "align_weight"}
     assert metrics.keys() == expected | ({"tau"} if name == "moco" else set())
 
 
