@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from cvsa_jax import settings
+from cvsa_jax.data.pipeline import centre_crop
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.encode import make_encoder
@@ -109,13 +110,7 @@ class Backbone:
         return jax.tree.map(lambda *outputs: np.concatenate(outputs)[: len(images)], *parts)
 
     def _crop(self, image: np.ndarray) -> np.ndarray:
-        height, width = image.shape[:2]
-        scale, size = self.spec.resize / min(height, width), self.spec.size
-        resized = Image.fromarray(image).resize(
-            (round(width * scale), round(height * scale)), Image.Resampling.BILINEAR
-        )
-        left, top = ((side - size) // 2 for side in resized.size)
-        return np.asarray(resized.crop((left, top, left + size, top + size)))
+        return centre_crop(Image.fromarray(image), self.spec.resize, self.spec.size)
 
 
 def _squeezed(image: np.ndarray, size: int) -> np.ndarray:

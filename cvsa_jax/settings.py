@@ -17,7 +17,7 @@ from cvsa_jax.evaluation.protocol import EvalSpec, Knn, Probe
 from cvsa_jax.losses import OBJECTIVES, Objective
 from cvsa_jax.runtime import checks
 from cvsa_jax.runtime.distributed import AXIS
-from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.training import optim
 from cvsa_jax.training.photometric import Photometric
 
@@ -28,7 +28,11 @@ FEW_STEPS = 10  # of an epoch
 def load_source(data: ConfigDict) -> sources.Source:
     """The data set of `config.data`."""
     checks.choice("config.data.on_bad_image", data.on_bad_image, ("stop", "skip"))
-    return sources.load(data.kind, data.root, procedural.Spec(**data.procedural))
+    source = sources.load(data.kind, data.root, procedural.Spec(**data.procedural))
+    if source.left_out:
+        counts = (f"{len(names)} {reason} ({some(names, 2)})" for reason, names in source.left_out.items())
+        print(f"{source.name}: {len(source)} images; left out: {'; '.join(counts)}")
+    return source
 
 
 def procedural_source(data: ConfigDict) -> sources.Source:

@@ -36,7 +36,7 @@ def replaced(source: Source, indices: np.ndarray, seed: int, *, same_class: bool
         behind = np.asarray(behind.resize(image.shape[1::-1], Image.Resampling.BILINEAR), np.float32)
         return _encoded(laid_over(image, mask, behind))
 
-    return dataclasses.replace(source, read=read)
+    return dataclasses.replace(source, read=read, cut=0)
 
 
 def removed(source: Source) -> Source:
@@ -50,7 +50,7 @@ def removed(source: Source) -> Source:
             hole[box] = True
         return _encoded(without_object(image, hole))
 
-    return dataclasses.replace(source, read=read)
+    return dataclasses.replace(source, read=read, cut=0)
 
 
 def without_object(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Encoded bytes -> pixels: the project's one decoder, so that training can read what the saliency pass accepts."""
 
 import contextlib
+import dataclasses
 import io
 import warnings
 from collections.abc import Iterator
@@ -8,29 +9,76 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+BACKGROUND = 255  # level of grey behind what is transparent
+_ORIENTATION = 0x0112  # EXIF's tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+# Of these, those that exchange width and height.
+_QUARTERS = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
+
 
 class Unreadable(Exception):
     """Says, in one line, why bytes are not an image."""
 
 
-def opened(encoded: bytes) -> Image.Image:
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """An image of which the header alone is read. `turn`: how it must be turned to stand upright, as its EXIF data say;
+    `cut`: rows that are no part of it at the bottom (a credit banner)."""
+
+    image: Image.Image
+    turn: Image.Transpose | None = None
+    cut: int = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in px, upright and without what is cut off."""
+        width, height = self.image.size
+        if self.turn in _QUARTERS:
+            width, height = height, width
+        return width, height - self.cut
+
+
+def opened(encoded: bytes, cut: int = 0) -> Encoded:
     """An image whose size is known and whose pixels are not read yet; raises Unreadable."""
     if not encoded:
         raise Unreadable("the file is empty")
     with _explained(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of very large images, and of odd metadata
-        return Image.open(io.BytesIO(encoded))
+        image = Image.open(io.BytesIO(encoded))
+        # Pillow turns a TIFF itself.
+        turn = None if image.format == "TIFF" else _TURNS.get(image.getexif().get(_ORIENTATION))
+    read = Encoded(image, turn, cut)
+    if min(read.size) < 1:
+        raise Unreadable(f"it is {image.size[0]} x {image.size[1]} px, of which the lowest {cut} rows are cut off")
+    return read
 
 
-def pixels(image: Image.Image, least: np.ndarray | None = None) -> Image.Image:
-    """The image in RGB, read; transparency is dropped. Where `least`, (2,) height and width in px, allows it, a JPEG is
-    read at a half, a quarter or an eighth of its size, which is no smaller. Raises Unreadable."""
+def pixels(encoded: Encoded, least: np.ndarray | None = None) -> Image.Image:
+    """The image in RGB, read, upright, over white where it is transparent. Where `least`, (2,) height and width in px,
+    allows it, a JPEG is read at a half, a quarter or an eighth of its size, which is no smaller. Raises Unreadable."""
+    image = encoded.image
     with _explained():
-        if least is not None:
-            image.draft("RGB", (max(1, int(np.ceil(least[1]))), max(1, int(np.ceil(least[0])))))
+        if least is not None and not encoded.cut:
+            height, width = (
+                max(1, int(np.ceil(side))) for side in (least if encoded.turn is None else [max(least)] * 2)
+            )
+            image.draft("RGB", (width, height))
         if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would cut off what is above 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image.convert("RGB") if image.mode != "RGB" else _loaded(image)
+        image = _over_background(image) if image.has_transparency_data else _in_rgb(image)
+        if encoded.turn is not None:
+            image = image.transpose(encoded.turn)
+        return image.crop((0, 0, image.width, image.height - encoded.cut)) if encoded.cut else image
 
 
 def to_array(encoded: bytes) -> np.ndarray:
@@ -38,9 +86,16 @@ def to_array(encoded: bytes) -> np.ndarray:
     return np.asarray(pixels(opened(encoded)))
 
 
-def _loaded(image: Image.Image) -> Image.Image:
+def _in_rgb(image: Image.Image) -> Image.Image:
+    if image.mode != "RGB":
+        return image.convert("RGB")
     image.load()
     return image
+
+
+def _over_background(image: Image.Image) -> Image.Image:
+    below = Image.new("RGBA", image.size, (BACKGROUND,) * 3)
+    return Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")
 
 
 @contextlib.contextmanager

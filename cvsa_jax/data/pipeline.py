@@ -116,15 +116,21 @@ def image_batches(
 
     def make(index: np.integer) -> Batch:
         image = decode.pixels(open_image(source, int(index)))
-        shape = np.array(image.size[::-1])
-        scaled = np.round(shape * (resize / shape.min())) if resize else np.array([size, size])
-        low = (scaled - size) // 2
-        part = np.concatenate([low, low + size]) / np.tile(scaled, 2)
-        return {"image": np.asarray(resized(image, part, [size] * 2))}
+        whole = np.array([0, 0, 1, 1])
+        return {"image": centre_crop(image, resize, size) if resize else np.asarray(resized(image, whole, [size] * 2))}
 
     for batch in _stacked(make, indices, batch_size, source, indices, np.stack):
         images = batch["image"]
         yield np.pad(images, [(0, batch_size - len(images))] + [(0, 0)] * 3), len(images)
+
+
+def centre_crop(image: Image.Image, resize: int, size: int) -> np.ndarray:
+    """(size, size, 3) uint8: the middle of the image whose shorter side is `resize`. Nothing else of it is resized, so
+    that an image of extreme shape costs no more than others."""
+    shape = np.array(image.size[::-1])
+    scaled = np.round(shape * (resize / shape.min()))
+    low = (scaled - size) // 2
+    return np.asarray(resized(image, np.concatenate([low, low + size]) / np.tile(scaled, 2), [size] * 2))
 
 
 def readable(source: Source, indices: np.ndarray, on_bad_image: str, usable: np.ndarray | None = None) -> np.ndarray:
@@ -172,10 +178,10 @@ def load_image(source: Source, i: int) -> np.ndarray:
     return np.asarray(decode.pixels(open_image(source, i)))
 
 
-def open_image(source: Source, i: int) -> Image.Image:
+def open_image(source: Source, i: int) -> decode.Encoded:
     """Image i with its size known and its pixels not yet read; `decode.Unreadable` says why that cannot be."""
     try:
-        return decode.opened(source.read(i))
+        return decode.opened(source.read(i), source.cut)
     except OSError as error:
         raise decode.Unreadable(str(error)) from None
 

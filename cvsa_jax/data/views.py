@@ -13,7 +13,7 @@ from cvsa_jax.data.view_spec import ViewSpec
 
 
 def group_views(
-    images: list[Image.Image],
+    images: list[decode.Encoded],
     examples: np.ndarray,
     positions: np.ndarray,
     maps: SaliencyMaps | None,
@@ -76,14 +76,14 @@ def rendered(
 
 
 def labelled_crop(
-    image: Image.Image, position: np.ndarray, area: tuple[float, ...], size: int, seed: int
+    image: decode.Encoded, position: np.ndarray, area: tuple[float, ...], size: int, seed: int
 ) -> np.ndarray:
     """A Random Resized Crop of an image, perhaps flipped, as (size, size, 3) uint8: the only augmentation of the
     protocols that learn from labels. `position` (2,) uint32 and `seed` decide it."""
     shape = np.array([image.size[::-1]], np.float32)
     (box,), (flip,) = plan.labelled_crops(seed, position[None], shape, area, np)
-    image = decode.pixels(image, size / (box[2:] - box[:2]))
-    return _flipped(np.asarray(resized(image, box, [size] * 2)), flip)
+    read = decode.pixels(image, size / (box[2:] - box[:2]))
+    return _flipped(np.asarray(resized(read, box, [size] * 2)), flip)
 
 
 def resized(image: Image.Image, box: np.ndarray, shape: Sequence[int] | np.ndarray) -> Image.Image:

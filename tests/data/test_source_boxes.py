@@ -54,9 +54,10 @@ def test_folders_without_boxes(tmp_path):
         (["gone.png,1,1,1,1"], r"boxes\.csv has no box of 2 images: owl/1\.png, owl/2\.png"),
         ([*GOOD, GOOD[0]], r"boxes\.csv lists images twice: owl/2\.png"),
         ([GOOD[0], "owl/1.png,6,ten,30,35"], r"boxes\.csv has a box that is not four numbers: .*ten"),
-        ([GOOD[0], "owl/1.png,6,10,,35"], r"boxes\.csv has a box that is not four numbers"),
-        ([GOOD[0], "owl/1.png,6,10,30"], r"boxes\.csv has a box that is not four numbers"),
-        ([], r"boxes\.csv must have the columns image,x,y,width,height"),
+        ([GOOD[0], "owl/1.png,6,10,,35"], r"boxes\.csv, row 3: no width\. Fill the cell"),
+        ([GOOD[0], "owl/1.png,6,10,30"], r"boxes\.csv, row 3: no height"),
+        ([], r"boxes\.csv has no box of 2 images"),
+        (["owl/1.png,.1,.2,.3,.4", "owl/2.png,0,0,1,1"], r"all boxes lie within \[0, 1\], as fractions do"),
     ],
 )
 def test_wrong_box_files_are_errors(tmp_path, rows, message):

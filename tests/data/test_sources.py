@@ -40,11 +40,14 @@ def test_sub_folders_are_classes(tmp_path, below):
     assert source.read(2) == (tmp_path / below / "wren/1.png").read_bytes()
 
 
-@pytest.mark.parametrize("val", ["val", "test", "validation"])
-def test_train_and_val_folders_are_splits(tmp_path, val):
+@pytest.mark.parametrize(
+    ("val", "kind"), [("val", "val"), ("validation", "val"), ("Valid", "val"), ("test", "test"), ("TESTING", "test")]
+)
+def test_train_and_val_folders_are_splits(tmp_path, val, kind):
     write_all(tmp_path, "train/owl/1.png", "train/wren/2.png", f"{val}/wren/3.png")
     source = load("folder", str(tmp_path))
-    assert split_names(source) == {"train": ["train/owl/1.png", "train/wren/2.png"], "test": [f"{val}/wren/3.png"]}
+    found = {"train": ["train/owl/1.png", "train/wren/2.png"], kind: [f"{val}/wren/3.png"]}
+    assert split_names(source) == found
     assert source.classes == ("owl", "wren")
     assert dict(zip(source.names, source.labels, strict=True))[f"{val}/wren/3.png"] == 1
 
@@ -52,7 +55,7 @@ def test_train_and_val_folders_are_splits(tmp_path, val):
 def test_train_and_val_folders_without_classes_are_unlabelled(tmp_path):
     source = load("folder", str(write_all(tmp_path, "train/1.png", "val/2.png")))
     assert source.labels is None
-    assert split_names(source) == {"train": ["train/1.png"], "test": ["val/2.png"]}
+    assert split_names(source) == {"train": ["train/1.png"], "val": ["val/2.png"]}
 
 
 def test_a_class_called_train_beside_others_is_a_class(tmp_path):
@@ -91,14 +94,13 @@ def test_masks_mirror_the_images(tmp_path, below, mode):
     write_all(tmp_path, f"{below}owl/1.jpg", f"{below}owl/2.jpg")
     pixels = np.zeros((5, 6), np.uint8)
     pixels[1:4, 2:5] = 255
-    pixels[0, 0] = 60  # below half of the range: background, in every mode
     for name in ("1", "2"):
         path = tmp_path / "masks/owl" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels if name == "1" else pixels.T).convert(mode, dither=Image.Dither.NONE).save(path)
+        Image.fromarray(pixels if name == "1" else pixels[:, ::-1]).convert(mode, dither=Image.Dither.NONE).save(path)
     source = load("folder", str(tmp_path))
     assert source.names == ("owl/1.jpg", "owl/2.jpg")
-    for i, drawn in enumerate((pixels, pixels.T)):
+    for i, drawn in enumerate((pixels, pixels[:, ::-1])):
         mask = source.mask(i)
         assert mask.dtype == np.uint8
         np.testing.assert_array_equal(mask, np.where(drawn == 255, 255, 0))
@@ -130,23 +132,15 @@ def test_loose_images_beside_class_folders_are_named(tmp_path):
         load("folder", str(tmp_path))
 
 
-def test_foreign_image_formats_are_named(tmp_path):
-    write_all(tmp_path, "1.png")
-    (tmp_path / "2.webp").write_bytes(b"RIFF")
-    (tmp_path / "3.TIFF").write_bytes(b"II")
-    with pytest.raises(UserError, match=r"2 images .* converted to JPEG or PNG first: 2\.webp, 3\.TIFF"):
-        load("folder", str(tmp_path))
-
-
 @pytest.mark.parametrize(
     "columns, rows, message",
     [
         ("image,split", ["1.png,train", "2.png,train", "gone.png,test"], r"lists 1 images .*: gone\.png"),
-        ("image,split", ["1.png,train", "2.png,train", "1.png,test"], r"lists images twice: 1\.png$"),
+        ("image,split", ["1.png,train", "2.png,train", "1.png,test"], r"lists images twice: 1\.png in rows 2 and 4"),
         ("image,split", ["1.png,train"], r"1 images .* are not listed in .*splits\.csv: 2\.png"),
         ("image,label", ["1.png,a", "2.png,b"], r"must have the columns image,split; it has \['image', 'label'\]"),
         ("name,split", ["1.png,train", "2.png,train"], r"must have the columns image,split; .*'name'"),
-        ("image,split", [], r"must have the columns image,split"),
+        ("image,split", [], r"2 images in .* are not listed in"),
     ],
 )
 def test_wrong_splits_files_are_errors(tmp_path, columns, rows, message):
@@ -224,7 +218,8 @@ def test_cub_with_a_subset_of_the_classes(tmp_path):
 def test_cub_without_a_table_says_which_and_where_to_get_it(tmp_path, table):
     write_cub(tmp_path)
     (tmp_path / table).unlink()
-    with pytest.raises(UserError, match=rf"{table} does not exist\. Get CUB_200_2011\.tgz from https://"):
+    missing = "holds no CUB-200-2011: no images.txt" if table == "images.txt" else f"{table} does not exist"
+    with pytest.raises(UserError, match=rf"{missing}\..*at https://.*get CUB_200_2011\.tgz \(1,151 MB\)"):
         load("cub", str(tmp_path))
 
 
@@ -238,11 +233,13 @@ def test_cub_tables_must_list_the_same_ids(tmp_path, table):
 
 
 def test_cub_other_errors(tmp_path):
-    with pytest.raises(UserError, match=r"CUB-200-2011: .*is not a folder.*https://www\.vision\.caltech\.edu"):
+    with pytest.raises(
+        UserError, match=r"nowhere does not exist\. CUB-200-2011 is at https://www\.vision\.caltech\.edu"
+    ):
         load("cub", str(tmp_path / "nowhere"))
     write_cub(tmp_path)
     (tmp_path / "images" / CUB_NAMES["3"]).unlink()
-    with pytest.raises(UserError, match=r"1 listed images do not exist: .*c\.jpg"):
+    with pytest.raises(UserError, match=r"1 listed images do not exist in .*: .*c\.jpg"):
         load("cub", str(tmp_path))
     (tmp_path / "images.txt").write_text("")
     with pytest.raises(UserError, match=r"images\.txt lists no image"):

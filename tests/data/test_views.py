@@ -31,7 +31,7 @@ def run(images, saliency, spec, *, positions=(8, 9, 10, 11), examples=(3, 0, 2, 
     maps = None
     if saliency is not None:
         maps = saliency_maps(np.asarray(saliency), np.zeros((len(saliency), GRID), np.uint8), spec.threshold, np)
-    pictures = [Image.fromarray(np.ascontiguousarray(image)) for image in images]
+    pictures = [decode.Encoded(Image.fromarray(np.ascontiguousarray(image))) for image in images]
     return group_views(pictures, np.array(examples), position_words(np.array(positions)), maps, spec, seed)
 
 

@@ -1,18 +1,27 @@
-"""A plain folder of images: flat = unlabelled, sub-folders = classes; optional `masks/` and `splits.csv`."""
+"""A plain folder of images: flat = unlabelled, sub-folders = classes; optional masks, boxes and lists of splits."""
 
 import collections
-import csv
-from pathlib import Path
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from cvsa_jax.data.sources.source import Source, from_files, require_folder
+from cvsa_jax.data.sources.files import READABLE, Annotations, Listing, from_files, listing, require_folder, sub_folder
+from cvsa_jax.data.sources.source import Source
+from cvsa_jax.data.sources.tables import canonical, read_csv
 from cvsa_jax.runtime.errors import UserError, some
 
-READABLE = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
-OTHER_IMAGES = {".webp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2"}
 _HINT = "Give a folder of images: --config.data.root=my_images (README, section 'Your own images')"
-SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "test", "validation": "test"}
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+}
+TABLES = ("splits.csv", "boxes.csv")
+_MASK_OF = re.compile(r"(?i)[_.-](mask|seg|segmentation|gt)$")
+NO_IMAGE = "masks that belong to no image"
 
 
 def load(root: str) -> Source:
@@ -20,42 +29,59 @@ def load(root: str) -> Source:
 
     Classes are the first-level sub-folders; a flat folder is unlabelled. `root/splits.csv` (columns `image`, `split`
     and optionally `label`, `image` relative to the image folder) names the splits; without it, sub-folders called
-    `train` and `test` or `val` do; without these, every image is in `train`. `root/masks/` mirrors the image folder
-    with PNG masks; `root/boxes.csv` (columns `image,x,y,width,height`, in pixels) gives each image a box.
+    `train`, `val` and `test`, or as they are usually called, do; without these, every image is in `train`.
+    `root/masks/` mirrors the image folder with mask images of any ending, or `x_mask.png` lies beside `x.jpg`;
+    `root/boxes.csv` (columns `image,x,y,width,height`, in pixels) gives each image a box.
     """
     folder = require_folder(root, "image folder", _HINT)
-    images = folder / "images" if (folder / "images").is_dir() else folder
-    files = sorted(p.relative_to(images) for p in images.rglob("*") if p.is_file())
-    if images == folder:
-        files = [p for p in files if p.parts[0] != "masks"]
-    foreign = [str(p) for p in files if p.suffix.lower() in OTHER_IMAGES]
-    if foreign:
-        raise UserError(f"{len(foreign)} images in {images} must be converted to JPEG or PNG first: {some(foreign)}")
-    names = [p.as_posix() for p in files if p.suffix.lower() in READABLE]
-    if not names:
-        raise UserError(f"no image ({', '.join(sorted(READABLE))}) in {images}. {_HINT}")
-    if (folder / "splits.csv").is_file():
-        names, splits, label_names = _read_splits(folder / "splits.csv", images, names)
+    inner, masks = sub_folder(folder, "images"), sub_folder(folder, "masks", "mask")
+    images = folder / inner if inner else folder
+    there = listing(images, skip=(*TABLES, masks))
+    if inner and (outside := listing(folder, skip=(*TABLES, inner, masks)).sizes):
+        there.left_out["images that lie beside the folder of images"] = list(outside)
+    there, beside = _without_masks_beside(there)
+    if not there.sizes:
+        found = some(f"{len(names)} {reason}" for reason, names in there.left_out.items())
+        raise UserError(f"no image ({', '.join(sorted(READABLE))}) in {images}{found and ', but ' + found}. {_HINT}")
+    names = list(there.sizes)
+    if table := _table(folder, "splits.csv"):
+        names, splits, label_names = _read_splits(table, images, names)
     else:
-        names, splits, label_names = _splits_from_folders(names)
+        splits, label_names = _splits_from_folders(names)
     labels, classes = None, ()
     if label_names is not None:
-        classes = sorted(set(label_names))
-        rank = {c: k for k, c in enumerate(classes)}
-        labels = np.array([rank[c] for c in label_names], np.int32)
-    masks = folder / "masks"
-    mask_path = (lambda name: (masks / name).with_suffix(".png")) if masks.is_dir() else None
-    boxes = _read_boxes(folder / "boxes.csv", names) if (folder / "boxes.csv").is_file() else None
-    return from_files(folder.resolve().name, images, names, labels, classes, splits, mask_path, boxes)
+        classes, labels = np.unique(np.array(label_names, object), return_inverse=True)
+        classes, labels = classes.tolist(), labels.astype(np.int32)
+        _say_alike(classes)
+    paths = _masks_of(names, folder / masks, there) if masks else None
+    if beside and not masks:
+        paths = [images / beside[name] if name in beside else None for name in names]
+    boxes = _read_boxes(table, names) if (table := _table(folder, "boxes.csv")) else None
+    name = folder.resolve().name
+    return from_files(name, images, names, there, (splits, labels, classes), Annotations(paths, boxes))
 
 
-def _splits_from_folders(names: list[str]) -> tuple[list[str], dict, list[str] | None]:
+def _table(folder: Path, name: str) -> Path | None:
+    return next((Path(e.path) for e in os.scandir(folder) if e.name.lower() == name and e.is_file()), None)
+
+
+# Splits and labels.
+
+
+def _splits_from_folders(names: list[str]) -> tuple[dict[str, np.ndarray], list[str] | None]:
     parts = [name.split("/") for name in names]
-    tops = {p[0] for p in parts if len(p) > 1}
-    by_folder = "train" in tops and tops <= SPLIT_FOLDERS.keys() and all(len(p) > 1 for p in parts)
-    if by_folder:
-        split_of = np.array([SPLIT_FOLDERS[p[0]] for p in parts])
-        splits = {s: np.flatnonzero(split_of == s) for s in ("train", "test")}
+    tops = collections.Counter(p[0] for p in parts if len(p) > 1)
+    split_of = {top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES}
+    # A class may be called train, which is a vehicle: then it is alone among other classes, and holds images itself.
+    nested = any(len(p) > 2 for p in parts if p[0] in split_of)
+    if "train" in split_of.values() and (len(set(split_of.values())) > 1 or nested or len(tops) == 1):
+        if stray := [name for name, p in zip(names, parts, strict=True) if len(p) == 1 or p[0] not in split_of]:
+            raise UserError(
+                f"{len(stray)} images lie beside the folders of the splits, {', '.join(split_of)}: {some(stray)}. Move "
+                "them into one of these, or out, or list all in splits.csv"
+            )
+        of = np.array([split_of[p[0]] for p in parts])
+        splits = {split: np.flatnonzero(of == split) for split in ("train", "val", "test") if split in of}
         parts = [p[1:] for p in parts]
     else:
         splits = {"train": np.arange(len(names))}
@@ -66,46 +92,108 @@ def _splits_from_folders(names: list[str]) -> tuple[list[str], dict, list[str] |
             f"{len(loose)} images lie beside the class folders: {some(loose)}. Put every image into a class folder, "
             "or none, or list them in splits.csv"
         )
-    return names, splits, [p[0] for p in parts] if depths == {True} else None
+    return splits, [p[0] for p in parts] if depths == {True} else None
+
+
+def _read_splits(path: Path, images: Path, present: list[str]) -> tuple[list[str], dict, list[str] | None]:
+    rows = read_csv(path, ("split",))
+    spelled = _spelling(present)
+    absent = [row["image"] for row in rows if row["image"] not in spelled]
+    if absent:
+        raise UserError(f"{path} lists {len(absent)} images that are not readable images in {images}: {some(absent)}")
+    names = [spelled[row["image"]] for row in rows]
+    if unlisted := sorted(set(present) - set(names)):
+        raise UserError(f"{len(unlisted)} images in {images} are not listed in {path}: {some(unlisted)}")
+    split_of = np.array([SPLIT_NAMES.get(row["split"].lower(), row["split"]) for row in rows])
+    splits = {str(s): np.flatnonzero(split_of == s) for s in np.unique(split_of)}
+    if unused := {s: len(rows) for s, rows in splits.items() if s not in SPLIT_NAMES.values()}:
+        print(f"{path} has splits that nothing uses unless config.data.train_split or test_split names them: {unused}")
+    if "label" in rows[0]:
+        if bare := [row["row"] for row in rows if not row["label"]]:
+            raise UserError(f"{path}, row {some(bare)}: no label. Fill the cell, or leave the column out")
+        return names, splits, [row["label"] for row in rows]
+    nested = all("/" in n for n in names)
+    return names, splits, [n.split("/")[0] for n in names] if nested else None
+
+
+def _spelling(names: list[str]) -> dict[str, str]:
+    """How a name is compared -> how the disk spells it."""
+    return {canonical(name): name for name in names}
+
+
+def _say_alike(classes: list[str]) -> None:
+    alike = collections.defaultdict(list)
+    for name in classes:
+        alike[canonical(" ".join(name.split())).casefold()].append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            print(f"classes that differ in case, blanks or accents alone: {', '.join(map(repr, names))}. Are they one?")
+
+
+# Masks and boxes.
+
+
+def _masks_of(names: list[str], folder: Path, there: Listing) -> list[Path | None]:
+    """Each image's mask below `folder`: named as the image, with another ending, or `_mask` before it."""
+    files = listing(folder)
+    by_name: dict[str, list[str]] = collections.defaultdict(list)
+    for mask in files.sizes:
+        stem = canonical(str(PurePosixPath(mask).with_suffix("")))
+        by_name[stem].append(mask)
+        if (base := _MASK_OF.sub("", stem)) != stem:
+            by_name[base].append(mask)
+    stems = collections.Counter(_stem(name) for name in names)
+    paths, used = [], set()
+    for name in names:
+        # Of two images of one stem, each must say which mask is its own: a.jpg.png.
+        keys = [canonical(name)] + ([_stem(name)] if stems[_stem(name)] == 1 else [])
+        found = next((by_name[key] for key in keys if key in by_name), [])
+        if len(found) > 1:
+            raise UserError(f"{folder} has several masks of {name}: {some(found)}. Keep one")
+        used.update(found)
+        paths.append(folder / found[0] if found else None)
+    unused = [mask for mask in files.sizes if mask not in used]
+    unused += [mask for names in files.left_out.values() for mask in names]
+    if unused:
+        there.left_out[NO_IMAGE] = [f"{folder.name}/{mask}" for mask in unused]
+    return paths
+
+
+def _without_masks_beside(there: Listing) -> tuple[Listing, dict[str, str]]:
+    """The images, and image -> mask of those that have one beside them, `x_mask.png` of `x.jpg`; of a pair or two among
+    many images both are images."""
+    by_stem = {_stem(name): name for name in there.sizes}
+    pairs = {}
+    for stem, name in by_stem.items():
+        base = _MASK_OF.sub("", stem)
+        if base != stem and base in by_stem and name.lower().endswith((".png", ".bmp", ".gif", ".tif", ".tiff")):
+            pairs[by_stem[base]] = name
+    if 2 * len(pairs) < len(there.sizes) - len(pairs):
+        return there, {}
+    kept = {name: size for name, size in there.sizes.items() if name not in pairs.values()}
+    return Listing(kept, there.left_out), pairs
 
 
 def _read_boxes(path: Path, names: list[str]) -> np.ndarray:
     """(N, 4) left, top, width, height in pixels, in the order of `names`."""
     columns = ("x", "y", "width", "height")
-    rows = {row["image"]: row for row in _read_table(path, columns)}
-    if absent := [name for name in names if name not in rows]:
+    rows = {row["image"]: row for row in read_csv(path, columns)}
+    spelled = _spelling(names)
+    if unknown := rows.keys() - spelled.keys():
+        print(f"{path} has boxes of {len(unknown)} images that are not there: {some(sorted(unknown))}")
+    if absent := [name for name in names if canonical(name) not in rows]:
         raise UserError(f"{path} has no box of {len(absent)} images: {some(absent)}")
+    number: Callable[[str], float] = lambda cell: float(cell.replace(",", "."))  # noqa: E731
     try:
-        return np.array([[float(rows[name][c]) for c in columns] for name in names])
-    except (TypeError, ValueError) as error:
+        boxes = np.array([[number(rows[canonical(name)][c]) for c in columns] for name in names])
+    except ValueError as error:
         raise UserError(f"{path} has a box that is not four numbers: {error}") from None
+    if (boxes <= 1).all() and (boxes >= 0).all():
+        raise UserError(
+            f"{path}: all boxes lie within [0, 1], as fractions do; they must be in px of the upright image"
+        )
+    return boxes
 
 
-def _read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """The rows of a CSV with the column `image`, once for each image, and `columns`."""
-    with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes the mark
-        rows = list(csv.DictReader(file))
-    present = set(rows[0]) if rows else set()
-    if not {"image", *columns} <= present:
-        raise UserError(f"{path} must have the columns image,{','.join(columns)}; it has {sorted(present)}")
-    counts = collections.Counter(row["image"] for row in rows)
-    if repeated := sorted(name for name, count in counts.items() if count > 1):
-        raise UserError(f"{path} lists images twice: {some(repeated)}")
-    return rows
-
-
-def _read_splits(path: Path, images: Path, present: list[str]) -> tuple[list[str], dict, list[str] | None]:
-    rows = _read_table(path, ("split",))
-    names = [row["image"] for row in rows]
-    absent = sorted(set(names) - set(present))
-    if absent:
-        raise UserError(f"{path} lists {len(absent)} images that are not readable images in {images}: {some(absent)}")
-    unlisted = sorted(set(present) - set(names))
-    if unlisted:
-        raise UserError(f"{len(unlisted)} images in {images} are not listed in {path}: {some(unlisted)}")
-    split_of = np.array([row["split"] for row in rows])
-    splits = {str(s): np.flatnonzero(split_of == s) for s in np.unique(split_of)}
-    if "label" in rows[0]:
-        return names, splits, [row["label"] for row in rows]
-    nested = all("/" in n for n in names)
-    return names, splits, [n.split("/")[0] for n in names] if nested else None
+def _stem(name: str) -> str:
+    return canonical(str(PurePosixPath(name).with_suffix("")))

@@ -9,7 +9,8 @@ from typing import Any, SupportsIndex
 import numpy as np
 from PIL import Image
 
-from cvsa_jax.data.sources.source import Source, binary_mask, fingerprint
+from cvsa_jax.data.sources.masks import binary_mask
+from cvsa_jax.data.sources.source import Source, fingerprint
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import write_atomically
 
@@ -101,7 +102,7 @@ def load(name: str, root: str) -> Source:
         mask=mask,
         fingerprint=version,
         box=box,
-        annotation=version if mask or box else "",
+        annotation=lambda: version if mask or box else "",
     )
 
 

@@ -114,7 +114,8 @@ def _detector(name: str, supervision: str, settings: dict, map_of: Callable[[int
 
 def _annotation(source: Source) -> dict[str, str]:
     """What tells, in a store's settings, whether the annotation that its maps were made from has changed."""
-    return {"annotation": source.annotation} if source.annotation else {}
+    annotation = source.annotation()
+    return {"annotation": annotation} if annotation else {}
 
 
 def _cells() -> np.ndarray:

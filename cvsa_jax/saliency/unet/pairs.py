@@ -25,7 +25,7 @@ def make_pairs(parts: list[tuple[Source, np.ndarray]], size: int, folder: Path) 
     Raises:
         UserError: a source has no masks, or an image cannot be read.
     """
-    sources = [[source.fingerprint, source.annotation, indices.tolist()] for source, indices in parts]
+    sources = [[source.fingerprint, source.annotation(), indices.tolist()] for source, indices in parts]
     identity = {"size": size, "parts": sources}
     claim, files = folder / "identity.json", [folder / "images.npy", folder / "masks.npy"]
     if not claim.is_file() or json.loads(claim.read_text()) != identity:

@@ -1,0 +1,76 @@
+"""Official sets that lie in their archives."""
+
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from small_sources import CUB_NAMES, write_cub
+
+from cvsa_jax.data.sources import load
+from cvsa_jax.data.sources.archives import UNPACKED, unpack
+from cvsa_jax.runtime.errors import UserError
+
+
+def packed(root: Path, into: Path, ending: str) -> None:
+    if ending == "zip":
+        with zipfile.ZipFile(into, "w") as archive:
+            for path in sorted(root.rglob("*")):
+                archive.write(path, path.relative_to(root))
+        return
+    with tarfile.open(into, "w" if ending == "tar" else "w:gz") as archive:
+        for path in sorted(root.iterdir()):
+            archive.add(path, path.name)
+
+
+@pytest.mark.parametrize("given", ["folder", "archive"])
+def test_a_set_is_read_from_its_archives_which_are_unpacked_once(tmp_path, given):
+    write_cub(tmp_path / "made/CUB_200_2011", segmentations=True)
+    shutil.move(tmp_path / "made/CUB_200_2011/segmentations", tmp_path / "masks/segmentations")
+    root = tmp_path / "data"
+    root.mkdir()
+    packed(tmp_path / "made", root / "CUB_200_2011.tgz", "tgz")
+    packed(tmp_path / "masks", root / "segmentations.tgz", "tgz")
+    source = load("cub", str(root if given == "folder" else root / "CUB_200_2011.tgz"))
+    assert source.names == tuple(CUB_NAMES.values())
+    assert (source.mask is not None) == (given == "folder")
+    place = root / UNPACKED / "CUB_200_2011/images" / CUB_NAMES["1"]
+    before = place.stat().st_mtime_ns
+    load("cub", str(root))
+    assert place.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("ending", ["tar", "tgz", "zip"])
+def test_unpacking_goes_on_where_it_was_stopped(tmp_path, ending):
+    write_cub(tmp_path / "made")
+    packed(tmp_path / "made", tmp_path / f"set.{ending}", ending)
+    unpack(tmp_path / f"set.{ending}", tmp_path / "whole")
+    into, names = tmp_path / "into", sorted(p.name for p in (tmp_path / "whole").rglob("*") if p.is_file())
+    unpack(tmp_path / f"set.{ending}", into)
+    kept, cut = into / "images/001.Owl/a.jpg", into / "images/001.Owl/b.jpg"
+    (into / f"set.{ending}.done").unlink()
+    stamp = kept.stat().st_mtime_ns
+    cut.write_bytes(cut.read_bytes()[:10])
+    unpack(tmp_path / f"set.{ending}", into)
+    assert sorted(p.name for p in into.rglob("*") if p.is_file()) == names
+    assert kept.stat().st_mtime_ns == stamp
+    assert cut.read_bytes() == (tmp_path / "made/images/001.Owl/b.jpg").read_bytes()
+
+
+def test_archives_that_cannot_be_trusted_or_read(tmp_path):
+    (tmp_path / "evil.txt").write_text("x")
+    with tarfile.open(tmp_path / "evil.tar", "w") as archive:
+        archive.add(tmp_path / "evil.txt", "../outside.txt")
+    with pytest.raises(UserError, match=r"names a file outside of its folder, '\.\./outside\.txt'"):
+        unpack(tmp_path / "evil.tar", tmp_path / "into")
+    assert not (tmp_path / "outside.txt").exists()
+    write_cub(tmp_path / "made")
+    packed(tmp_path / "made", tmp_path / "set.tgz", "tgz")
+    whole = (tmp_path / "set.tgz").read_bytes()
+    (tmp_path / "set.tgz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"cannot unpack .*set\.tgz after \d+ files"):
+        unpack(tmp_path / "set.tgz", tmp_path / "into")
+    (tmp_path / "set.zip").write_bytes(b"PK no zip")
+    with pytest.raises(UserError, match=r"cannot unpack .*set\.zip after 0 files"):
+        unpack(tmp_path / "set.zip", tmp_path / "into")

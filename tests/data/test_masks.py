@@ -1,0 +1,172 @@
+"""Mask files of every kind, against what was drawn."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_sources import write_image
+
+from cvsa_jax.data.sources import load
+from cvsa_jax.data.sources.masks import read_mask, read_trimap
+from cvsa_jax.runtime.errors import UserError
+
+DRAWN = np.zeros((12, 16), bool)
+DRAWN[3:9, 4:13] = True
+EXPECTED = np.where(DRAWN, 255, 0)
+
+
+def two(background, inside) -> np.ndarray:
+    shape = DRAWN[..., None] if np.ndim(inside) else DRAWN
+    return np.where(shape, inside, background).astype(np.uint8)
+
+
+def palette(image: np.ndarray, colours: dict[int, tuple[int, ...]]) -> Image.Image:
+    picture = Image.fromarray(image, "P")
+    flat = [0] * 768
+    for index, colour in colours.items():
+        flat[3 * index : 3 * index + 3] = colour
+    picture.putpalette(flat)
+    return picture
+
+
+def soft_edge() -> np.ndarray:
+    grey = two(0, 255)
+    grey[3, 4:13] = 128
+    grey[8, 4:13] = 127
+    return grey
+
+
+KINDS = {
+    "0 and 255": Image.fromarray(two(0, 255)),
+    "0 and 1": Image.fromarray(two(0, 1)),
+    "7 and 9": Image.fromarray(two(7, 9)),
+    "one bit": Image.fromarray(two(0, 255)).convert("1"),
+    "16 bits": Image.fromarray(np.where(DRAWN, 65535, 0).astype(np.uint16)),
+    "16 bits, 0 and 1": Image.fromarray(np.where(DRAWN, 1, 0).astype(np.uint16)),
+    "red channel": Image.fromarray(two((0, 0, 0), (200, 0, 0))),
+    "blue channel": Image.fromarray(two((0, 0, 0), (0, 0, 255))),
+    "two colours": Image.fromarray(two((20, 0, 90), (90, 200, 20))),
+    "alpha of white": Image.fromarray(two((255, 255, 255, 0), (255, 255, 255, 255))),
+    "alpha of black": Image.fromarray(two((0, 0, 0, 0), (0, 0, 0, 255))),
+    "palette of PASCAL": palette(two(0, 1), {1: (128, 0, 0)}),
+    "palette of one colour": palette(two(0, 3), {0: (9, 9, 9), 3: (9, 9, 9)}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_values_of_any_kind_are_a_mask(tmp_path, kind):
+    KINDS[kind].save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), EXPECTED)
+
+
+def test_soft_edges_and_jpeg_count_from_the_middle_on(tmp_path):
+    Image.fromarray(soft_edge()).save(tmp_path / "m.png")
+    expected = EXPECTED.copy()
+    expected[8] = 0
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), expected)
+    large = np.kron(two(0, 255), np.ones((16, 16), np.uint8))
+    for picture in (Image.fromarray(large), Image.fromarray(large).convert("RGB")):
+        picture.save(tmp_path / "m.jpg", quality=80)
+        np.testing.assert_array_equal(read_mask(tmp_path / "m.jpg"), large)
+
+
+def test_trimaps_have_their_border_inside(tmp_path):
+    trimap = two(2, 1)
+    trimap[3, 4:13] = 3
+    Image.fromarray(trimap).save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), EXPECTED)
+    np.testing.assert_array_equal(read_trimap(tmp_path / "m.png"), EXPECTED)
+    # Without a border, 1 is the object though 2 is higher.
+    Image.fromarray(two(2, 1)).save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), EXPECTED)
+
+
+@pytest.mark.parametrize(("level", "expected"), [(0, 0), (1, 255), (255, 255)])
+def test_masks_of_one_value_are_empty_or_full(tmp_path, level, expected):
+    Image.new("L", (4, 3), level).save(tmp_path / "m.png")
+    assert (read_mask(tmp_path / "m.png") == expected).all()
+
+
+def test_other_pictures_are_refused_with_what_they_hold(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 21, (12, 16)).astype(np.uint8)
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    with pytest.raises(UserError, match=r"labels\.png has \d+ values \(0, 1, 2, 3, 4, 5, …\): a mask has two"):
+        read_mask(tmp_path / "labels.png")
+    ramp = np.tile(np.arange(16, dtype=np.uint8) * 17, (12, 1))
+    Image.fromarray(ramp).save(tmp_path / "map.png")
+    with pytest.raises(UserError, match=r"map\.png has 16 values .*--detector=folder --maps"):
+        read_mask(tmp_path / "map.png")
+    Image.fromarray(rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)).save(tmp_path / "photo.png")
+    with pytest.raises(UserError, match=r"photo\.png is a colour picture"):
+        read_mask(tmp_path / "photo.png")
+    with pytest.raises(UserError, match=r"labels\.png is no trimap"):
+        read_trimap(tmp_path / "labels.png")
+
+
+# In a folder.
+
+
+def folder_with(tmp_path, images: tuple[str, ...], masks: tuple[str, ...]):
+    for name in images:
+        write_image(tmp_path / "images" / name, 16, 12)
+    for name in masks:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(two(0, 255)).save(path)
+    return load("folder", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["masks/owl/1.png", "Masks/owl/1.gif", "mask/owl/1.bmp", "masks/owl/1_mask.png", "masks/owl/1.jpg.png"],
+)
+def test_a_mask_is_found_under_its_usual_names(tmp_path, name):
+    source = folder_with(tmp_path, ("owl/1.jpg", "owl/2.jpg"), (name,))
+    np.testing.assert_array_equal(source.mask(0), EXPECTED)
+    assert source.masked.tolist() == [True, False]
+    assert source.with_masks(np.array([1, 0])).tolist() == [0]
+    with pytest.raises(UserError, match=r"no mask of owl/2\.jpg"):
+        source.mask(1)
+
+
+def test_masks_beside_their_images_are_no_images(tmp_path):
+    source = folder_with(tmp_path, ("owl/1.jpg", "owl/2.jpg"), ("images/owl/1_mask.png", "images/owl/2_mask.png"))
+    assert source.names == ("owl/1.jpg", "owl/2.jpg")
+    np.testing.assert_array_equal(source.mask(1), EXPECTED)
+
+
+def test_two_images_of_one_stem_do_not_share_a_mask(tmp_path):
+    source = folder_with(tmp_path, ("1.jpg", "1.png", "2.jpg"), ("masks/1.png", "masks/2.png"))
+    assert source.masked.tolist() == [False, False, True]
+    assert source.left_out["masks that belong to no image"] == ["masks/1.png"]
+    source = folder_with(tmp_path, ("1.jpg", "1.png"), ("masks/1.png.png",))
+    assert dict(zip(source.names, source.masked, strict=True)) == {"1.jpg": False, "1.png": True, "2.jpg": True}
+
+
+def test_several_masks_of_an_image_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"several masks of 1\.jpg: 1\.gif, 1\.png"):
+        folder_with(tmp_path, ("1.jpg",), ("masks/1.png", "masks/1.gif"))
+
+
+def test_a_mask_of_another_aspect_speaks_of_exif_where_there_is_one(tmp_path):
+    source = folder_with(tmp_path, ("1.jpg", "2.jpg"), ("masks/1.png", "masks/2.png"))
+    Image.new("RGB", (12, 16)).save(tmp_path / "images/1.jpg")
+    with pytest.raises(UserError, match=r"16×12 px and its image 12×16: they must have one aspect\.$"):
+        source.mask(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (16, 12)).save(tmp_path / "images/2.jpg", exif=exif)
+    with pytest.raises(UserError, match=r"must have one aspect\. Its EXIF data say how to turn it"):
+        source.mask(1)
+    # A small mask is a rounded one.
+    Image.new("RGB", (1600, 1211)).save(tmp_path / "images/1.jpg")
+    assert source.mask(0).shape == (12, 16)
+
+
+def test_a_mask_that_is_redrawn_in_place_changes_the_annotation(tmp_path):
+    source = folder_with(tmp_path, ("1.jpg",), ("masks/1.bmp",))
+    before, size = source.annotation(), (tmp_path / "masks/1.bmp").stat().st_size
+    assert load("folder", str(tmp_path)).annotation() == before
+    Image.fromarray(two(0, 255)[::-1, ::-1].copy()).save(tmp_path / "masks/1.bmp")
+    assert (tmp_path / "masks/1.bmp").stat().st_size == size
+    assert load("folder", str(tmp_path)).annotation() != before
