@@ -181,12 +181,6 @@ def saliency_unet() -> ConfigDict:
     return config
 
 
-def cub(config: ConfigDict) -> None:
-    """Changes the data set to CUB-200-2011, unpacked in `data/`."""
-    config.data.kind = "cub"
-    config.data.root = "data/CUB_200_2011"
-
-
 def tfds(config: ConfigDict, name: str, test_split: str) -> None:
     """Changes the data set to one of TFDS, prepared below TFDS's own folder or `config.data.root`."""
     config.data.kind = f"tfds:{name}"
@@ -321,12 +315,3 @@ def hardware(config: ConfigDict, options: set[str]) -> None:
         config.accumulate_steps = config.batch_size // 128  # at once: 12 GB
     if "tpu_v4_32" in chosen:
         config.batch_size = 4096  # 256 on each of 16 chips: 23 of 34 GB
-
-
-def check_large(arg: str, images: int) -> None:
-    """ValueError where an option is for large sets only."""
-    if "tpu_v4_32" in arg.split(","):
-        raise ValueError(
-            f"option tpu_v4_32 has batches of 4096 of the {images:,} images: leave it out, and set "
-            "--config.model.dtype=bfloat16 and a --config.batch_size of 256 to 512"
-        )

@@ -1,13 +1,10 @@
-"""Fine-tuning of a pre-trained run on CUB-200-2011, at 224 px; options as in `configs/folder_finetune.py`.
+"""Fine-tuning on CUB-200-2011 (200 kinds of birds).
 
-python -m cvsa_jax.main --config=configs/cub_finetune.py --config.init_from=runs/cub --workdir=runs/cub_finetuned
+python -m cvsa_jax.main --config=configs/cub_finetune.py --config.init_from=runs/cub --workdir=runs/tuned
 """
 
-from configs import common
+from configs import sets
 
 
 def get_config(arg: str = ""):
-    config = common.finetune()
-    common.finetune_options(config, arg)
-    common.cub(config)
-    return config
+    return sets.finetune("cub", arg)

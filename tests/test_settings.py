@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import common, folder
+from configs import common, folder, sets
 from cvsa_jax import losses, settings
 from cvsa_jax.data import sources, view_spec
 from cvsa_jax.models.resnet import STAGE_SIZES, STEMS
@@ -22,11 +22,13 @@ PLAIN = ("", "small", "byol", "moco", "simclr", "simsiam", "moco,cvsa", "small,b
 PLAIN = (*PLAIN, "gpu8gb", "gpu24gb", "scratch", "byol,gpu8gb")
 LARGE = (*PLAIN, "tpu_v4_32")
 TUNED = ("", "448", "scratch", "small", "scratch,small")
-ARGUMENTS = {"demo": ("", "byol", "mask_head", "simclr"), "folder": LARGE, "cub": PLAIN, "pets": PLAIN}
-ARGUMENTS |= {"imagenet": LARGE, "inat": (*LARGE, "2021", "mini", "mini,tpu_v4_32")}
-ARGUMENTS |= {"folder_linear": ("", "full"), "cub_linear": ("", "full")}
-ARGUMENTS |= {"folder_finetune": TUNED, "cub_finetune": TUNED}
-FILES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "common", "recipes"))
+FEW = {"cub", "aircraft", "cars", "nabirds", "dogs", "pets", "flowers", "food"}
+ARGUMENTS = {"demo": ("", "byol", "mask_head", "simclr"), "folder": LARGE, "imagenet": LARGE}
+ARGUMENTS |= dict.fromkeys(FEW, PLAIN) | {"inat": (*LARGE, "2021", "mini", "mini,tpu_v4_32")}
+ARGUMENTS |= {f"{name}_linear": ("", "full") for name in ("folder", *sets.SETS)}
+ARGUMENTS |= {f"{name}_finetune": TUNED for name in ("folder", *sets.SETS)}
+SHARED = ("__init__", "common", "recipes", "sets")
+FILES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in SHARED)
 
 
 def config_with(**changes):
@@ -282,7 +284,7 @@ def test_imagenet_is_stage_one_unless_told_otherwise(argument, objective, views,
     assert (config.data.kind, config.data.test_split) == ("tfds:imagenet2012", "validation")
 
 
-@pytest.mark.parametrize("name", ["cub", "pets"])
+@pytest.mark.parametrize("name", sorted(FEW))
 def test_a_batch_for_large_sets_is_not_offered_for_a_small_one(name):
     with pytest.raises(ValueError, match=r"option tpu_v4_32 has batches of 4096 of the [\d,]+ images: leave it out"):
         importlib.import_module(f"configs.{name}").get_config("byol,tpu_v4_32")
@@ -292,9 +294,24 @@ def test_inaturalist_is_that_of_2018_unless_told_otherwise():
     get_config = importlib.import_module("configs.inat").get_config
     sets = {option: get_config(option).data for option in ("", "2021", "mini")}
     kinds = {option: (data.kind, data.train_split, data.test_split) for option, data in sets.items()}
-    assert kinds[""] == ("tfds:i_naturalist2018", "train", "validation")
-    assert kinds["2021"] == ("tfds:i_naturalist2021", "train", "val")
-    assert kinds["mini"] == ("tfds:i_naturalist2021", "mini", "val")
+    assert kinds == {key: (f"inat{key and ':' + key}", "train", "val") for key in ("", "2021", "mini")}
+    with pytest.raises(ValueError, match="options 2021, mini: one at a time"):
+        get_config("2021,mini")
+
+
+@pytest.mark.parametrize("name", sets.SETS)
+def test_the_three_configs_of_a_set_are_on_one_set(name):
+    configs = [importlib.import_module(f"configs.{name}{kind}").get_config() for kind in ("", "_linear", "_finetune")]
+    assert [config.mode for config in configs] == ["pretrain", "linear", "finetune"]
+    assert all(config.data == configs[0].data for config in configs)
+    assert configs[0].data.kind in sources.OFFICIAL
+
+
+def test_sets_that_papers_train_on_two_splits():
+    splits = {name: importlib.import_module(f"configs.{name}").get_config().data.train_split for name in sets.SETS}
+    assert [name for name, split in splits.items() if split == "trainval"] == ["aircraft", "flowers"]
+    family = importlib.import_module("configs.aircraft_finetune").get_config("family,448")
+    assert (family.data.kind, family.views.size) == ("aircraft:family", 448)
 
 
 def test_the_recipe_from_scratch_has_the_figures_of_its_source():

@@ -107,14 +107,18 @@ class Evaluator:
         return {"cam": activation.cam, "grad_cam": activation.grad_cam}
 
     def masks(self, indices: np.ndarray) -> np.ndarray:
-        """(k, size, size) bool ground-truth masks of the same squares."""
-        return np.stack([localization.square_mask(self.source.mask(int(i)), self.size) for i in indices])
+        """(k, size, size) bool ground-truth masks of the same squares; nothing of images that have none."""
+        if (known := self.source.has_mask(indices)).sum() < len(indices):
+            print(f"{known.sum()} of {len(indices)} images have a mask: figures against masks are of these")
+        return localization.square_masks(self.source, indices, self.size)
 
     def localization(self, maps: np.ndarray, indices: np.ndarray, masks: np.ndarray | None) -> dict[str, float]:
         """Figures of maps (k, h, w) against the images' masks, as `masks` gives them, and boxes (those around the
         masks where the source has none); {} where there is neither."""
         with self._timed("maps_against_masks"):
-            figures = {} if masks is None else localization.score(maps, masks)
+            known = self.source.has_mask(indices)
+            figures = localization.score(maps[known], masks[known]) if masks is not None and known.any() else {}
+            figures |= {"images_with_masks": int(known.sum())} if 0 < known.sum() < len(indices) else {}
         truths = [None] * len(indices) if masks is None else masks
         boxes = [true_box(self.source, int(i), mask) for i, mask in zip(indices, truths, strict=True)]
         known = [k for k, box in enumerate(boxes) if box is not None]
@@ -167,7 +171,8 @@ class Evaluator:
         """Top-1 of the probe that was found, on the test images with other backgrounds (see `data.background`):
         `same_background_top1` and `other_background_top1` with one of the image's own and of another class, and
         `background_gap`, their difference; `background_only_top1` without the object. {} without masks."""
-        if self.source.mask is None:
+        test = test[self.source.has_mask(test)]
+        if not len(test):
             return {}
         changed = {
             "same_background": background.replaced(self.source, test, seed, same_class=True),
@@ -204,14 +209,15 @@ def chance(source: Source, test: np.ndarray, masks: np.ndarray | None) -> dict[s
     if source.labels is not None:
         majority = float(np.bincount(source.labels[test]).max() / len(test))
         figures |= {"linear_top1": majority, "knn_top1": majority}
-    if masks is not None:
-        share = float(masks.mean())
+    if masks is not None and (known := source.has_mask(test)).any():
+        share = float(masks[known].mean())
         figures |= dict.fromkeys(("pointing_game", "mask_iou", "mask_iou_best", "pixel_ap"), share)
     return figures
 
 
-def center_prior(masks: np.ndarray) -> dict[str, float]:
+def center_prior(source: Source, test: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     """Localisation figures of a Gaussian in the middle of every image, the row that any map has to beat."""
+    masks = masks[source.has_mask(test)]
     return localization.score(localization.center_prior_maps(len(masks), masks.shape[-1]), masks)
 
 

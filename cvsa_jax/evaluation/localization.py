@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
+from cvsa_jax.data.sources import Source
 from cvsa_jax.runtime.progress import Progress
 from cvsa_jax.runtime.workers import over_cores
 
@@ -56,6 +57,14 @@ def iou(on: Bool[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> float:
 def square_mask(mask: np.ndarray, size: int) -> Bool[np.ndarray, "s s"]:
     """A ground-truth mask (H, W) uint8 squeezed to (size, size), as the evaluated images are."""
     return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.BOX)) > 127
+
+
+def square_masks(source: Source, indices: np.ndarray, size: int) -> Bool[np.ndarray, "k s s"]:
+    """The masks of a source's images, as `square_mask`; nothing of those that have none."""
+    masks = np.zeros((len(indices), size, size), bool)
+    for k in np.flatnonzero(source.has_mask(indices)):
+        masks[k] = square_mask(source.mask(int(indices[k])), size)
+    return masks
 
 
 def center_prior_maps(count: int, size: int) -> Float[np.ndarray, "k s s"]:

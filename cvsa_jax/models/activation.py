@@ -1,5 +1,7 @@
 """Where a backbone is active: maps read from its last feature map, alone or with a linear classifier on it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -19,12 +21,20 @@ def first_component(features: Float[Array, "b h w c"]) -> tuple[Float[Array, "b 
     cells = features.reshape(b, h * w, -1)
     cells = cells - cells.mean(1, keepdims=True)
     # The cells are fewer than the channels, or about as many: their Gram matrix has the same spectrum.
-    values, vectors = jnp.linalg.eigh(cells @ cells.swapaxes(1, 2))
+    values, vectors = _eigh(cells @ cells.swapaxes(1, 2))
     component = vectors[..., -1].reshape(b, h, w)
     border = jnp.ones((h, w), bool).at[1:-1, 1:-1].set(False)
     sign = jnp.where((component * border).sum((1, 2)) > 0, -1.0, 1.0)
     share = values[:, -1] / jnp.maximum(values.sum(-1), 1e-12)
     return component * sign[:, None, None], jnp.clip(share, 0, 1)
+
+
+def _eigh(matrices: Float[Array, "b n n"]) -> tuple[Float[Array, "b n"], Float[Array, "b n n"]]:
+    """Eigenvalues, rising, and eigenvectors of symmetric matrices."""
+    # On a CPU one after the other: jaxlib's kernel spreads a batch over the threads of XLA and waits for them in one of
+    # these threads, so that as many devices as there are threads wait for ever.
+    one_by_one = functools.partial(jax.lax.map, lambda matrix: tuple(jnp.linalg.eigh(matrix)))
+    return jax.lax.platform_dependent(matrices, cpu=one_by_one, default=lambda m: tuple(jnp.linalg.eigh(m)))
 
 
 def pooled_by(weights: Float[Array, "b h w"], features: Float[Array, "b h w c"]) -> Float[Array, "b c"]:

@@ -71,10 +71,11 @@ def looks(comparison: Comparison, path: AnyPath) -> pictures.Picture:
         shown = np.linspace(0, len(test) - 1, min(3 * _PICTURED, len(test))).astype(int)
         caption = "Attention over evenly spaced test images."
     else:
-        masks = np.stack([localization.square_mask(source.mask(int(i)), _SIZE) for i in test])
+        masks = localization.square_masks(source, test, _SIZE)
         scaled = [localization.upsample(m, _SIZE) >= localization.IOU_THRESHOLD for m in comparison.attention[leading]]
         fits = [localization.iou(s, m) if m.any() else 0.0 for s, m in zip(scaled, masks, strict=True)]
         order = np.argsort(-np.array(fits), kind="stable")
+        order = order[source.has_mask(test)[order]]
         k = max(1, min(_PICTURED, len(order) // 3))
         middle = (len(order) - k) // 2
         shown = np.concatenate([order[:k], order[middle : middle + k], order[len(order) - k :]])

@@ -40,7 +40,7 @@ def write_finetuned_page(
     guess = chance(source, test, masks)
     recognition = table([*accuracies, (GUESSES["chance"], {"finetune_top1": guess["linear_top1"]})], FINETUNED)
     looks = [(READINGS[name], row) for name, row in places.items()] + [(GUESSES["chance"], guess)]
-    looks += [] if masks is None else [(GUESSES["center_prior"], center_prior(masks))]
+    looks += [] if masks is None else [(GUESSES["center_prior"], center_prior(source, test, masks))]
     tables = [recognition]
     if any(places.values()):
         tables.append(table(looks, [key for key in LOCALIZATION if key in places["cam"]]))

@@ -90,16 +90,36 @@ def saliency_picture(path: AnyPath, groups: dict[str, MapSheet], caption: str) -
         for k, image in enumerate(sheet.images):
             size = image.shape[0]
             upper[k].imshow(image)
-            y0, x0, y1, x1 = sheet.boxes[k] * size - 0.5
-            upper[k].plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="orange", linewidth=1.2)
-            upper[k].set_xlim(-0.5, size - 0.5)
-            upper[k].set_ylim(size - 0.5, -0.5)
+            _box(upper[k], sheet.boxes[k], size)
             lower[k].imshow(sheet.maps[k], cmap="gray", vmin=0, vmax=255, extent=(-0.5, size - 0.5, size - 0.5, -0.5))
             lower[k].set_xlabel(f"{sheet.confidences[k]:.2f}", fontsize=7, labelpad=1)
             if sheet.masks is not None:
                 _outline(lower[k], sheet.masks[k], size)
         _row_title(upper[0], title)
         _row_title(lower[0], "map")
+    return _save(figure, path, caption)
+
+
+def contact_sheet(
+    path: AnyPath,
+    images: np.ndarray,
+    masks: np.ndarray | None,
+    boxes: np.ndarray | None,
+    titles: list[str],
+    caption: str,
+) -> Picture:
+    """Images (k, s, s, 3) in rows of 8, each under its title, with the outline of its mask and its box."""
+    figure, axes = _grid(-(-len(images) // 8), 8)
+    for k, axis in enumerate(axes.flat):
+        if k >= len(images):
+            axis.set_axis_off()
+            continue
+        axis.imshow(images[k])
+        axis.set_title(textwrap.shorten(titles[k], 18, placeholder="…"), fontsize=6, pad=2)
+        if masks is not None:
+            _outline(axis, masks[k], images.shape[1])
+        if boxes is not None:
+            _box(axis, boxes[k], images.shape[1])
     return _save(figure, path, caption)
 
 
@@ -216,6 +236,14 @@ def _outline(axis, mask: np.ndarray, size: int) -> None:
     if mask.any() and not mask.all():
         centres = (np.arange(len(mask)) + 0.5) * size / len(mask) - 0.5
         axis.contour(centres, centres, mask.astype(float), [0.5], colors="cyan", linewidths=1.0)
+
+
+def _box(axis, box: np.ndarray, size: int) -> None:
+    """The outline of a box in fractions over an image of `size` px."""
+    y0, x0, y1, x1 = box * size - 0.5
+    axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="orange", linewidth=1.2)
+    axis.set_xlim(-0.5, size - 0.5)
+    axis.set_ylim(size - 0.5, -0.5)
 
 
 def _row_title(axis, title: str) -> None:

@@ -56,7 +56,7 @@ def report_run(
         trained = config.align.weight > 0
         drawn["attention"] = _draw_attention(folder / "attention.png", evaluator, images, attention, masks, trained)
     rows = [("this run", figures), (GUESSES["chance"], chance(source, images, masks))]
-    rows += [] if masks is None else [(GUESSES["center_prior"], center_prior(masks))]
+    rows += [] if masks is None else [(GUESSES["center_prior"], center_prior(source, images, masks))]
     _write_page(run, f"{source.name}, {len(source)} images.", rows, drawn)
     log_pictures(run.workdir, run.total, {name: p.path for name, p in drawn.items()}, config.wandb_project)
     return figures

@@ -7,7 +7,7 @@ import numpy as np
 
 from cvsa_jax.data.pipeline import load_image
 from cvsa_jax.data.sources import Source
-from cvsa_jax.evaluation.localization import square_mask
+from cvsa_jax.evaluation.localization import square_masks
 from cvsa_jax.report import html, pictures
 from cvsa_jax.report.columns import COUNTS, QUALITY, quality, table
 from cvsa_jax.runtime.files import AnyPath, write_json_atomically
@@ -130,6 +130,4 @@ def _sheet(store: SaliencyStore, source: Source, rows: np.ndarray) -> pictures.M
 
 
 def _masks(source: Source, rows: np.ndarray) -> np.ndarray | None:
-    if source.mask is None:
-        return None
-    return np.array([square_mask(source.mask(int(i)), _SIZE) for i in rows]).reshape(-1, _SIZE, _SIZE)
+    return None if source.mask is None else square_masks(source, rows, _SIZE)

@@ -41,7 +41,8 @@ def train_unet(config: ConfigDict, workdir: Path) -> dict[str, float]:
     check_batch_size(config.batch_size, 1, mesh)
     source = settings.load_source(config.data)
     readable = functools.partial(pipeline.readable, source, on_bad_image=config.data.on_bad_image)
-    parts = [(source, readable(source.split(config.data.train_split)))]
+    train = source.split(config.data.train_split)
+    parts = [(source, readable(train[source.has_mask(train)] if source.mask else train))]
     if config.with_procedural:
         drawn = settings.procedural_source(config.data)
         parts.append((drawn, drawn.split("train")))

@@ -43,18 +43,34 @@ def join_cluster() -> None:
 def run(main: Callable[[], None]) -> None:
     """Parses the flags and calls `main`; what the user can put right is printed as one error with exit code 2, and an
     interruption leads to exit code 42."""
+
+    def start(words: list[str]) -> None:
+        if words:
+            raise UserError(f"unexpected arguments {' '.join(words)}: flags are written --name=value")
+        main()
+
+    _run(start)
+
+
+def run_one_of(mains: dict[str, Callable[[], None]]) -> None:
+    """As `run`, with what the first word of the command line names."""
+
+    def start(words: list[str]) -> None:
+        if len(words) != 1 or words[0] not in mains:
+            raise UserError(f"give one of {', '.join(mains)} and flags, written --name=value; not {' '.join(words)!r}")
+        mains[words[0]]()
+
+    _run(start)
+
+
+def _run(start: Callable[[list[str]], None]) -> None:
     logging.set_verbosity(logging.FATAL)  # what libraries log as errors, they also raise
     interruption.listen()
     _keep_compiled_programs()
     sys.path.insert(0, os.getcwd())  # `configs` is a package of the working folder, however the command was started
 
-    def start(argv: list[str]) -> None:
-        if len(argv) > 1:
-            raise UserError(f"unexpected arguments {' '.join(argv[1:])}: flags are written --name=value")
-        main()
-
     try:
-        app.run(start, flags_parser=_parse)
+        app.run(lambda argv: start(argv[1:]), flags_parser=_parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)

@@ -41,7 +41,9 @@ def measure(
     Args:
         record_of: index -> its RECORD.
     """
-    if source.mask is None and source.box is None:
+    if source.box is None:
+        indices = indices[source.has_mask(indices)]
+    if not len(indices):
         return {}
     sums, counts = {}, collections.Counter()
     with ThreadPoolExecutor() as pool:
@@ -60,7 +62,7 @@ def measure(
 
 
 def _score(source: Source, i: int, record: np.void, threshold: float) -> _Scores:
-    mask = None if source.mask is None else source.mask(i) > 127
+    mask = source.mask(i) > 127 if source.has_mask(np.array([i]))[0] else None
     box = true_box(source, i, mask)
     box_iou = None if box is None else float(box_overlap(record["box"].astype(float), box))
     if mask is None:

@@ -124,7 +124,7 @@ def test_a_mask_is_found_under_its_usual_names(tmp_path, name):
     source = folder_with(tmp_path, ("owl/1.jpg", "owl/2.jpg"), (name,))
     np.testing.assert_array_equal(source.mask(0), EXPECTED)
     assert source.masked.tolist() == [True, False]
-    assert source.with_masks(np.array([1, 0])).tolist() == [0]
+    assert source.has_mask(np.array([1, 0])).tolist() == [False, True]
     with pytest.raises(UserError, match=r"no mask of owl/2\.jpg"):
         source.mask(1)
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from PIL import Image
 from small_sources import CROP
 
-from configs.pets import get_config
+from configs import common
 from cvsa_jax import settings
 from cvsa_jax.data import pipeline
 from cvsa_jax.data.sources import load, source, tfds
@@ -95,8 +95,9 @@ def test_images_and_labels_are_those_of_the_files(pets):
     assert found.labels.dtype == np.int32
 
 
-def test_config_of_pets_loads_it(pets):
-    config = get_config()
+def test_a_config_of_tfds_loads_it(pets):
+    config = common.pretrain()
+    common.tfds(config, "oxford_iiit_pet", test_split="test")
     config.data.root = pets
     found = settings.load_source(config.data)
     assert {split: len(found.split(split)) for split in (config.data.train_split, config.data.test_split)} == SPLITS

@@ -1,6 +1,11 @@
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from helpers import assert_close, quick, unit
 
 from cvsa_jax.evaluation.encode import make_encoder
@@ -38,3 +43,25 @@ def test_encoder_gives_unit_maps_and_pooled_vectors_of_the_online_network(mesh_o
     for got, feature_map in ((encoded.queries, out.prediction_map), (encoded.keys, out.projection_map)):
         cells = np.asarray(feature_map).reshape(16, 4, 8)
         assert_close(got, unit(cells))
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_components_on_as_many_devices_as_threads_do_not_wait_for_ever(devices):
+    # XLA has as many threads as there are cores, and at least two; a process of its own, which can be killed.
+    script = (
+        "import jax, numpy as np\n"
+        "from test_encode import MODEL, empty_network, distributed, make_encoder\n"
+        "network = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, np.float32), empty_network(MODEL))\n"
+        "mesh = distributed.make_mesh()\n"
+        "images = np.random.default_rng(0).integers(0, 256, (64 * mesh.size, 64, 64, 3), np.uint8)\n"
+        "images = distributed.to_mesh({'images': images}, mesh)['images']\n"
+        "network = jax.device_put(network, distributed.replicated(mesh))\n"
+        "encode = make_encoder(MODEL, mesh, maps=True)\n"
+        "for _ in range(5): jax.block_until_ready(encode(network, images))\n"
+    )
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]),
+    }
+    subprocess.run([sys.executable, "-c", script], env=environment, timeout=90, check=True)

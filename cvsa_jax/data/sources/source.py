@@ -57,11 +57,11 @@ class Source:
             raise UserError(f"data set {self.name} has no images in split {name!r}; it has {filled or 'no splits'}")
         return self.splits[name]
 
-    def with_masks(self, indices: np.ndarray) -> np.ndarray:
-        """Those of the indices whose images have a mask; none where the source has no masks."""
+    def has_mask(self, indices: np.ndarray) -> np.ndarray:
+        """(k,) bool, which of the images at the indices have a mask."""
         if self.mask is None:
-            return indices[:0]
-        return indices if self.masked is None else indices[self.masked[indices]]
+            return np.zeros(len(indices), bool)
+        return np.ones(len(indices), bool) if self.masked is None else self.masked[indices]
 
 
 def fingerprint(names, sizes) -> str:

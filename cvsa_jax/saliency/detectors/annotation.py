@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from cvsa_jax.data.sources import Source
+from cvsa_jax.data.sources.folder import NO_IMAGE
 from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.saliency.detector import Detection, Detector
 from cvsa_jax.saliency.store import GRID
@@ -23,7 +24,12 @@ def masks(source: Source) -> Detector:
     if source.mask is None:
         raise UserError(
             f"data set {source.name} has no masks (a folder source has them in masks/ beside images/, CUB in "
-            "segmentations/): take another --detector"
+            f"segmentations/): take another --detector{_strays(source)}"
+        )
+    if bare := [source.names[i] for i in np.flatnonzero(~source.has_mask(np.arange(len(source))))]:
+        raise UserError(
+            f"{len(bare)} of {len(source)} images of {source.name} have no mask: {some(bare)}. Draw them, or take "
+            f"another --detector{_strays(source)}"
         )
     settings = _annotation(source)
     return _detector("masks", "human", settings, lambda i: source.mask(i).astype(np.float32) / 255)
@@ -110,6 +116,11 @@ def _detector(name: str, supervision: str, settings: dict, map_of: Callable[[int
         prepare=lambda i, image: map_of(i),
         detect=lambda maps: [Detection(m, float(m.max())) for m in maps],
     )
+
+
+def _strays(source: Source) -> str:
+    strays = source.left_out.get(NO_IMAGE, ())
+    return f". What lies among the masks belongs to no image: {some(strays)}" if strays else ""
 
 
 def _annotation(source: Source) -> dict[str, str]:

@@ -1,0 +1,10 @@
+"""Fine-tuning on iNaturalist 2018 (8,142 species; `:2021` and `:mini` are those of 2021).
+
+python -m cvsa_jax.main --config=configs/inat_finetune.py --config.init_from=runs/inat --workdir=runs/tuned
+"""
+
+from configs import sets
+
+
+def get_config(arg: str = ""):
+    return sets.finetune("inat", arg)

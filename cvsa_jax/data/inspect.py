@@ -1,0 +1,101 @@
+"""What a look at every image of a source finds: unreadable files, equal and nearly equal images, odd annotations."""
+
+import collections
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image
+
+from cvsa_jax.data import decode
+from cvsa_jax.data.pipeline import open_image
+from cvsa_jax.data.sources import Source
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.progress import Progress
+from cvsa_jax.runtime.workers import in_threads
+
+NEAR = 3  # bits of 64 in which the hashes of nearly equal images may differ
+_SIDE = 8  # cells of the hash, which compares each with its neighbour
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """One image: why it cannot be read, or its (height, width), the hash of its bytes and of its look, and whether it
+    had to be turned; what is wrong with its mask, the mask's share of the image, and what is wrong with its box."""
+
+    unreadable: str = ""
+    size: tuple[int, int] = (0, 0)
+    content: str = ""
+    look: int = 0
+    turned: bool = False
+    mask_error: str = ""
+    mask_share: float | None = None
+    box_error: str = ""
+
+    @property
+    def is_sound(self) -> bool:
+        """Nothing of it is unreadable or wrong."""
+        return not (self.unreadable or self.mask_error or self.box_error)
+
+
+def inspect(source: Source, indices: np.ndarray) -> list[Seen]:
+    """Reads the images at the indices, with their masks and boxes."""
+    masked = source.has_mask(indices)
+    seen, progress = [], Progress("check", len(indices))
+    items = ((int(i), bool(has)) for i, has in zip(indices, masked, strict=True))
+    for one in in_threads(lambda item: _see(source, *item), items, ahead=64):
+        seen.append(one)
+        progress.update(len(seen))
+    return seen
+
+
+def equal_groups(keys: Iterable) -> list[list[int]]:
+    """Rows of equal keys, each group with at least two; empty keys are none."""
+    rows = collections.defaultdict(list)
+    for row, key in enumerate(keys):
+        if key:
+            rows[key].append(row)
+    return [group for group in rows.values() if len(group) > 1]
+
+
+def near_pairs(looks: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of rows whose (n,) uint64 hashes differ in 1 to NEAR bits, or in none. Of NEAR + 1 parts of such hashes one
+    is equal, so that only rows with an equal part are compared."""
+    bits, pairs = 64 // (NEAR + 1), set()
+    for part in range(NEAR + 1):
+        keys = (looks >> np.uint64(part * bits)) & np.uint64(2**bits - 1)
+        order = np.argsort(keys, kind="stable")
+        for group in np.split(order, np.flatnonzero(np.diff(keys[order])) + 1):
+            for k, row in enumerate(group[:-1]):
+                distance = np.bitwise_count(looks[group[k + 1 :]] ^ looks[row])
+                pairs |= {tuple(sorted((int(row), int(other)))) for other in group[k + 1 :][distance <= NEAR]}
+    return sorted(pairs)
+
+
+def _see(source: Source, i: int, has_mask: bool) -> Seen:
+    try:
+        content = hashlib.sha256(source.read(i)).hexdigest()
+        encoded = open_image(source, i)
+        image = decode.pixels(encoded)
+    except (decode.Unreadable, OSError) as error:
+        return Seen(unreadable=str(error))
+    mask_error, share, box_error = "", None, ""
+    if has_mask:
+        try:
+            share = float((source.mask(i) > 127).mean())
+        except UserError as error:
+            mask_error = str(error)
+    if source.box is not None:
+        try:
+            source.box(i)
+        except UserError as error:
+            box_error = str(error)
+    size = (image.height, image.width)
+    return Seen("", size, content, look_of(image), encoded.turn is not None, mask_error, share, box_error)
+
+
+def look_of(image: Image.Image) -> int:
+    """The difference hash: 64 bits, whether each cell of a coarse grey image is darker than the one right of it."""
+    grey = np.asarray(image.convert("L").resize((_SIDE + 1, _SIDE), Image.Resampling.BOX))
+    return int.from_bytes(np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes(), "big")

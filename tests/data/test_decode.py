@@ -1,0 +1,110 @@
+"""Odd images as the decoder gives them: turned, transparent, of other colours, cut, enormous."""
+
+import io
+import resource
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from cvsa_jax.data import decode
+from cvsa_jax.data.pipeline import centre_crop
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def corners(pixels: np.ndarray) -> list[str]:
+    """Which colour lies in which corner, clockwise from the top left."""
+    of = {0: "red", 1: "green", 2: "blue"}
+    places = (pixels[2, 2], pixels[2, -3], pixels[-3, -3], pixels[-3, 2])
+    return [of[int(p.argmax())] if np.ptp(p) > 60 else "grey" for p in places]
+
+
+def four_corners() -> Image.Image:
+    pixels = np.full((48, 80, 3), 128, np.uint8)
+    pixels[:24, :40], pixels[:24, 40:], pixels[24:, 40:] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_exif_orientation_is_applied(orientation, kind):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"exif": exif} | ({"quality": 95} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {})
+    content = encoded(four_corners(), kind, **options)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    read = decode.opened(content)
+    assert read.size == expected.size == ((80, 48) if orientation <= 4 else (48, 80))
+    pixels = decode.to_array(content)
+    assert pixels.shape == (*expected.size[::-1], 3)
+    assert corners(pixels) == corners(np.asarray(expected.convert("RGB")))
+
+
+def test_a_turned_jpeg_is_read_smaller_by_its_upright_sides():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(four_corners().resize((1600, 960)), "JPEG", exif=exif)
+    read = decode.pixels(decode.opened(content), np.array([300.0, 180.0]))
+    assert 300 <= read.height < 1600 and read.height / read.width == pytest.approx(1600 / 960)
+    assert corners(np.asarray(read)) == ["grey", "red", "green", "blue"]
+
+
+def test_what_is_transparent_lies_over_white():
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:2] = (10, 20, 30, 255)
+    pixels[2:, :2] = (0, 0, 0, 128)
+    seen = decode.to_array(encoded(Image.fromarray(pixels, "RGBA")))
+    assert seen[0, 0].tolist() == [10, 20, 30] and seen[3, 3].tolist() == [255] * 3
+    assert abs(int(seen[3, 0, 0]) - 127) <= 1
+    grey = Image.fromarray(np.dstack([np.full((2, 2), 7, np.uint8), np.array([[255, 0]] * 2, np.uint8)]), "LA")
+    assert decode.to_array(encoded(grey))[0].tolist() == [[7] * 3, [255] * 3]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([9, 8, 7, 1, 2, 3])
+    palette.putpixel((1, 0), 1)
+    assert decode.to_array(encoded(palette, transparency=1))[0].tolist() == [[9, 8, 7], [255] * 3]
+    assert decode.to_array(encoded(palette))[0].tolist() == [[9, 8, 7], [1, 2, 3]]
+
+
+def test_other_colour_spaces_and_depths():
+    rgb = Image.new("RGB", (16, 16), (200, 40, 40))
+    for mode in ("CMYK", "YCbCr"):
+        kind = "JPEG" if mode == "CMYK" else "TIFF"
+        pixels = decode.to_array(encoded(rgb.convert(mode), kind))
+        assert np.abs(pixels.astype(int) - (200, 40, 40)).max() < 12
+    deep = Image.fromarray(np.full((4, 4), 0x80FF, np.uint16))
+    assert (decode.to_array(encoded(deep)) == 0x80).all()
+    assert decode.to_array(encoded(rgb.convert("1"))).shape == (16, 16, 3)
+
+
+def test_the_lowest_rows_are_cut_before_the_size_is_known():
+    content = encoded(four_corners())
+    read = decode.opened(content, cut=20)
+    assert read.size == (80, 28)
+    np.testing.assert_array_equal(np.asarray(decode.pixels(read)), np.asarray(four_corners())[:28])
+    with pytest.raises(decode.Unreadable, match="80 x 48 px, of which the lowest 48 rows are cut off"):
+        decode.opened(content, cut=48)
+
+
+def test_an_enormous_image_is_refused_by_its_header():
+    # A PNG of 30,000 x 30,000 px of one colour is a few kB.
+    content = encoded(Image.new("1", (30_000, 30_000)))
+    assert len(content) < 200_000
+    with pytest.raises(decode.Unreadable, match="could be decompression bomb"):
+        decode.opened(content)
+
+
+def test_an_image_of_extreme_shape_costs_no_more_than_its_crop():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (2, 30_000, 3), np.uint8))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    crop = centre_crop(image, 256, 224)
+    # Scaled whole, it would be 256 x 3,840,000 px, 3 GB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+    assert crop.shape == (224, 224, 3)
+    # The middle of the image scaled to a height of 256: 224 / 256 of its 2 px, as wide as high.
+    expected = np.asarray(image.crop((14_999, 0, 15_001, 2)), float).mean()
+    assert abs(crop.mean() - expected) < 40

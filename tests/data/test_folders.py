@@ -1,0 +1,196 @@
+"""Folders as people have them: splits by any name, files that are no images, tables from spreadsheets."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_sources import split_names, write_all, write_image, write_splits
+
+from cvsa_jax.data.pipeline import load_image
+from cvsa_jax.data.sources import load
+from cvsa_jax.runtime.errors import UserError
+
+
+def folder(root):
+    return load("folder", str(root))
+
+
+# Splits.
+
+
+def test_three_split_folders_in_any_case(tmp_path):
+    write_all(tmp_path, "Training/owl/1.png", "Validation/owl/2.png", "TEST/wren/3.png")
+    source = folder(tmp_path)
+    expected = {"train": ["Training/owl/1.png"], "val": ["Validation/owl/2.png"], "test": ["TEST/wren/3.png"]}
+    assert split_names(source) == expected and source.classes == ("owl", "wren")
+
+
+@pytest.mark.parametrize("stray", ["extra/owl/4.png", "4.png", "masks_old/4.png"])
+def test_what_lies_beside_the_split_folders_does_not_make_classes_of_them(tmp_path, stray):
+    write_all(tmp_path, "train/owl/1.png", "test/wren/3.png", stray)
+    with pytest.raises(UserError, match=rf"1 images lie beside the folders of the splits, test, train: {stray}"):
+        folder(tmp_path)
+
+
+def test_a_train_folder_alone_is_a_split_and_a_class_called_train_is_a_class(tmp_path):
+    assert folder(write_all(tmp_path / "a", "train/owl/1.png", "train/wren/2.png")).classes == ("owl", "wren")
+    assert folder(write_all(tmp_path / "b", "train/1.png", "bus/2.png", "car/3.png")).classes == ("bus", "car", "train")
+
+
+def test_split_names_of_a_table_are_those_of_folders_and_others_are_said(tmp_path, capsys):
+    write_all(tmp_path, "1.png", "2.png", "3.png")
+    write_splits(tmp_path, "image,split", "1.png,Training", "2.png,validation", "3.png,extra")
+    assert split_names(folder(tmp_path)) == {"train": ["1.png"], "val": ["2.png"], "extra": ["3.png"]}
+    assert "splits that nothing uses unless config.data.train_split or test_split names them: {'extra': 1}" in (
+        capsys.readouterr().out
+    )
+
+
+# What is no image.
+
+
+def test_what_the_system_and_this_project_keep_is_nothing(tmp_path):
+    write_all(tmp_path, "owl/1.png", ".hidden/2.png", "owl/._1.png", "__MACOSX/owl/1.png", ".3.png")
+    for name in ("Thumbs.db", "owl/desktop.ini", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"x")
+    for name in ("runs/a/config.json", "runs/a/metrics.jsonl", "runs/a/report/views.png", "store/identity.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    for name in ("store/names.txt", "store/sheet.png", "out/results.json", "out/attention.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    source = folder(tmp_path)
+    assert source.names == ("owl/1.png",)
+    assert source.left_out == {"folders of runs, stores and reports": ["out", "runs/a", "store"]}
+
+
+def test_other_files_are_counted(tmp_path):
+    write_all(tmp_path, "owl/1.png")
+    for name in ("owl/notes.txt", "owl/2.heic", "owl/clip.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    assert folder(tmp_path).left_out == {
+        "files that are no images we read": ["owl/2.heic", "owl/clip.mp4", "owl/notes.txt"]
+    }
+    write_all(tmp_path, "images/owl/5.png")
+    assert folder(tmp_path).left_out == {"images that lie beside the folder of images": ["owl/1.png"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.jfif", "JPEG"),
+        ("a.jpe", "JPEG"),
+        ("a.webp", "WEBP"),
+        ("a.TIF", "TIFF"),
+        ("a.tiff", "TIFF"),
+        ("a.ppm", "PPM"),
+    ],
+)
+def test_what_pillow_reads_is_read(tmp_path, name, kind):
+    Image.new("RGB", (12, 10), (200, 10, 10)).save(tmp_path / name, kind)
+    source = folder(tmp_path)
+    assert source.names == (name,)
+    pixels = load_image(source, 0)
+    assert pixels.shape == (10, 12, 3) and np.abs(pixels[5, 5].astype(int) - (200, 10, 10)).max() < 8
+
+
+def test_links_are_followed_and_loops_are_found(tmp_path):
+    write_all(tmp_path / "elsewhere", "wren/2.png", "3.png")
+    write_all(tmp_path / "mine", "owl/1.png")
+    os.symlink(tmp_path / "elsewhere/wren", tmp_path / "mine/wren")
+    os.symlink(tmp_path / "elsewhere/3.png", tmp_path / "mine/owl/3.png")
+    os.symlink(tmp_path / "mine", tmp_path / "mine/owl/again")
+    os.symlink(tmp_path / "gone.png", tmp_path / "mine/owl/gone.png")
+    source = folder(tmp_path / "mine")
+    assert source.names == ("owl/1.png", "owl/3.png", "wren/2.png")
+    assert source.left_out == {"links to a folder above them": ["owl/again"], "links to nothing": ["owl/gone.png"]}
+
+
+def test_names_that_are_not_utf8_work(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        write_image(tmp_path / "owl" / "1.png")
+        os.rename(tmp_path / "owl" / "1.png", tmp_path / "owl" / name)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    source = folder(tmp_path)
+    assert source.names == (f"owl/{name}",) and len(source.fingerprint) == 16
+    assert load_image(source, 0).shape == (5, 6, 3)
+
+
+def test_a_folder_of_nothing_says_what_lies_there(tmp_path):
+    (tmp_path / "a.heic").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"no image \(.*\) in .*, but 1 files that are no images we read"):
+        folder(tmp_path)
+
+
+# Tables from spreadsheets.
+
+TABLE = "image,label,split\nowl/1.png,grand duc,train\nwren/2.png,wren ,test\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TABLE.encode("utf-8-sig"),
+        TABLE.encode("utf-16"),
+        TABLE.replace(",", ";").encode(),
+        TABLE.replace(",", "\t").encode(),
+        TABLE.replace("\n", "\r\n").encode(),
+        TABLE.replace("owl/", ".\\owl\\").replace("wren/", "wren\\").encode(),
+        TABLE.replace("image,label", " Image , LABEL ").encode(),
+        (TABLE + "\n,,\n\n").encode(),
+    ],
+    ids=["BOM", "UTF-16", "semicolons", "tabs", "CRLF", "backslashes", "blanks and case", "empty rows"],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path, content):
+    write_all(tmp_path, "owl/1.png", "wren/2.png")
+    (tmp_path / "Splits.csv").write_bytes(content)
+    source = folder(tmp_path)
+    assert split_names(source) == {"train": ["owl/1.png"], "test": ["wren/2.png"]}
+    assert source.classes == ("grand duc", "wren")
+
+
+def test_a_table_in_latin_1_is_read_and_said(tmp_path, capsys):
+    write_all(tmp_path, "1.png")
+    (tmp_path / "splits.csv").write_bytes("image,split,label\n1.png,train,hibou des marais à l'été\n".encode("cp1252"))
+    assert folder(tmp_path).classes == ("hibou des marais à l'été",)
+    assert "is not UTF-8: read as Windows' Latin-1" in capsys.readouterr().out
+    (tmp_path / "splits.csv").write_bytes(b"\x00\x01image\x00")
+    with pytest.raises(UserError, match="is no text in UTF-8, UTF-16 or Latin-1: save it as CSV in UTF-8"):
+        folder(tmp_path)
+
+
+def test_accents_in_one_piece_or_two_are_the_same(tmp_path):
+    write_image(tmp_path / "e\u0301te\u0301.png")  # as macOS writes été
+    write_splits(tmp_path, "image,split", "\u00e9t\u00e9.png,train")
+    assert folder(tmp_path).names == ("e\u0301te\u0301.png",)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [(",train,a", "row 3: no image"), ("2.png,,a", "row 3: no split"), ("2.png,train,", "row 3: no label")],
+)
+def test_a_missing_cell_is_named_by_its_row(tmp_path, row, message):
+    write_all(tmp_path, "1.png", "2.png")
+    write_splits(tmp_path, "image,split,label", "1.png,train,a", row)
+    with pytest.raises(UserError, match=rf"splits\.csv, {message}\. Fill the cell"):
+        folder(tmp_path)
+
+
+def test_labels_that_are_nearly_equal_are_said(tmp_path, capsys):
+    write_all(tmp_path, *(f"{k}.png" for k in range(3)))
+    write_splits(tmp_path, "image,split,label", "0.png,train,ant", "1.png,train,ant ", "2.png,train,Ant")
+    assert folder(tmp_path).classes == ("Ant", "ant")
+    assert (
+        "classes that differ in case, blanks or accents alone: 'Ant', 'ant'. Are they one?" in capsys.readouterr().out
+    )
+
+
+def test_boxes_of_images_that_are_not_there_are_said(tmp_path, capsys):
+    write_image(tmp_path / "1.png", 60, 50)
+    (tmp_path / "boxes.csv").write_text("image;x;y;width;height\n1.png;6,0;5;30;20\ngone.png;1;1;2;2\n")
+    source = folder(tmp_path)
+    np.testing.assert_allclose(source.box(0), [5 / 50, 6 / 60, 25 / 50, 36 / 60])
+    assert "boxes of 1 images that are not there: gone.png" in capsys.readouterr().out
