@@ -152,20 +152,20 @@ def total_steps(config: ConfigDict, images: int) -> int:
     return _steps(config.total_steps, config.total_epochs, images, config.batch_size)
 
 
-def advice(config: ConfigDict, images: int) -> list[str]:
-    """What a pre-training on so many images is warned of at its start."""
-    warnings = []
+def notes(config: ConfigDict, images: int) -> list[str]:
+    """What a pre-training on so many images says at its start: warnings, and how fast the target follows."""
+    said = []
     if (steps := images // config.batch_size) < FEW_STEPS:
-        warnings.append(
-            f"an epoch has {steps} steps of config.batch_size={config.batch_size}, of which the learning rate is a "
-            f"multiple: a batch below {max(1, images // FEW_STEPS)} suits {images} images better"
+        said.append(
+            f"warning: an epoch has {steps} steps of config.batch_size={config.batch_size}, of which the learning rate "
+            f"is a multiple: a batch below {max(1, images // FEW_STEPS)} suits {images} images better"
         )
     if config.views.kind == "saliency_swap" and not config.init_from:
-        warnings.append(
-            "stage 2 begins from random weights: give those of a stage 1 as --config.init_from (a run with :byol, or "
-            "a file of weights from ImageNet); without one expect to need about 1000 epochs (:scratch)"
+        said.append(
+            "warning: stage 2 begins from random weights: give those of a stage 1 as --config.init_from (a run with "
+            ":byol, or a file of weights from ImageNet); without one expect to need about 1000 epochs (:scratch)"
         )
-    return warnings
+    return [*said, target_half_life(config)] if objective(config).target else said
 
 
 def optimizer(config: ConfigDict, images: int) -> tuple[optax.GradientTransformation, optax.Schedule]:

@@ -332,7 +332,8 @@ def test_the_recipe_from_scratch_has_the_figures_of_its_source():
     ],
 )
 def test_what_a_start_warns_of(changes, images, said):
-    warnings = settings.advice(config_with(**changes), images)
+    *warnings, pace = settings.notes(config_with(**changes), images)
+    assert pace.startswith("target: tau") and all(warning.startswith("warning: ") for warning in warnings)
     assert len(warnings) == len(said)
     assert all(re.search(pattern, warning) for pattern, warning in zip(said, warnings, strict=True))
 

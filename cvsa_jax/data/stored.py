@@ -1,6 +1,5 @@
 """Decoded images of one size on disk: made once, used again by every run on the same images."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -12,7 +11,7 @@ from PIL import Image
 from cvsa_jax.data import decode
 from cvsa_jax.data.pipeline import open_image, unreadable, unreadable_error
 from cvsa_jax.data.sources import Source
-from cvsa_jax.runtime.files import cache_folder, write_json_atomically
+from cvsa_jax.runtime.files import cache_folder, read_json, write_json_atomically
 from cvsa_jax.runtime.progress import Progress
 from cvsa_jax.runtime.workers import in_threads
 
@@ -26,7 +25,7 @@ def stored_squares(source: Source, indices: np.ndarray, size: int) -> tuple[np.n
     """
     identity = {"fingerprint": source.fingerprint, "indices": np.asarray(indices).tolist(), "size": size}
     folder = cache_folder() / f"images-{source.fingerprint}-{size}-{len(indices)}"
-    if not (folder / "identity.json").is_file() or json.loads((folder / "identity.json").read_text()) != identity:
+    if not (folder / "identity.json").is_file() or read_json(folder / "identity.json") != identity:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Elsewhere first: several processes may begin at once, and one that is killed leaves nothing half done.
         half = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))

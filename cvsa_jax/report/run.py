@@ -1,5 +1,7 @@
 """The figures and the page of one pre-training run."""
 
+import traceback
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from cvsa_jax.evaluation.features import evenly
 from cvsa_jax.report import html, pictures
 from cvsa_jax.report.columns import GUESSES, PANELS, SUMMARY, TITLES, percent, table
 from cvsa_jax.runtime.distributed import is_first
+from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import AnyPath, write_json_atomically
 from cvsa_jax.training import photometric
 from cvsa_jax.training.log import log_pictures, read_metrics
@@ -30,13 +33,29 @@ def report_run(
     test: np.ndarray | None,
     batch: dict[str, np.ndarray],
 ) -> dict[str, float]:
-    """Evaluates the online network and writes `workdir/report/`; returns the figures of its `results.json`.
+    """Evaluates the online network and writes `workdir/report/`; returns the figures of its `results.json`, {} where
+    that fails: the run has ended well, and what went wrong is printed.
 
     Args:
         train, test: indices of the images trained on and of those held out; None where there is no test split. kNN
             needs labels and a test split, the figures of the attention masks or boxes.
         batch: a training batch, for the picture of the views.
     """
+    try:
+        return _report(run, network, evaluator, train, test, batch)
+    except Exception as error:
+        if jax.process_count() > 1:
+            raise  # the others would wait for this one
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        print(
+            f"warning: the run has ended at step {run.total} and is kept, but its report could not be made: {error}. "
+            "The same command makes it again"
+        )
+        return {}
+
+
+def _report(run: Run, network: Network, evaluator: Evaluator, train, test, batch) -> dict[str, float]:
     source, config, folder = evaluator.source, run.config, run.workdir / "report"
     figures: dict[str, float] = {}
     if test is not None and source.labels is not None and config.eval.knn:

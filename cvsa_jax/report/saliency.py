@@ -1,6 +1,5 @@
 """The page that shows whether saliency maps can be trusted, for one store or for several side by side."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.localization import square_masks
 from cvsa_jax.report import html, pictures
 from cvsa_jax.report.columns import COUNTS, QUALITY, quality, table
-from cvsa_jax.runtime.files import AnyPath, write_json_atomically
+from cvsa_jax.runtime.files import AnyPath, read_json, write_json_atomically
 from cvsa_jax.saliency.compute import BLANK, FULL, TIMING
 from cvsa_jax.saliency.detector import squeezed
 from cvsa_jax.saliency.quality import measure
@@ -33,7 +32,7 @@ def figures_of(store: SaliencyStore, source: Source, measured: np.ndarray) -> di
     figures = measure(source, measured, store.record, store.threshold)
     timing = store.folder / TIMING
     if timing.is_file():
-        figures["ms_per_image"] = json.loads(timing.read_text())["ms_per_image"]
+        figures["ms_per_image"] = read_json(timing)["ms_per_image"]
     return figures | {name: store.manifest[name] for name in COUNTS}
 
 

@@ -29,7 +29,7 @@ from cvsa_jax.report.finetuned import write_finetuned_page
 from cvsa_jax.runtime import checks
 from cvsa_jax.runtime.distributed import check_batch_size, check_shared, is_first, make_mesh, replicated
 from cvsa_jax.runtime.errors import Diverged, UserError
-from cvsa_jax.runtime.files import AnyPath
+from cvsa_jax.runtime.files import AnyPath, write_json_atomically
 from cvsa_jax.training.finetune_step import ClassifierState, init_classifier, make_finetune_step
 from cvsa_jax.training.loop import run_steps
 from cvsa_jax.training.resume import begin, write_config
@@ -99,6 +99,7 @@ def finetune(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     figures |= {f"{name}_{key}": value for name, scores in places.items() for key, value in scores.items()}
     if is_first():
         write_config(config, workdir)
+        write_json_atomically(workdir / "data.json", source.described())
         write_finetuned_page(workdir, source, test, masks, figures, rows, places, last)
     return figures
 
@@ -146,7 +147,11 @@ def _train(job: _Job, images: np.ndarray, rate: float, workdir: AnyPath) -> Netw
         workdir,
         job.mesh,
         functools.partial(init_classifier, job.model, optimizer, config.views.size),
-        identity={"fingerprint": job.source.fingerprint, "images": images.tolist()},
+        identity={
+            "fingerprint": job.source.fingerprint,
+            "images": images.tolist(),
+            "selection": job.source.selection(images),
+        },
         total=settings.total_steps(config, job.images),
         about=f"{workdir}: {len(images)} images, learning rate {rate:g}",
         start_from=None if job.backbone is None else start_from,

@@ -13,9 +13,9 @@ from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.features import evenly
 from cvsa_jax.report.run import report_run
 from cvsa_jax.runs.feed import feed_of
-from cvsa_jax.runtime.distributed import check_batch_size, make_mesh
+from cvsa_jax.runtime.distributed import check_batch_size, is_first, make_mesh
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import AnyPath
+from cvsa_jax.runtime.files import AnyPath, write_json_atomically
 from cvsa_jax.saliency.store import SaliencyStore, open_store
 from cvsa_jax.training.loop import Watch, run_steps
 from cvsa_jax.training.resume import begin
@@ -36,7 +36,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     if config.views.kind == "saliency_swap" or config.align.weight > 0:
         store = open_store(config.saliency.store, source, config.saliency.detector, config.saliency.warn_fallback)
     pool = _train_images(config, source, store)
-    print("".join(f"warning: {warning}\n" for warning in settings.advice(config, len(pool))), end="")
+    print("".join(f"{note}\n" for note in settings.notes(config, len(pool))), end="")
 
     # 2) Model, views, optimiser and the jitted step.
     check_batch_size(config.batch_size, config.views.group, mesh, config.accumulate_steps, config.views.where)
@@ -62,14 +62,13 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
         workdir,
         mesh,
         initialize,
-        identity={"fingerprint": source.fingerprint, "images": len(pool)},
+        identity={"fingerprint": source.fingerprint, "images": len(pool), "selection": source.selection(pool)},
         total=settings.total_steps(config, len(pool)),
         about=f"{source.name}: {len(pool)} images",
         start_from=start_from if config.init_from else None,
     )
-
-    if spec.objective.target:
-        print(settings.target_half_life(config))
+    if is_first():
+        write_json_atomically(workdir / "data.json", source.described())
 
     # 4) The loop.
     def neighbors(state: TrainState) -> dict[str, float]:

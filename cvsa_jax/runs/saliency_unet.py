@@ -57,7 +57,7 @@ def train_unet(config: ConfigDict, workdir: Path) -> dict[str, float]:
         workdir,
         mesh,
         functools.partial(init_state, model, optimizer),
-        identity={"data": [[part.fingerprint, part.annotation()] for part, _ in parts], "images": len(pairs[0])},
+        identity={"sources": [[part.fingerprint, part.annotation()] for part, _ in parts], "images": len(pairs[0])},
         total=settings.total_steps(config, len(pairs[0])),
         about=f"{len(pairs[0])} images with masks at {config.size} px",
     )

@@ -14,13 +14,16 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from cvsa_jax.runtime import interruption
-from cvsa_jax.runtime.errors import INTERRUPTED, USER_ERROR, Interrupted, UserError
+from cvsa_jax.runtime.errors import USER_ERROR, Interrupted, UserError
 from cvsa_jax.runtime.files import cache_folder
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/cub.py.", lock_config=True)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where no launcher tells it.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0, with --coordinator.")
+
+
+_processes: list[int] = []  # of the run, where they are several
 
 
 def config() -> ConfigDict:
@@ -36,6 +39,10 @@ def join_cluster() -> None:
     from cvsa_jax.runtime import distributed
 
     distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    import jax
+
+    if jax.process_count() > 1:
+        _processes.append(jax.process_count())
     if not distributed.is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  open to the end
 
@@ -66,17 +73,24 @@ def run_one_of(mains: dict[str, Callable[[], None]]) -> None:
 def _run(start: Callable[[list[str]], None]) -> None:
     logging.set_verbosity(logging.FATAL)  # what libraries log as errors, they also raise
     interruption.listen()
+    interruption.guard()
     _keep_compiled_programs()
     sys.path.insert(0, os.getcwd())  # `configs` is a package of the working folder, however the command was started
 
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files are not always text
     try:
         app.run(lambda argv: start(argv[1:]), flags_parser=_parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except Interrupted as notice:
-        print(f"interrupted: {notice} The same command goes on from there.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        text = f"interrupted: {notice} The same command goes on from there."
+        if not _processes:
+            interruption.leave(notice.code, text)
+        print(text, file=sys.stderr)
+        sys.exit(notice.code)  # of several processes each tells the others
 
 
 def _keep_compiled_programs() -> None:

@@ -1,5 +1,5 @@
-"""How a command ends otherwise than well: with 2, where it is something a user can put right, and with 42, where it was
-interrupted and the same command would go on. Both end without a traceback."""
+"""How a command ends otherwise than well: with 2, where it is something a user can put right, and with 42 (of Ctrl-C:
+130), where it was interrupted and the same command would go on. None ends with a traceback."""
 
 USER_ERROR, INTERRUPTED = 2, 42  # exit codes
 
@@ -13,7 +13,12 @@ class Diverged(UserError):
 
 
 class Interrupted(BaseException):
-    """The process was asked to end (SIGTERM, or a notice that the machine is taken away); what is finished is kept."""
+    """The process was asked to end (SIGTERM, Ctrl-C, or a notice that the machine is taken away); what is finished is
+    kept. `code`: with which it ends."""
+
+    def __init__(self, text: str, code: int = INTERRUPTED):
+        super().__init__(text)
+        self.code = code
 
 
 def some(names, limit: int = 5) -> str:

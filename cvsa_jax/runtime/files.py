@@ -79,8 +79,20 @@ def write_atomically(path: AnyPath, write) -> None:
 
 
 def write_text_atomically(path: AnyPath, text: str) -> None:
-    """`text` as UTF-8."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    """`text` as UTF-8; names of files that are none are written as the disk has them."""
+    write_atomically(path, lambda file: file.write(text.encode(errors="surrogateescape")))
+
+
+def read_json(path: AnyPath) -> dict:
+    """What `write_json_atomically` wrote; UserError where the file is damaged."""
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+    except ValueError as error:
+        advice = "restore it, or delete what it belongs to and make that anew"
+        raise UserError(f"{path} is damaged ({error}): {advice}") from None
+    return content
 
 
 def write_json_atomically(path: AnyPath, content: dict) -> None:

@@ -1,43 +1,96 @@
-"""SIGTERM: outside of a training loop the command ends at once, inside at the next step, after a checkpoint."""
+"""SIGTERM and Ctrl-C: outside of a training loop the command ends at once, inside at the next step, after a checkpoint.
+
+Python's handlers run between two instructions of the main thread. One that waits in compiled code, as for a compilation
+or for a device that hangs, would not notice; so a thread of its own sees the signals too, and ends the process where
+the main thread has not, and at a second signal in any case.
+"""
 
 import contextlib
 import itertools
+import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 
-from cvsa_jax.runtime.errors import Interrupted
+from cvsa_jax.runtime.errors import INTERRUPTED, Interrupted
 
-_SIGNAL = signal.SIGTERM
+CODES = {signal.SIGTERM: INTERRUPTED, signal.SIGINT: 130}
+GRACE = 3.0  # seconds for the main thread to end by itself, outside of a loop
 _sync_points = itertools.count()
+_waits_for_step = threading.Event()  # set inside a loop
 
 
 def listen() -> None:
-    """From now on the signal raises `Interrupted` in the main thread."""
-    signal.signal(_SIGNAL, _end)
+    """From now on the signals raise `Interrupted` in the main thread."""
+    for number in CODES:
+        signal.signal(number, _end)
+
+
+def guard() -> None:
+    """From now on a thread sees to it that the process ends, whatever the main thread waits for."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reading,), daemon=True, name="signals").start()
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[Callable[[], bool]]:
-    """Inside, the signal only makes the function given true, to be asked once in each step. Of several processes, which
-    must all ask at the same steps, it is enough that one got the signal, and all learn of it at the same step."""
+def deferred() -> Iterator[Callable[[], int]]:
+    """Inside, a signal is only noted: the function given is to be asked once in each step, and tells its number, or 0.
+    Of several processes, which must all ask at the same steps, it is enough that one got the signal, and all learn of
+    it at the same step."""
     import jax  # a command that ends at a wrong flag does without
     from jax.experimental import multihost_utils
 
     if jax.process_count() > 1:
-        # JAX has taken the signal over, and agrees with the others on a step that none has passed yet. The steps asked
+        # JAX has taken SIGTERM over, and agrees with the others on a step that none has passed yet. The steps asked
         # about must go up, also from one training of a process to its next.
-        yield lambda: multihost_utils.reached_preemption_sync_point(next(_sync_points))
+        yield lambda: signal.SIGTERM * multihost_utils.reached_preemption_sync_point(next(_sync_points))
         return
     notices: list[int] = []
-    before = signal.signal(_SIGNAL, lambda number, frame: notices.append(number))
+    before = {number: signal.signal(number, lambda got, frame: notices.append(got)) for number in CODES}
+    _waits_for_step.set()
     try:
-        yield lambda: bool(notices)
+        yield lambda: notices[0] if notices else 0
     finally:
-        signal.signal(_SIGNAL, before)
+        _waits_for_step.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if notices:  # came after the last question
-        _end(_SIGNAL, None)
+        _end(notices[0], None)
+
+
+def leave(code: int, text: str) -> None:
+    """Ends the process with a line, without tearing down what may still be at work: a compilation that goes on while
+    the interpreter ends crashes."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        print(text, file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def _watch(reading: int) -> None:
+    """Sees every signal, by the bytes that Python writes to the pipe."""
+    seen = 0
+    while True:
+        for number in os.read(reading, 64):
+            if number not in CODES:
+                continue
+            seen += 1
+            if seen > 1:
+                leave(CODES[number], "interrupted again: ended at once. What was finished is kept.")
+            threading.Thread(target=_end_after_grace, args=(number,), daemon=True).start()
+
+
+def _end_after_grace(number: int) -> None:
+    """Where no loop waits for its step, ends the process that has not ended by itself."""
+    time.sleep(GRACE)
+    if not _waits_for_step.is_set():
+        leave(CODES[number], "interrupted: what was finished is kept. The same command goes on from there.")
 
 
 def _end(number: int, frame) -> None:
-    del number, frame
-    raise Interrupted("what was finished is kept.")
+    del frame
+    raise Interrupted("what was finished is kept.", CODES[signal.Signals(number)])

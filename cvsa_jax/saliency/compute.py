@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,14 @@ from cvsa_jax.data.decode import Unreadable
 from cvsa_jax.data.pipeline import load_image, unreadable_error
 from cvsa_jax.data.sources import Source
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import AnyPath, is_local, write_atomically, write_json_atomically, write_text_atomically
+from cvsa_jax.runtime.files import (
+    AnyPath,
+    is_local,
+    read_json,
+    write_atomically,
+    write_json_atomically,
+    write_text_atomically,
+)
 from cvsa_jax.runtime.progress import Progress
 from cvsa_jax.saliency.detector import Detection, Detector
 from cvsa_jax.saliency.store import (
@@ -63,7 +69,7 @@ def compute(
     }
     _claim(folder, identity, source)
     if (folder / MANIFEST).is_file():
-        return json.loads((folder / MANIFEST).read_text())
+        return read_json(folder / MANIFEST)
     _remove_unfinished(folder)
     paths = shard_paths(folder, len(source))
     missing = [k for k in range(shard[0], len(paths), shard[1]) if not paths[k].exists()]
@@ -101,7 +107,7 @@ def finish_store(source: Source, folder: Path) -> dict | None:
     paths = shard_paths(folder, len(source))
     if not all(path.exists() for path in paths):
         return None
-    manifest = json.loads((folder / IDENTITY).read_text()) | _counts(source, paths)
+    manifest = read_json(folder / IDENTITY) | _counts(source, paths)
     write_json_atomically(folder / MANIFEST, manifest)
     return manifest
 
@@ -151,7 +157,7 @@ def _claim(folder: Path, identity: dict, source: Source) -> None:
     """Makes the folder this pass's own, or raises UserError where it holds something else's maps."""
     claim = folder / IDENTITY
     if claim.is_file():
-        before = json.loads(claim.read_text())
+        before = read_json(claim)
         if before != identity:
             there, now = _flat(before), _flat(identity)
             keys = [k for k in {**now, **there} if there.get(k) != now.get(k)]

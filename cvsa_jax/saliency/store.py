@@ -5,7 +5,6 @@ A store is a folder of `shard-00000.npy`, … (structured arrays of RECORD, in t
 """
 
 import functools
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.boxes import bounding_box
 from cvsa_jax.runtime.errors import UserError, some
-from cvsa_jax.runtime.files import AnyPath, LocalCopy, as_path
+from cvsa_jax.runtime.files import AnyPath, LocalCopy, as_path, read_json
 
 VERSION = 2
 GRID = 64  # cells along each side of a stored map
@@ -48,11 +47,17 @@ class SaliencyStore:
                 f"the saliency store {folder} {state}: make it with python -m cvsa_jax.saliency --config=<the same> "
                 "--detector=<name>, or point config.saliency.store to another"
             )
-        self.manifest = json.loads(path.read_text())
-        if self.manifest["version"] != VERSION:
-            raise UserError(f"{folder} has store version {self.manifest['version']}, not {VERSION}: make it again")
+        self.manifest = read_json(path)
+        if self.manifest.get("version") != VERSION:
+            raise UserError(f"{folder} has store version {self.manifest.get('version')}, not {VERSION}: make it again")
         if self.manifest["fingerprint"] != source.fingerprint:
             raise UserError(self._difference(source))
+        made_from = self.manifest["settings"].get("annotation_hash")
+        if made_from is not None and made_from != source.annotation():
+            raise UserError(
+                f"the saliency store {folder} was made from other masks or boxes than {source.name} has now: make it "
+                "again, into another folder or after deleting this one"
+            )
         self._local = LocalCopy(folder)
         self._paths = shard_paths(self._local.path, len(source))
         if missing := [path.name for path in self._paths if not path.is_file()]:
@@ -116,7 +121,7 @@ class SaliencyStore:
         return np.concatenate(read_field(self._paths, name))
 
     def _difference(self, source: Source) -> str:
-        stored = (self.folder / "names.txt").read_text().splitlines()
+        stored = (self.folder / "names.txt").read_bytes().decode(errors="surrogateescape").splitlines()
         unmapped, unknown = [n for n in source.names if n not in set(stored)], set(stored) - set(source.names)
         if len(unmapped) == len(source):
             detail = f"it holds maps of {some(stored, 2)}, none of the images of {source.name}"

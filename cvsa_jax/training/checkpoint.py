@@ -14,20 +14,23 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from cvsa_jax.models.siamese import TARGET_PARTS
-from cvsa_jax.runtime.distributed import replicated
+from cvsa_jax.runtime.distributed import is_first, replicated
 from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.files import AnyPath, is_local
+from cvsa_jax.runtime.lock import Lock
 from cvsa_jax.training.state import Network
 
 # What any of the states stores beside its step.
-ITEMS = ("online", "target", "opt_state", "queue", "probe", "params", "network")
+ITEMS = ("online", "target", "opt_state", "queue", "probe", "balance", "params", "network")
 KEPT = 2  # newest checkpoints that stay on disk
 
 
 class Checkpointer:
-    """Saves and restores the training state of one workdir; saving is asynchronous and atomic."""
+    """Saves and restores the training state of one workdir, which no other process may use meanwhile; saving is
+    asynchronous and atomic. UserError where the workdir is in use or cannot be used."""
 
     def __init__(self, workdir: AnyPath):
+        self._lock = Lock(workdir) if is_first() else None
         self.manager = _manager(workdir, create=True)
 
     @property
@@ -67,6 +70,8 @@ class Checkpointer:
             self.wait()
         finally:
             self.manager.close()
+            if self._lock is not None:
+                self._lock.release()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

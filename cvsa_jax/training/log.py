@@ -96,8 +96,9 @@ def run_log(
         workdir.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
         write_text_atomically(workdir / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
-        writers = [JsonLines(workdir)]
-        writers += [WeightsAndBiases(workdir, wandb_project)] if wandb_project else []
+        writers = [_Forgiving(JsonLines(workdir), f"of {workdir / METRICS}")]
+        if wandb_project:
+            writers.append(_Forgiving(WeightsAndBiases(workdir, wandb_project), "to Weights & Biases"))
     log = _together(writers, workdir)
     try:
         if settings and start_step == 0:
@@ -121,7 +122,27 @@ def _together(writers: list, workdir: AnyPath) -> Any:
             print(f"without TensorFlow nothing is written for TensorBoard: the figures are in {workdir / METRICS}")
         return _InTurn(writers)
     tf.config.set_visible_devices([], "GPU")  # the accelerator's memory is JAX's
-    return AsyncMultiWriter([*writers, *([SummaryWriter(str(workdir / "tensorboard"))] if writers else [])])
+    board = [_Forgiving(SummaryWriter(str(workdir / "tensorboard")), "for TensorBoard")] if writers else []
+    return AsyncMultiWriter([*writers, *board])
+
+
+class _Forgiving:
+    """A writer that does not end a training: its first error is printed, and then it writes no more."""
+
+    def __init__(self, writer: Any, what: str):
+        self._writer, self._what, self._broken = writer, what, False
+
+    def __getattr__(self, name: str):
+        def guarded(*args, **kwargs) -> None:
+            if self._broken:
+                return
+            try:
+                getattr(self._writer, name)(*args, **kwargs)
+            except Exception as error:  # whatever disks and networks raise
+                self._broken = True
+                print(f"warning: the log {self._what} ends here ({error}); the training goes on", flush=True)
+
+        return guarded
 
 
 class _InTurn:
@@ -148,12 +169,13 @@ def log_pictures(workdir: AnyPath, step: int, pictures: dict[str, AnyPath], wand
 
 
 def read_metrics(workdir: AnyPath) -> list[dict]:
-    """The rows of a run's metrics.jsonl, [] where there is none. A last line cut off by a kill is left out."""
+    """The rows of a run's metrics.jsonl, [] where there is none. A line that is damaged, or that a kill cut off, is
+    left out."""
     path = workdir / METRICS
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    for line in path.read_bytes().decode(errors="replace").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
     return rows

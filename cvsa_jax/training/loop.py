@@ -79,7 +79,7 @@ def run_steps(
                     finite.check(run.checkpoints.latest)
                 if logged or looked:
                     row = named(metrics) | {"train/learning_rate": float(schedule(done - 1))} | speed.figures()
-                    row |= {f"eval/{name}": value for name, value in watch.look(state).items()} if looked else {}
+                    row |= _looked(watch, state) if looked else {}
                     log.write_scalars(done, row)
                     note = f"loss {row['train/loss']:.3f}"
                 if saved:
@@ -89,11 +89,22 @@ def run_steps(
                     speed.restart()
                 if stop:
                     run.checkpoints.wait()
-                    raise Interrupted(f"step {done} of {total} is saved in {run.workdir}.")
+                    raise Interrupted(f"step {done} of {total} is saved in {run.workdir}.", interruption.CODES[stop])
             trace(total, metrics)
     finally:
         run.checkpoints.close()
     return state, batch
+
+
+def _looked(watch: Watch, state: Any) -> dict[str, float]:
+    """What is watched, as the log calls it; a fault of it does not end the training."""
+    try:
+        return {f"eval/{name}": value for name, value in watch.look(state).items()}
+    except Exception as error:
+        if jax.process_count() > 1:
+            raise  # the others would wait for this one
+        print(f"warning: no figures for eval/ at this step: {error}", flush=True)
+        return {}
 
 
 def _due(done: int, total: int) -> Callable[[int], bool]:

@@ -4,7 +4,6 @@ Every training starts here, so that each continues, refuses other data and says 
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 
 from cvsa_jax.runtime.distributed import check_shared, is_first, replicated
 from cvsa_jax.runtime.errors import UserError, some
-from cvsa_jax.runtime.files import AnyPath, as_path, write_json_atomically, write_text_atomically
+from cvsa_jax.runtime.files import AnyPath, as_path, read_json, write_json_atomically, write_text_atomically
 from cvsa_jax.training.checkpoint import Checkpointer
 
 # A change of these in an existing workdir would change its parameter tree, its data order or its target's pace. Paths
@@ -83,6 +82,11 @@ def begin(
     if checkpoints.latest is not None:
         changes = compare_config(config, workdir)
         _check_identity(checkpoints.meta(), identity, workdir)
+        if checkpoints.latest > total:
+            raise UserError(
+                f"{workdir} is at step {checkpoints.latest}, beyond the {total} of config.total_steps or total_epochs: "
+                "raise it, or take another --workdir"
+            )
         state = checkpoints.restore(state, mesh)
         origin = f"{workdir} at step {int(state.step)}"
     elif start_from is not None:
@@ -143,7 +147,7 @@ def read_config(workdir: str) -> ConfigDict:
     path = as_path(workdir) / "config.json"
     if not workdir or not path.is_file():
         raise UserError(f"{workdir!r} is not the workdir of a run: there is no {path}")
-    config = ConfigDict(json.loads(path.read_text()))
+    config = ConfigDict(read_json(path))
     if "target" in config and "reference_batch" not in config.target:
         config.target.reference_batch = config.batch_size  # tau was not scaled
     for key, value in BEFORE.items():
@@ -154,7 +158,8 @@ def read_config(workdir: str) -> ConfigDict:
 
 
 def _check_identity(stored: dict, identity: dict, workdir: AnyPath) -> None:
-    different = [key for key in identity if stored.get(key) != identity[key]]
+    # What a run did not yet write down is not compared.
+    different = [key for key in identity if key in stored and stored[key] != identity[key]]
     if different:
         there, here = (
             ", ".join(f"{key} {_brief(values.get(key))}" for key in different) for values in (stored, identity)

@@ -29,13 +29,13 @@ def small_runs(quick_compilation):
 
 
 def tiny(name: str):
-    """The demo's config on a budget of seconds; a queue of three batches."""
+    """The demo's config on a budget of seconds; a queue of two batches."""
     config = demo.get_config(name)
     config.data.procedural.update(classes=3, train_per_class=7, test_per_class=1, size=32)
     config.views.size = config.eval.size = config.eval.resize = 32
     config.batch_size, config.total_steps, config.optim.warmup_steps = 8, 10, 2
     config.log_steps, config.checkpoint_steps, config.watch.knn_steps = 1, 5, 0
-    config.contrast.queue = 48
+    config.contrast.queue = 32
     return config
 
 
@@ -50,7 +50,7 @@ def finished(tmp_path_factory):
 def final_state(workdir) -> TrainState:
     config = tiny("moco")
     optimizer, _ = settings.optimizer(config, 21)
-    build = functools.partial(init_state, settings.model(config.model), optimizer, 32, queue=48, classes=3)
+    build = functools.partial(init_state, settings.model(config.model), optimizer, 32, queue=32, classes=3)
     checkpoints = checkpoint.Checkpointer(workdir)
     state = checkpoints.restore(jax.eval_shape(build, jax.random.key(0)), pretrain.make_mesh())
     checkpoints.close()
@@ -86,7 +86,7 @@ def test_workdir_of_another_objective_is_refused(finished):
 
 @pytest.mark.parametrize(
     ("key", "value", "change"),
-    [("contrast.queue", 32, "48 -> 32"), ("watch.online_probe", False, "True -> False")],
+    [("contrast.queue", 16, "32 -> 16"), ("watch.online_probe", False, "True -> False")],
 )
 def test_workdir_of_another_queue_or_without_its_probe_is_refused(finished, key, value, change):
     config = tiny("moco")

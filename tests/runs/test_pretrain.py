@@ -256,8 +256,14 @@ def test_workdir_of_other_data(tmp_path, finished, cvsa_config, monkeypatch):
     source = load(cvsa_config().data)
     fewer = dataclasses.replace(source, splits=source.splits | {"train": source.splits["train"][1:]})
     other = dataclasses.replace(source, fingerprint="another")
+    edited = dataclasses.replace(source, labels=source.labels[::-1].copy())
     before = final_state(workdir, cvsa_config())
-    for changed, reason in ((fewer, r"images 21; now images 20"), (other, r"fingerprint \w+; now fingerprint another")):
+    reasons = (
+        (fewer, r"images 21, selection \w+; now images 20, selection \w+"),
+        (other, r"fingerprint \w+; now fingerprint another"),
+        (edited, r"selection \w+; now selection \w+"),
+    )
+    for changed, reason in reasons:
         monkeypatch.setattr(settings, "load_source", lambda data, changed=changed: changed)
         config = tiny("byol")
         config.update(cvsa_config().to_dict())

@@ -16,7 +16,7 @@ WRONG = {
     "file that is not there, and a key": ((*LIGHT, "--config=configs/nope.py", "--config.seed=1"), "configs/nope.py"),
     "argument that the file does not know": (
         (*LIGHT, f"{CONFIG}:huge"),
-        "unknown option huge; known: small, cvsa, same, byol",
+        "unknown option huge; known: small, scratch, cvsa, same, byol",
     ),
     "no config": (LIGHT, "--config"),
     "key": ((*LIGHT, CONFIG, "--config.batchsize=3"), "'batchsize' Did you mean \"batch_size\""),

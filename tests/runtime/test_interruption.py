@@ -11,19 +11,31 @@ from cvsa_jax.runtime.errors import Interrupted
 
 @pytest.fixture(autouse=True)
 def handler():
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in interruption.CODES}
     interruption.listen()
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, restored in before.items():
+        signal.signal(number, restored)
 
 
-def send() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+def send(number: int = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
 
 
-def test_outside_of_a_loop_the_signal_ends_at_once():
-    with pytest.raises(Interrupted):
-        send()
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
+def test_outside_of_a_loop_the_signal_ends_at_once(number, code):
+    with pytest.raises(Interrupted) as caught:
+        send(number)
+    assert caught.value.code == code
+
+
+def test_ctrl_c_is_only_noted_inside_a_loop():
+    done = []
+    with pytest.raises(Interrupted) as caught, interruption.deferred() as interrupted:
+        done.append(interrupted())
+        send(signal.SIGINT)
+        done.append(interrupted())
+    assert done == [0, signal.SIGINT] and caught.value.code == 130
 
 
 def test_inside_it_is_only_noted():
@@ -57,12 +69,48 @@ def test_another_error_is_not_replaced():
         raise ZeroDivisionError
 
 
-def test_a_command_ends_with_42_and_one_line(tmp_path):
+def command(tmp_path, body: str) -> subprocess.Popen:
+    """A command whose main function does this, started; it prints a line when it is there."""
+    lines = "".join(f"    {line}\n" for line in ("import os, signal, time", *body.splitlines()))
     script = tmp_path / "command.py"
-    script.write_text(
-        "import os, signal\nfrom cvsa_jax.runtime import cli\ncli.run(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
-    )
+    script.write_text(f"from cvsa_jax.runtime import cli, interruption\ndef main():\n{lines}cli.run(main)\n")
     environment = os.environ | {"PYTHONPATH": os.getcwd()}
-    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, check=False)
-    assert ended.returncode == 42
-    assert ended.stderr == "interrupted: what was finished is kept. The same command goes on from there.\n"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, script], text=True, env=environment, **pipes)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 42), ("SIGINT", 130)])
+def test_a_command_ends_with_its_code_and_one_line(tmp_path, name, code):
+    with command(tmp_path, f"os.kill(os.getpid(), signal.{name})") as process:
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert said == "interrupted: what was finished is kept. The same command goes on from there.\n"
+
+
+# A handler of Python's runs between two of its instructions: a function of C that is called again and again stands for
+# compiled code that never ends.
+def test_a_command_that_hangs_ends_by_itself_outside_of_a_loop(tmp_path):
+    body = (
+        "import ctypes\nsignal.signal(signal.SIGTERM, lambda *given: None)\nprint('there', flush=True)\n"
+        "while ctypes.CDLL(None).sleep(300) >= 0: pass"
+    )
+    with command(tmp_path, body) as process:
+        assert process.stdout.readline() == "there\n"
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 42 and said.startswith("interrupted: what was finished is kept.")
+
+
+def test_a_second_signal_ends_a_loop_that_hangs_at_once(tmp_path):
+    body = (
+        "import ctypes\nwith interruption.deferred():\n    print('there', flush=True)\n"
+        "    while ctypes.CDLL(None).sleep(300) >= 0: pass"
+    )
+    with command(tmp_path, body) as process:
+        assert process.stdout.readline() == "there\n"
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=interruption.GRACE + 2)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said.startswith("interrupted again: ended at once.")

@@ -60,16 +60,26 @@ def test_resume_drops_rows_after_its_start(tmp_path):
     ]
 
 
-def test_a_log_that_cannot_be_written_is_one_error(tmp_path, monkeypatch):
+def test_a_log_that_cannot_be_written_does_not_end_a_training(tmp_path, monkeypatch, capsys):
     def full(self, step, scalars):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(log.JsonLines, "write_scalars", full)
-    with (
-        pytest.raises(UserError, match=r"the log in .* cannot be written \(.*No space left"),
-        run_log(tmp_path, 0) as writer,
-    ):
-        writer.write_scalars(1, {"loss": 1.0})
+    with run_log(tmp_path, 0) as writer:
+        for step in (1, 2):
+            writer.write_scalars(step, {"loss": 1.0})
+    said = capsys.readouterr().out
+    assert said.count("warning: the log of ") == 1 and "No space left on device); the training goes on" in said
+    # The other writers are not concerned.
+    assert [event.step for event in board_of(tmp_path).Tensors("loss")] == [1, 2]
+
+
+def test_lines_behind_a_damaged_one_are_kept(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, \n[3]\n{"loss": 1}\n{"step": 4}\n')
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 4}]
+    with run_log(tmp_path, 4):
+        pass
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 4}\n'
 
 
 def test_an_error_of_the_training_is_not_one_of_the_log(tmp_path):

@@ -1,7 +1,6 @@
 """Official sets as they are got: a folder, or archives, which are unpacked once beside themselves."""
 
 import dataclasses
-import json
 import os
 import shutil
 import tarfile
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import write_json_atomically
+from cvsa_jax.runtime.files import read_json, write_json_atomically
 from cvsa_jax.runtime.progress import Progress
 
 UNPACKED = "unpacked_by_cvsa_jax"
@@ -80,7 +79,7 @@ def unpack(archive: Path, into: Path) -> None:
     status = archive.stat()
     stamp = {"bytes": status.st_size, "time": status.st_mtime_ns}
     done = into / f"{archive.name}.done"
-    if done.is_file() and json.loads(done.read_text()) == stamp:
+    if done.is_file() and read_json(done) == stamp:
         return
     into.mkdir(parents=True, exist_ok=True)
     progress, count = Progress(f"unpack {archive.name}", status.st_size, unit="bytes"), 0

@@ -1,7 +1,5 @@
 """Food-101 in its official layout."""
 
-import json
-
 import numpy as np
 
 from cvsa_jax.data.sources.archives import Official, located, say_counts
@@ -9,6 +7,7 @@ from cvsa_jax.data.sources.files import from_files, listing
 from cvsa_jax.data.sources.source import Source
 from cvsa_jax.data.sources.tables import lines
 from cvsa_jax.runtime.errors import UserError, some
+from cvsa_jax.runtime.files import read_json
 
 OFFICIAL = Official(
     "Food-101",
@@ -28,7 +27,7 @@ def load(root: str) -> Source:
     for split in ("train", "test"):
         text, table = folder / "meta" / f"{split}.txt", folder / "meta" / f"{split}.json"
         if not text.is_file() and table.is_file():
-            listed = [name for of in json.loads(table.read_text()).values() for name in of]
+            listed = [name for of in read_json(table).values() for name in of]
         else:
             listed = lines(text, OFFICIAL.hint)
         splits[split] = np.arange(len(names), len(names) + len(listed))

@@ -57,6 +57,18 @@ class Source:
             raise UserError(f"data set {self.name} has no images in split {name!r}; it has {filled or 'no splits'}")
         return self.splits[name]
 
+    def described(self) -> dict:
+        """What a run's `data.json` says of it."""
+        counts = {"images": len(self), "classes": len(self.classes)}
+        splits = {split: len(rows) for split, rows in self.splits.items()}
+        left_out = {reason: list(names) for reason, names in self.left_out.items()}
+        return {"name": self.name, "fingerprint": self.fingerprint} | counts | {"splits": splits, "left_out": left_out}
+
+    def selection(self, indices: np.ndarray) -> str:
+        """Hash of the images at the indices with their labels: another split, or other labels, give another."""
+        labels = np.zeros(len(indices), int) if self.labels is None else self.labels[indices]
+        return fingerprint([*self.classes, *(self.names[i] for i in indices)], [*(0 for _ in self.classes), *labels])
+
     def has_mask(self, indices: np.ndarray) -> np.ndarray:
         """(k,) bool, which of the images at the indices have a mask."""
         if self.mask is None:

@@ -126,7 +126,7 @@ def _strays(source: Source) -> str:
 def _annotation(source: Source) -> dict[str, str]:
     """What tells, in a store's settings, whether the annotation that its maps were made from has changed."""
     annotation = source.annotation()
-    return {"annotation": annotation} if annotation else {}
+    return {"annotation_hash": annotation} if annotation else {}
 
 
 def _cells() -> np.ndarray:

@@ -2,7 +2,6 @@
 machine and used on another."""
 
 import functools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.stored import write_squares
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import write_json_atomically
+from cvsa_jax.runtime.files import read_json, write_json_atomically
 from cvsa_jax.saliency.detector import squeezed
 
 Pairs = tuple[np.ndarray, np.ndarray]  # (N, S, S, 3) images and (N, S, S) masks, both uint8 and mapped from disk
@@ -28,7 +27,7 @@ def make_pairs(parts: list[tuple[Source, np.ndarray]], size: int, folder: Path) 
     sources = [[source.fingerprint, source.annotation(), indices.tolist()] for source, indices in parts]
     identity = {"size": size, "parts": sources}
     claim, files = folder / "identity.json", [folder / "images.npy", folder / "masks.npy"]
-    if not claim.is_file() or json.loads(claim.read_text()) != identity:
+    if not claim.is_file() or read_json(claim) != identity:
         claim.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         _write(parts, size, files)
