@@ -7,13 +7,14 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from cvsa_jax.runtime import interruption
+from cvsa_jax.runtime import interruption, ranges
 from cvsa_jax.runtime.errors import USER_ERROR, Interrupted, UserError
 from cvsa_jax.runtime.files import cache_folder
 
@@ -27,10 +28,20 @@ _processes: list[int] = []  # of the run, where they are several
 
 
 def config() -> ConfigDict:
-    """The config of `--config`; UserError where it is not given."""
+    """The config of `--config`; UserError where it is not given, or a number is out of its range."""
     if _CONFIG.value is None:
         raise UserError("--config is missing, e.g. --config=configs/folder.py")
+    ranges.check(flattened(_CONFIG.value))
     return _CONFIG.value
+
+
+def flattened(config: ConfigDict) -> Iterator[tuple[str, Any]]:
+    """The dotted keys of a config and their values."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from ((f"{key}.{inner}", one) for inner, one in flattened(value))
+        else:
+            yield key, value
 
 
 def join_cluster() -> None:
@@ -105,13 +116,23 @@ def _keep_compiled_programs() -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(_last_of_each(argv))
         if _CONFIG.value is not None:
             _CONFIG.value.lock()  # the error of a file that does not load comes with the first use of its config
         return rest
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # A wrong key or type surfaces here as whatever the config's own assignment raises.
         raise UserError(_one_line(error)) from error
+
+
+def _last_of_each(argv: list[str]) -> list[str]:
+    """The arguments, of a config key that is given twice the last: the flags' own library would join two tuples."""
+    last = {argument.partition("=")[0]: k for k, argument in enumerate(argv)}
+    return [
+        argument
+        for k, argument in enumerate(argv)
+        if not argument.startswith("--config.") or "=" not in argument or last[argument.partition("=")[0]] == k
+    ]
 
 
 def _one_line(error: Exception) -> str:

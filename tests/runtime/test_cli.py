@@ -25,6 +25,8 @@ WRONG = {
     "type of a part": ((*LIGHT, CONFIG, "--config.views=3"), "--config.views=3"),
     "flag": ((*LIGHT, CONFIG, "--configs=3"), "'configs'"),
     "key before the config": ((*LIGHT, "--config.seed=1", CONFIG), "--config.seed=1"),
+    "a number out of its range": ((*LIGHT, CONFIG, "--config.batch_size=0"), "config.batch_size=0 is out of range"),
+    "no number": ((*LIGHT, CONFIG, "--config.optim.lr=nan"), "config.optim.lr=nan is not a finite number"),
     "word without dashes": ((*LIGHT, CONFIG, "workdir=runs/mine"), "workdir=runs/mine"),
 }
 RIGHT = (*LIGHT, CONFIG, "--config.batch_size=3", "--config.views.source_area=(0.2, 0.3)")
@@ -78,3 +80,10 @@ def test_compiled_programs_are_kept_below_the_users_cache_or_where_the_environme
     )
     assert Path(usual.strip()).parent == tmp_path / "cvsa_jax" and Path(usual.strip()).name.startswith("compiled-")
     assert named.strip() == "/elsewhere"
+
+
+def test_of_a_key_that_is_given_twice_the_last_counts():
+    shown = ("-c", "from cvsa_jax.runtime import cli; cli.run(lambda: print(cli.config().views.crop_area))")
+    process = start((*shown, CONFIG, "--config.views.crop_area=(0.1,0.2)", "--config.views.crop_area=(0.3,0.4)"))
+    out, error = process.communicate(timeout=60)
+    assert out == "(0.3, 0.4)\n" and error == ""
