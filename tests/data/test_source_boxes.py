@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,9 @@ from small_sources import CUB_NAMES, write_cub, write_image, write_splits
 
 from cvsa_jax.data.sources import load
 from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.detectors.annotation import boxes, masks
+from cvsa_jax.saliency.store import SaliencyStore
 
 SIZES = {"owl/1.png": (60, 50), "owl/2.png": (10, 80)}  # width, height
 GOOD = ("owl/2.png,1,20,4,30", "owl/1.png,6,10,30,35.5")
@@ -148,3 +151,21 @@ def test_a_store_of_boxes_or_masks_tells_that_they_have_changed(tmp_path):
     before = masks(load("folder", str(root))).settings
     write_image(root / "masks" / "owl/1.png", 200, 170)
     assert masks(load("folder", str(root))).settings != before
+
+
+def test_a_training_refuses_a_store_of_other_masks_or_boxes(tmp_path):
+    root = write_boxes(tmp_path / "set", *GOOD)
+    source = load("folder", str(root))
+    compute(source, boxes(source), tmp_path / "store", threshold=0.5, on_bad_image="stop")
+    assert len(SaliencyStore(tmp_path / "store", source)) == len(source)
+    write_boxes(root, GOOD[0], GOOD[1].replace("35.5", "35"))
+    with pytest.raises(UserError, match="was made from other masks or boxes than set has now: make it again"):
+        SaliencyStore(tmp_path / "store", load("folder", str(root)))
+    # Stores of before did not write it down.
+    manifest = json.loads((tmp_path / "store/manifest.json").read_text())
+    del manifest["settings"]["annotation_hash"]
+    (tmp_path / "store/manifest.json").write_text(json.dumps(manifest))
+    assert len(SaliencyStore(tmp_path / "store", load("folder", str(root)))) == len(source)
+    (tmp_path / "store/manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"manifest\.json is damaged \(.*\): restore it, or delete"):
+        SaliencyStore(tmp_path / "store", source)

@@ -167,12 +167,12 @@ def test_square_mask_is_on_where_most_of_the_area_is():
 
 
 def source_with(labels: np.ndarray | None) -> Source:
-    return Source("test", tuple("abcdefgh"), labels, (), {}, lambda i: b"", None, "0")
+    return Source("test", tuple("abcdefgh"), labels, (), {}, lambda i: b"", lambda i: None, "0")
 
 
 def test_chance():
     labels = np.array([0, 0, 0, 0, 1, 1, 2, 1], np.int32)
-    masks = np.stack([mask_of((0, 0), (1, 1)), np.ones((4, 4), bool)])
+    masks = np.stack([mask_of((0, 0), (1, 1)), np.ones((4, 4), bool)] * 2)
     # Of the test images alone: 1, 1, 2, 1.
     assert chance(source_with(labels), np.arange(4, 8), masks) == {
         "linear_top1": 0.75,
@@ -197,14 +197,18 @@ def test_chance_is_what_the_whole_image_and_a_random_point_give():
     assert figures["pointing_game"] == pytest.approx(points)
 
 
+def prior_of(masks: np.ndarray) -> dict[str, float]:
+    return center_prior(source_with(None), np.arange(len(masks)), masks)
+
+
 def test_center_prior():
     # On 4x4 cells, the Gaussian is above half of its range on the four in the middle.
     middle = mask_of((1, 1), (1, 2), (2, 1), (2, 2))
-    assert center_prior(middle[None]) == PERFECT
-    around = center_prior(~middle[None])
+    assert prior_of(middle[None]) == PERFECT
+    around = prior_of(~middle[None])
     # Best is the whole image: 12 of its 16 cells.
     assert (around["pointing_game"], around["mask_iou"], around["mask_iou_best"]) == (0, 0, 0.75)
-    both = center_prior(np.stack([np.ones((4, 4), bool), mask_of((0, 0))]))
+    both = prior_of(np.stack([np.ones((4, 4), bool), mask_of((0, 0))]))
     assert (both["pointing_game"], both["mask_iou"]) == (0.5, pytest.approx((4 / 16 + 0) / 2))
     assert both["mask_iou_best"] == pytest.approx((1 + 1 / 16) / 2)
 

@@ -1,6 +1,7 @@
 """Checkpoints on a disk that is full, cut off, or left by a kill."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.training import checkpoint
 from cvsa_jax.training.checkpoint import Checkpointer
+from cvsa_jax.training.state import TrainState
 
 
 @flax.struct.dataclass
@@ -41,6 +43,11 @@ def opened(workdir):
     checkpoints = Checkpointer(workdir)
     yield checkpoints
     checkpoints.close()
+
+
+def test_every_field_of_a_pre_training_s_state_can_be_stored():
+    fields = {field.name for field in dataclasses.fields(TrainState)} - {"step"}
+    assert fields <= set(checkpoint.ITEMS)
 
 
 def cut_off(folder) -> None:
