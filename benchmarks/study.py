@@ -63,6 +63,18 @@ SUITES = {
         "weight_3": {"align.weight": 3.0},
         **{form: {"align.form": form} for form in ("contrast_bce", "propagate", "cosine", "minmax", "pairwise")},
     },
+    # Forms at equal pull: at a constant that gives each the gradient of `kl` at weight 1 and random weights on the demo's
+    # network (docs/training.md), and held at a ratio.
+    "balance": {
+        "cvsa": CVSA,
+        "kl_held": {"align.balance": "gradient"},
+        "cosine": {"align.form": "cosine"},
+        "cosine_constant": {"align.form": "cosine", "align.weight": 0.57},
+        "cosine_held": {"align.form": "cosine", "align.balance": "gradient"},
+        "pairwise": {"align.form": "pairwise"},
+        "pairwise_constant": {"align.form": "pairwise", "align.weight": 16.0},
+        "pairwise_held": {"align.form": "pairwise", "align.balance": "gradient"},
+    },
 }
 
 
