@@ -63,8 +63,8 @@ SUITES = {
         "weight_3": {"align.weight": 3.0},
         **{form: {"align.form": form} for form in ("contrast_bce", "propagate", "cosine", "minmax", "pairwise")},
     },
-    # Forms at equal pull: at a constant that gives each the gradient of `kl` at weight 1 and random weights on the demo's
-    # network (docs/training.md), and held at a ratio.
+    # Forms at equal pull: at a constant that gives each the gradient of `kl` at weight 1 and random weights, on the
+    # demo's network (docs/training.md), and held at a ratio.
     "balance": {
         "cvsa": CVSA,
         "kl_held": {"align.balance": "gradient"},

@@ -21,6 +21,7 @@ NOT_RUN = {
     "make demo": "tests/runs/test_demo.py runs the demo in small",
     "make test": "is what runs this",
     "python -m cvsa_jax.saliency --config=configs/cub.py": "needs CUB-200-2011",
+    "python -m cvsa_jax.data check --config=configs/cub.py": "needs CUB-200-2011",
     "python -m cvsa_jax.main --config=configs/cub": "needs CUB-200-2011",
     "tfds build": "needs the archives of ImageNet",
     "python -m cvsa_jax.main --config=configs/imagenet.py": "needs ImageNet",
