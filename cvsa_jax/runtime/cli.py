@@ -6,7 +6,9 @@ Imports neither JAX nor TensorFlow, so that `--help` and a wrong flag are answer
 import hashlib
 import os
 import platform
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -120,8 +122,8 @@ def _parse(argv: list[str]) -> list[str]:
         if _CONFIG.value is not None:
             _CONFIG.value.lock()  # the error of a file that does not load comes with the first use of its config
         return rest
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        # A wrong key or type surfaces here as whatever the config's own assignment raises.
+    except Exception as error:
+        # A wrong key or type surfaces here as whatever the config's own assignment raises; a broken file, as anything.
         raise UserError(_one_line(error)) from error
 
 
@@ -142,4 +144,13 @@ def _one_line(error: Exception) -> str:
         error = error.args[0]
     lines = str(error.args[0] if isinstance(error, KeyError) else error).strip().splitlines()
     text = " ".join(lines) if len(lines) <= 2 else lines[-1].strip()
+    if isinstance(error, SyntaxError):
+        return f"--config: {error.filename}, line {error.lineno}: {error.msg}"
+    # What a config raises as a ValueError is meant for the user; of all else the place in the file helps.
+    places = re.findall(r'File "([^"<>]+)", line (\d+)', str(error)) if len(lines) > 2 else []
+    if not isinstance(error, flags.Error | LookupError | AttributeError | TypeError | ValueError | OSError):
+        places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    places = [place for place in places if not re.search("site-packages|<frozen|cvsa_jax.runtime", place[0])]
+    if places and not text.startswith("ValueError"):
+        text = f"{places[-1][0]}, line {places[-1][1]}: {text}"
     return text if isinstance(error, flags.Error) else f"--config: {text}"

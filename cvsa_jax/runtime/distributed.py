@@ -1,6 +1,7 @@
 """Processes and devices: who belongs to the run, the mesh, and how host batches become global arrays on it and back."""
 
 import glob
+import math
 import os
 import socket
 from typing import Any
@@ -103,18 +104,17 @@ def check_batch_size(batch_size: int, group: int, mesh: Mesh, accumulate: int = 
     """Raises UserError unless the batch divides over the devices and their micro-batches, and its swap groups over the
     processes, or, where the views are made on the `device`, over the devices."""
     parts = mesh.size * accumulate
+    count, owners = (mesh.size, "devices") if where == "device" else (jax.process_count(), "processes")
+    fits = math.lcm(parts, count * group)
+    below, above = batch_size // fits * fits, (batch_size // fits + 1) * fits
+    advice = f"take {below} or {above}" if below else f"take {above}"
     if batch_size % parts:
         micro = f" and config.accumulate_steps={accumulate}" if accumulate > 1 else ""
+        raise UserError(f"config.batch_size={batch_size} does not divide by the {mesh.size} devices{micro}: {advice}")
+    if batch_size // count % group:
         raise UserError(
-            f"config.batch_size={batch_size} does not divide by the {mesh.size} devices{micro}: "
-            f"take {max(1, batch_size // parts) * parts} or {(batch_size // parts + 1) * parts}"
-        )
-    count, owners = (mesh.size, "devices") if where == "device" else (jax.process_count(), "processes")
-    share = batch_size // count
-    if share % group:
-        raise UserError(
-            f"config.batch_size={batch_size} gives {share} images to each of {count} {owners}, "
-            f"which does not divide by config.views.group={group}"
+            f"config.batch_size={batch_size} gives {batch_size // count} images to each of {count} {owners}, "
+            f"which does not divide by config.views.group={group}: {advice}"
         )
 
 

@@ -21,8 +21,8 @@ AnyPath: TypeAlias = Path | epath.Path
 
 
 def as_path(location: str | AnyPath) -> AnyPath:
-    """A path on a disk, or of `gs://bucket/…` one in a bucket."""
-    return epath.Path(location) if "://" in str(location) else Path(location)
+    """A path on a disk, `~` being home, or of `gs://bucket/…` one in a bucket."""
+    return epath.Path(location) if "://" in str(location) else Path(location).expanduser()
 
 
 def cache_folder() -> Path:

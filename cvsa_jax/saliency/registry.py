@@ -75,13 +75,13 @@ def _folder(source: Source, options: Options) -> Detector:
 def _unet(source: Source, options: Options) -> Detector:
     from cvsa_jax.saliency.detectors.unet import unet
 
-    return unet(Path(options.run))
+    return unet(Path(options.run).expanduser())
 
 
 def _encoder(source: Source, options: Options) -> Detector:
     from cvsa_jax.saliency.detectors.encoder import ENCODER_MAP, encoder
 
-    return encoder(Path(options.run), options.encoder_map or ENCODER_MAP)
+    return encoder(Path(options.run).expanduser(), options.encoder_map or ENCODER_MAP)
 
 
 def _rbd(source: Source, options: Options) -> Detector:

@@ -28,8 +28,8 @@ def load(init_from: str, model: ConfigDict, mesh: Mesh) -> tuple[ConfigDict, Net
     """
     if not init_from:
         return model, None, "random weights"
-    if Path(init_from).is_file():
-        return model, load_file(Path(init_from), settings.model(model), mesh), init_from
+    if as_path(init_from).is_file():
+        return model, load_file(as_path(init_from), settings.model(model), mesh), init_from
     run, _, network, step = load_run(init_from, mesh)
     parts = ({_BACKBONE: tree[_BACKBONE]} for tree in (network.params, network.batch_stats))
     return run.model, Network(*parts), f"{init_from} at step {step}"
@@ -42,8 +42,8 @@ def online_start(init_from: str, model: Siamese, mesh: Mesh) -> tuple[Network, s
     Raises:
         UserError: it is neither, or of another architecture.
     """
-    if Path(init_from).is_file():
-        return load_file(Path(init_from), model, mesh), init_from
+    if as_path(init_from).is_file():
+        return load_file(as_path(init_from), model, mesh), init_from
     online, step = checkpoint.restore_online(as_path(init_from), empty_network(model), mesh)
     return online, f"{init_from} at step {step}"
 

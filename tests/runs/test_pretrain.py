@@ -209,7 +209,7 @@ def test_missing_store_names_the_command(tmp_path):
 def test_batch_that_does_not_divide_by_the_devices(tmp_path, cvsa_config):
     config = cvsa_config()
     config.batch_size = 13
-    with pytest.raises(UserError, match=r"batch_size=13 does not divide by the 2 devices: take 12 or 14"):
+    with pytest.raises(UserError, match=r"batch_size=13 does not divide by the 2 devices: take 12 or 16"):
         pretrain.train(config, tmp_path / "run")
 
 

@@ -87,3 +87,21 @@ def test_of_a_key_that_is_given_twice_the_last_counts():
     process = start((*shown, CONFIG, "--config.views.crop_area=(0.1,0.2)", "--config.views.crop_area=(0.3,0.4)"))
     out, error = process.communicate(timeout=60)
     assert out == "(0.3, 0.4)\n" and error == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "reason"),
+    [
+        ("x = 1\nconfig = f(\n", 2, "'(' was never closed"),
+        ("import nosuchmodule\n", 1, "No module named 'nosuchmodule'"),
+        ("def get_config():\n    return 3 + 'a'\n", 2, "unsupported operand"),
+        ("def get_config():\n    x = 1\n    return nosuchname\n", 3, "name 'nosuchname' is not defined"),
+    ],
+)
+def test_a_broken_config_file_is_one_line_with_its_place(tmp_path, content, line, reason):
+    file = tmp_path / "broken.py"
+    file.write_text(content)
+    process = start((*LIGHT, f"--config={file}"))
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 2 and out == "" and error.count("\n") == 1
+    assert f"{file}, line {line}: " in error and reason in error

@@ -1,3 +1,4 @@
+import re
 import sys
 import types
 
@@ -87,6 +88,19 @@ def test_batches_divide_over_devices_micro_batches_and_processes(monkeypatch, me
     distributed.check_batch_size(48, 4, mesh_of(4))
     with pytest.raises(UserError, match=r"gives 10 images to each of 4 processes, .*config\.views\.group=4"):
         distributed.check_batch_size(40, 4, mesh_of(4))
+
+
+@pytest.mark.parametrize("devices", [2, 3, 4])
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_the_batch_that_is_advised_is_taken(mesh_of, devices, where):
+    for wrong in range(1, 40):
+        try:
+            distributed.check_batch_size(wrong, 4, mesh_of(devices), accumulate=2, where=where)
+        except UserError as error:
+            advised = [int(n) for n in re.search(r"take ([\d or]+)$", str(error))[1].split(" or ")]
+            assert min(advised) >= 1 and min(abs(wrong - n) for n in advised) <= 24
+            for batch in advised:
+                distributed.check_batch_size(batch, 4, mesh_of(devices), accumulate=2, where=where)
 
 
 def test_rows_go_to_the_mesh_and_come_back(mesh_of):

@@ -1,9 +1,7 @@
 """TFDS data sets that are prepared as ArrayRecord files: random access to sets of millions of images."""
 
 import io
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -12,7 +10,7 @@ from PIL import Image
 from cvsa_jax.data.sources.masks import binary_mask
 from cvsa_jax.data.sources.source import Source, fingerprint
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import write_atomically
+from cvsa_jax.runtime.files import cache_folder, write_atomically
 
 PREFIX = "tfds:"
 _CHUNK = 256  # records read at once for their labels
@@ -134,8 +132,7 @@ def _open(name: str, root: str) -> tuple[Any, dict[str, Sequence]]:
 
 def _labels(title: str, records: Sequence) -> np.ndarray:
     """(n,) int32 labels of the records with this title, from the cache or, the first time, from the records."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cvsa_jax"
-    path = cache / f"labels_{title}.npy"
+    path = cache_folder() / f"labels_{title}.npy"
     if path.is_file():
         return np.load(path)
     print(f"{title}: the labels of {len(records):,} images are read once, and kept in {path}", flush=True)
