@@ -8,6 +8,7 @@ the start), where the forms are up to 40-fold apart.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,12 @@ BALANCES = ("fixed", "gradient")
 DECAY = 0.99  # of the average, which so spans about 100 steps
 COLLECTION = "perturbations"  # flax's
 _EPS = 1e-20
+
+
+class Balance(NamedTuple):
+    """`norms` (2,): the slow averages of `objective_gradient` and `align_gradient`, zeros at the start."""
+
+    norms: jax.Array
 
 
 def taps(model: Siamese, variables: dict, views: jax.Array) -> dict:
@@ -47,15 +54,15 @@ def figures(at_taps: dict, weight: float | jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def held_weight(weight: float, average: jax.Array) -> jax.Array:
-    """The factor of the alignment loss at which its gradient is `weight` times the objective's, by their `average`;
-    `weight` itself where there is none yet."""
-    objective, aligned = average
+def held_weight(weight: float, balance: Balance) -> jax.Array:
+    """The factor of the alignment loss at which its gradient is `weight` times the objective's, by their averages;
+    `weight` itself where there are none yet."""
+    objective, aligned = balance.norms
     known = jnp.minimum(objective, aligned) > _EPS
     return weight * jnp.where(known, objective / jnp.where(known, aligned, 1), 1)
 
 
-def moved(average: jax.Array, now: dict[str, jax.Array]) -> jax.Array:
-    """The slow average (2,) of the norms of both gradients, one step later. It starts at zeros, which the ratio of the
-    two does not notice."""
-    return DECAY * average + (1 - DECAY) * jnp.stack([now["objective_gradient"], now["align_gradient"]])
+def moved(balance: Balance, now: dict[str, jax.Array]) -> Balance:
+    """The averages one step later. They start at zeros, which the ratio of the two does not notice."""
+    norms = jnp.stack([now["objective_gradient"], now["align_gradient"]])
+    return Balance(DECAY * balance.norms + (1 - DECAY) * norms)

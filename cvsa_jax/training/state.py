@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from cvsa_jax.models.siamese import TARGET_PARTS, Siamese
+from cvsa_jax.training.balance import Balance
 from cvsa_jax.training.health import OnlineProbe, init_probe
 from cvsa_jax.training.negatives import Queue, random_queue
 
@@ -39,7 +40,7 @@ class TrainState:
     opt_state: optax.OptState
     queue: Queue | None = None
     probe: OnlineProbe | None = None
-    balance: Any = None  # (2,) slow average of the norms of both losses' gradients
+    balance: Balance | None = None
 
     @property
     def params(self) -> dict:
@@ -78,7 +79,7 @@ def init_state(
         opt_state=optimizer.init(online.params),
         queue=random_queue(queue, model.head_out, jax.random.fold_in(key, 1)) if queue else None,
         probe=init_probe(model.features_out, classes) if classes else None,
-        balance=jnp.zeros(2) if balanced else None,
+        balance=Balance(jnp.zeros(2)) if balanced else None,
     )
 
 

@@ -9,6 +9,7 @@ from small_step import BATCH, FIRST_VIEWS, MODEL, SECOND_VIEWS, SIZE, WEIGHT, ba
 
 from cvsa_jax import losses
 from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.training.balance import Balance
 from cvsa_jax.training.step import Alignment
 
 NAME = "simsiam"
@@ -66,17 +67,17 @@ def test_gradients_of_both_losses_are_told_apart_on_any_number_of_devices(run, e
 
 
 def test_a_balanced_alignment_has_the_weight_that_the_average_asks_for(run, expected):
-    balanced = start(NAME).replace(balance=np.array([3.0, 2.0], np.float32))
+    balanced = start(NAME).replace(balance=Balance(np.array([3.0, 2.0], np.float32)))
     state, metrics = run(NAME, 8, balanced)
     np.testing.assert_allclose(metrics["align_weight"], 1.5 * WEIGHT, rtol=1e-6)
     np.testing.assert_allclose(metrics["loss"], metrics["contrastive"] + 1.5 * WEIGHT * metrics["align"], rtol=1e-5)
     # What is averaged is the gradient without the weight.
     now = np.array([expected["objective"], expected["align"]])
-    np.testing.assert_allclose(state.balance, 0.99 * np.array([3.0, 2.0]) + 0.01 * now, rtol=1e-4)
+    np.testing.assert_allclose(state.balance.norms, 0.99 * np.array([3.0, 2.0]) + 0.01 * now, rtol=1e-4)
 
 
 def test_a_balanced_alignment_begins_with_the_weight_and_is_soon_held(run, expected):
-    state = start(NAME).replace(balance=np.zeros(2, np.float32))
+    state = start(NAME).replace(balance=Balance(np.zeros(2, np.float32)))
     state, metrics = run(NAME, 8, state)
     assert metrics["align_weight"] == WEIGHT
     # From the second step on its gradient is WEIGHT times the objective's.
