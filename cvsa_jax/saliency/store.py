@@ -18,6 +18,7 @@ from cvsa_jax.runtime.files import AnyPath, LocalCopy, as_path, read_json
 VERSION = 2
 GRID = 64  # cells along each side of a stored map
 _MAPPED = 64  # files
+MOSTLY, HALF = 0.8, 0.5  # a map's share of the image that is mostly object, and the share of such maps that is odd
 SHARD_SIZE = 256  # images per file: what a killed pass loses at most, and the smallest share of a machine
 # `box` is (y0, x0, y1, x1) in fractions of the image around the map's cells at or above the manifest's threshold;
 # `area` the share of these cells; `confidence` the detector's raw maximum in [0, 1]; `usable` is False for an image
@@ -145,6 +146,11 @@ def open_store(configured: str, source: Source, detector: str, warn_fallback: fl
             f"warning: {store.fallback_share:.0%} of the maps in {store.folder} have no cell at the threshold "
             f"{store.threshold:g}: look at {store.folder / REPORT_PAGE} before you trust them "
             "(config.saliency.warn_fallback sets this limit)"
+        )
+    if (share := float((store.areas[store.usable] > MOSTLY).mean())) > HALF:
+        print(
+            f"warning: {share:.0%} of the maps in {store.folder} are object for more than {MOSTLY:.0%} of the image: are "
+            f"they inverted? Look at {store.folder / REPORT_PAGE}"
         )
     return store
 

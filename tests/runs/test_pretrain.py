@@ -41,6 +41,7 @@ def cvsa_config(store):
     def make(arg=""):
         config = tiny(arg)
         config.saliency.store = str(store)
+        config.align.balance = "gradient"  # the state with most in it, which a resume must bring back
         return config
 
     return make

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from cvsa_jax.runs import linear, pretrain, saliency_unet
 from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.compute import compute
+from cvsa_jax.saliency.detector import Detection
 from cvsa_jax.saliency.detectors import encoder, network, unet
 from cvsa_jax.saliency.detectors.annotation import center
 from cvsa_jax.saliency.detectors.rbd import reduced, robust_background
 from cvsa_jax.saliency.registry import Options, build
-from cvsa_jax.saliency.store import SaliencyStore, make_record
+from cvsa_jax.saliency.store import SaliencyStore, make_record, open_store
 from cvsa_jax.training import checkpoint
 from cvsa_jax.training.log import read_metrics
 from cvsa_jax.training.photometric import MEAN, STD
@@ -248,6 +250,16 @@ def test_rbd_detector_looks_at_the_reduced_image(source):
         # Another number of threads of linear algebra rounds otherwise.
         np.testing.assert_allclose(detection.saliency, expected.saliency, atol=1e-6)
         assert detection.confidence == pytest.approx(expected.confidence)
+
+
+@pytest.mark.parametrize(("area", "warned"), [(0.9, True), (0.7, False)])
+def test_maps_that_are_mostly_object_are_warned_of(tmp_path, source, capsys, area, warned):
+    side = round(64 * area**0.5)
+    map_of = np.pad(np.ones((side, side), np.float32), (0, 64 - side))
+    drawn = dataclasses.replace(center(source), detect=lambda maps: [Detection(map_of, 1.0) for _ in maps])
+    compute(source, drawn, tmp_path / "store", threshold=0.5, on_bad_image="stop")
+    open_store(str(tmp_path / "store"), source, "center", 1.0)
+    assert ("of the image: are they inverted?" in capsys.readouterr().out) == warned
 
 
 def test_trainer_warns_of_many_fallbacks(tmp_path, source, capsys):
