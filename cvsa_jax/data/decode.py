@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+DECODER = 2  # counts the changes of what pixels the same bytes give: turned by EXIF, transparent over white
 BACKGROUND = 255  # level of grey behind what is transparent
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNS = {

@@ -24,7 +24,8 @@ def stored_squares(source: Source, indices: np.ndarray, size: int) -> tuple[np.n
         UserError: an image cannot be decoded (all such images are named).
     """
     identity = {"fingerprint": source.fingerprint, "indices": np.asarray(indices).tolist(), "size": size}
-    folder = cache_folder() / f"images-{source.fingerprint}-{size}-{len(indices)}"
+    identity["decoder"] = decode.DECODER
+    folder = cache_folder() / f"images-{source.fingerprint}-{size}-{len(indices)}-{decode.DECODER}"
     if not (folder / "identity.json").is_file() or read_json(folder / "identity.json") != identity:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Elsewhere first: several processes may begin at once, and one that is killed leaves nothing half done.

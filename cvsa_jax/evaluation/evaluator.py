@@ -218,6 +218,8 @@ def chance(source: Source, test: np.ndarray, masks: np.ndarray | None) -> dict[s
 def center_prior(source: Source, test: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     """Localisation figures of a Gaussian in the middle of every image, the row that any map has to beat."""
     masks = masks[source.has_mask(test)]
+    if not len(masks):
+        return {}
     return localization.score(localization.center_prior_maps(len(masks), masks.shape[-1]), masks)
 
 

@@ -67,7 +67,7 @@ def looks(comparison: Comparison, path: AnyPath) -> pictures.Picture:
     candidates, source, test = comparison.candidates, comparison.source, comparison.test
     leading = max(reversed(candidates), key=lambda name: comparison.figures[name].get("mask_iou_best", 0.0))
     masks = None
-    if source.mask is None:
+    if not source.has_mask(test).any():
         shown = np.linspace(0, len(test) - 1, min(3 * _PICTURED, len(test))).astype(int)
         caption = "Attention over evenly spaced test images."
     else:

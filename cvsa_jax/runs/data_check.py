@@ -13,6 +13,7 @@ from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.features import evenly
 from cvsa_jax.evaluation.localization import square_masks
 from cvsa_jax.report import html, pictures
+from cvsa_jax.runtime import checks
 from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.files import AnyPath, write_json_atomically
 
@@ -30,6 +31,7 @@ def check(config: ConfigDict, out: AnyPath, images: int | None, near: bool) -> N
     Raises:
         UserError: training would be refused, with the reasons, after everything is written.
     """
+    checks.at_least("--images", 0 if images is None else images, 0)
     source = settings.load_source(config.data)
     looked = np.arange(len(source)) if images is None else evenly(np.arange(len(source)), images)
     seen = inspect.inspect(source, looked) if len(looked) else []
@@ -89,11 +91,15 @@ def _findings(config, source: Source, looked, seen: list[inspect.Seen], near: bo
     stops = config.data.on_bad_image == "stop"
     reasons = [seen[row].unreadable for row in bad]
     found("unreadable", bad, "images cannot be decoded", refused if stops else warnings, reasons)
-    masks = refused if "saliency" in config and config.saliency.detector == "masks" else warnings
+    detector = config.saliency.detector if "saliency" in config else ""
+    masks = refused if detector == "masks" else warnings
     wrong = [row for row, one in enumerate(seen) if one.mask_error]
     found("wrong masks", wrong, "masks are wrong", masks, [seen[row].mask_error for row in wrong])
     wrong = [row for row, one in enumerate(seen) if one.box_error]
-    found("wrong boxes", wrong, "boxes are wrong", warnings, [seen[row].box_error for row in wrong])
+    boxes = refused if detector == "boxes" else warnings
+    found("wrong boxes", wrong, "boxes are wrong", boxes, [seen[row].box_error for row in wrong])
+    if {"masks": source.mask is None, "boxes": source.box is None}.get(detector, False):
+        warnings.append(f"there are no {detector}, from which config.saliency.detector would make the maps")
     if source.mask is not None:
         bare = np.flatnonzero(~source.has_mask(looked)).tolist()
         found("without mask", bare, "images have no mask", masks)
@@ -108,7 +114,7 @@ def _findings(config, source: Source, looked, seen: list[inspect.Seen], near: bo
 
 
 def _classes(source: Source) -> list[str]:
-    """Classes that only one split has, and those of one image."""
+    """Classes that only some of the splits have."""
     if source.labels is None or len(source.splits) < 2:
         return []
     in_split = {split: set(source.labels[rows].tolist()) for split, rows in source.splits.items()}

@@ -39,11 +39,12 @@ class Lock:
         except OSError:
             file.close()  # a file system without locks
             return
-        file.truncate(0)
-        now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
-        file.flush()
         self._file = file
+        now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
+        with contextlib.suppress(OSError):  # a disk that is full: held all the same
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
+            file.flush()
 
     def release(self) -> None:
         """Lets others write."""

@@ -76,11 +76,9 @@ def check(config: Iterable[tuple[str, Any]]) -> None:
 
 
 def range_of(key: str) -> tuple[float | int, float | int]:
-    """Lowest and highest value of a key; KeyError where none is known."""
-    for pattern, bounds in RANGES.items():
-        if fnmatch.fnmatchcase(key, pattern):
-            return bounds
-    raise KeyError(key)
+    """Lowest and highest value of a key; any, of one that is not ours."""
+    fitting = (bounds for pattern, bounds in RANGES.items() if fnmatch.fnmatchcase(key, pattern))
+    return next(fitting, (-math.inf, math.inf))
 
 
 def _check_one(key: str, value: Any, one: float | int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cvsa_jax.data.decode import Unreadable
+from cvsa_jax.data.decode import DECODER, Unreadable
 from cvsa_jax.data.pipeline import load_image, unreadable_error
 from cvsa_jax.data.sources import Source
 from cvsa_jax.runtime.errors import UserError
@@ -34,6 +34,7 @@ from cvsa_jax.saliency.store import (
     shard_paths,
 )
 
+LATER = ("decoder", "settings.annotation_hash")
 BLANK, FULL = 0.01, 0.95  # shares of the image at the threshold below and above which a map says nothing
 TIMING = "timing.json"
 STALE = 3600  # seconds after which a file that is not finished belongs to nobody; one is written in less than one
@@ -60,6 +61,7 @@ def compute(
         raise UserError(f"the store {folder} must be made on a disk: then copy it there (gcloud storage cp -r)")
     identity = {
         "version": VERSION,
+        "decoder": DECODER,
         "detector": detector.name,
         "settings": detector.settings | {"threshold": threshold},
         "supervision": detector.supervision,
@@ -158,9 +160,11 @@ def _claim(folder: Path, identity: dict, source: Source) -> None:
     claim = folder / IDENTITY
     if claim.is_file():
         before = read_json(claim)
-        if before != identity:
-            there, now = _flat(before), _flat(identity)
-            keys = [k for k in {**now, **there} if there.get(k) != now.get(k)]
+        there, now = _flat(before), _flat(identity)
+        # What stores of before did not write down, or wrote otherwise, is not compared.
+        keys = [k for k in {**now, **there} if there.get(k) != now.get(k) and (k in there or k not in LATER)]
+        keys = [k for k in keys if k != "settings.annotation"]
+        if keys:
             differing = [f"{k}: {there.get(k, 'nothing')} there, {now.get(k, 'nothing')} now" for k in keys]
             raise UserError(
                 f"{folder} holds another saliency store ({'; '.join(differing)}). Delete it, or choose another folder "

@@ -4,12 +4,15 @@ A store is a folder of `shard-00000.npy`, … (structured arrays of RECORD, in t
 `manifest.json`, which is written last: a folder without it is an unfinished store.
 """
 
+import contextlib
 import functools
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from cvsa_jax.data.decode import Unreadable
+from cvsa_jax.data.pipeline import open_image
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.boxes import bounding_box
 from cvsa_jax.runtime.errors import UserError, some
@@ -18,6 +21,7 @@ from cvsa_jax.runtime.files import AnyPath, LocalCopy, as_path, read_json
 VERSION = 2
 GRID = 64  # cells along each side of a stored map
 _MAPPED = 64  # files
+_ASKED = 500  # images whether they are turned, of a store of before
 MOSTLY, HALF = 0.8, 0.5  # a map's share of the image that is mostly object, and the share of such maps that is odd
 SHARD_SIZE = 256  # images per file: what a killed pass loses at most, and the smallest share of a machine
 # `box` is (y0, x0, y1, x1) in fractions of the image around the map's cells at or above the manifest's threshold;
@@ -53,6 +57,11 @@ class SaliencyStore:
             raise UserError(f"{folder} has store version {self.manifest.get('version')}, not {VERSION}: make it again")
         if self.manifest["fingerprint"] != source.fingerprint:
             raise UserError(self._difference(source))
+        if "decoder" not in self.manifest and (turned := _turned(source)):
+            raise UserError(
+                f"the saliency store {folder} was made before images were turned upright, as {turned} is now: make it "
+                "again, into another folder or after deleting this one"
+            )
         made_from = self.manifest["settings"].get("annotation_hash")
         if made_from is not None and made_from != source.annotation():
             raise UserError(
@@ -138,6 +147,15 @@ class SaliencyStore:
         )
 
 
+def _turned(source: Source) -> str:
+    """Of some of the images the name of one that its EXIF data turn; "" where none is turned."""
+    for i in np.unique(np.linspace(0, len(source) - 1, _ASKED).astype(int)):
+        with contextlib.suppress(Unreadable):
+            if open_image(source, int(i)).turn is not None:
+                return source.names[i]
+    return ""
+
+
 def open_store(configured: str, source: Source, detector: str, warn_fallback: float) -> SaliencyStore:
     """The store of a training, with a warning where more than `warn_fallback` of its maps show nothing."""
     store = SaliencyStore(store_path(configured, source.name, detector), source)
@@ -149,8 +167,8 @@ def open_store(configured: str, source: Source, detector: str, warn_fallback: fl
         )
     if (share := float((store.areas[store.usable] > MOSTLY).mean())) > HALF:
         print(
-            f"warning: {share:.0%} of the maps in {store.folder} are object for more than {MOSTLY:.0%} of the image: are "
-            f"they inverted? Look at {store.folder / REPORT_PAGE}"
+            f"warning: {share:.0%} of the maps in {store.folder} are object for more than {MOSTLY:.0%} of the image: "
+            f"are they inverted? Look at {store.folder / REPORT_PAGE}"
         )
     return store
 

@@ -185,7 +185,10 @@ def _check_tensors(stored: dict, wanted: dict, workdir: AnyPath, step: int) -> N
     problems += [f"{p} is not in the model" for p in stored.keys() - wanted.keys()]
     both = stored.keys() & wanted.keys()
     problems += [f"{p} is {stored[p]}, the model's is {wanted[p]}" for p in both if stored[p] != wanted[p]]
+    note = ""
+    if any(problem.endswith("linear2/bias is not in the model") for problem in problems):
+        note = ". Heads of before have a last bias: --config.model.head_bias=True"
     raise UserError(
         f"the checkpoint {workdir}/ckpt/{step} has another architecture than config.model: "
-        f"{some(sorted(problems), 3)}. Give the config.model of {workdir}/config.json"
+        f"{some(sorted(problems), 3)}. Give the config.model of {workdir}/config.json{note}"
     )

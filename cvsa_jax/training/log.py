@@ -8,11 +8,10 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from clu.asynclib import AsyncError
 from PIL import Image
 
 from cvsa_jax.runtime.distributed import is_first
@@ -88,28 +87,24 @@ def run_log(
     Lines of steps after `start_step`, which an interrupted run had already written, are dropped; clu's writers only
     append. `settings`, dotted key -> value, are logged where the run begins.
 
-    Raises:
-        UserError: the log cannot be written.
+    A log that cannot be written does not end the training: a warning says so, once.
     """
     writers = []
     if is_first():
         workdir.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
         write_text_atomically(workdir / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
-        writers = [_Forgiving(JsonLines(workdir), f"of {workdir / METRICS}")]
+        writers = [_Forgiving(lambda: JsonLines(workdir), f"of {workdir / METRICS}")]
         if wandb_project:
-            writers.append(_Forgiving(WeightsAndBiases(workdir, wandb_project), "to Weights & Biases"))
+            writers.append(_Forgiving(lambda: WeightsAndBiases(workdir, wandb_project), "to Weights & Biases"))
     log = _together(writers, workdir)
+    if settings and start_step == 0:
+        plain = (bool, int, float, str)
+        log.write_hparams({key: v if isinstance(v, plain) else str(v) for key, v in settings.items()})
     try:
-        if settings and start_step == 0:
-            plain = (bool, int, float, str)
-            log.write_hparams({key: v if isinstance(v, plain) else str(v) for key, v in settings.items()})
-        try:
-            yield log
-        finally:
-            log.close()
-    except AsyncError as error:
-        raise UserError(f"the log in {workdir} cannot be written ({error.__cause__ or error})") from error
+        yield log
+    finally:
+        log.close()
 
 
 def _together(writers: list, workdir: AnyPath) -> Any:
@@ -122,27 +117,32 @@ def _together(writers: list, workdir: AnyPath) -> Any:
             print(f"without TensorFlow nothing is written for TensorBoard: the figures are in {workdir / METRICS}")
         return _InTurn(writers)
     tf.config.set_visible_devices([], "GPU")  # the accelerator's memory is JAX's
-    board = [_Forgiving(SummaryWriter(str(workdir / "tensorboard")), "for TensorBoard")] if writers else []
+    board = [_Forgiving(lambda: SummaryWriter(str(workdir / "tensorboard")), "for TensorBoard")] if writers else []
     return AsyncMultiWriter([*writers, *board])
 
 
 class _Forgiving:
-    """A writer that does not end a training: its first error is printed, and then it writes no more."""
+    """A writer that does not end a training: its first error is printed, and then it writes no more. A UserError, as
+    where a package is missing, is raised."""
 
-    def __init__(self, writer: Any, what: str):
-        self._writer, self._what, self._broken = writer, what, False
+    def __init__(self, make: Callable[[], Any], what: str):
+        self._what, self._broken = what, False
+        self._writer = self._tried(make)
 
-    def __getattr__(self, name: str):
-        def guarded(*args, **kwargs) -> None:
-            if self._broken:
-                return
-            try:
-                getattr(self._writer, name)(*args, **kwargs)
-            except Exception as error:  # whatever disks and networks raise
-                self._broken = True
-                print(f"warning: the log {self._what} ends here ({error}); the training goes on", flush=True)
+    def __getattr__(self, name: str) -> Callable:
+        return lambda *args, **kwargs: self._tried(lambda: getattr(self._writer, name)(*args, **kwargs))
 
-        return guarded
+    def _tried(self, act: Callable[[], Any]) -> Any:
+        if self._broken:
+            return None
+        try:
+            return act()
+        except UserError:
+            raise
+        except Exception as error:  # whatever disks and networks raise
+            self._broken = True
+            print(f"warning: the log {self._what} ends here ({error}); the training goes on", flush=True)
+            return None
 
 
 class _InTurn:

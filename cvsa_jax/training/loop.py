@@ -50,19 +50,18 @@ def run_steps(
     if start >= total:
         run.checkpoints.close()
         return state, None
-    batch, metrics, note = next(stream), {}, ""
-    step, cost = compiled_step(train_step, state, to_mesh(batch, run.mesh), run.mesh, micro_batches)
-    print(cost.summary, flush=True)
-    finite, progress = FiniteCheck(), Progress("train", total, per_count=config.batch_size)
-    speed = Speed(config.batch_size, run.mesh.size, cost)
-    trace = profile(run.workdir, start, total, config.profile_steps)
     try:
+        batch, metrics, note = next(stream), {}, ""
+        step, cost = compiled_step(train_step, state, to_mesh(batch, run.mesh), run.mesh, micro_batches)
+        print(cost.summary, flush=True)
+        finite, progress = FiniteCheck(), Progress("train", total, per_count=config.batch_size)
+        speed = Speed(config.batch_size, run.mesh.size, cost)
+        trace = profile(run.workdir, start, total, config.profile_steps)
         with (
             run_log(run.workdir, start, config.wandb_project, flat_config(config)) as log,
             interruption.deferred() as interrupted,
         ):
-            # The host stays one step ahead of the device.
-            for done in range(start + 1, total + 1):
+            for done in range(start + 1, total + 1):  # the host stays one step ahead of the device
                 if done > start + 1:
                     with speed.waiting():
                         batch = next(stream)
@@ -90,6 +89,7 @@ def run_steps(
                 if stop:
                     run.checkpoints.wait()
                     raise Interrupted(f"step {done} of {total} is saved in {run.workdir}.", interruption.CODES[stop])
+            run.checkpoints.wait()  # inside, so that a signal does not end it half done
             trace(total, metrics)
     finally:
         run.checkpoints.close()

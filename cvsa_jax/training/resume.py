@@ -3,6 +3,7 @@
 Every training starts here, so that each continues, refuses other data and says what it does in the same way.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -79,18 +80,21 @@ def begin(
     checkpoints = Checkpointer(workdir)
     state = jax.jit(initialize, out_shardings=replicated(mesh))(jax.random.key(config.seed))
     origin, changes = "random weights", []
-    if checkpoints.latest is not None:
-        changes = compare_config(config, workdir)
-        _check_identity(checkpoints.meta(), identity, workdir)
-        if checkpoints.latest > total:
-            raise UserError(
-                f"{workdir} is at step {checkpoints.latest}, beyond the {total} of config.total_steps or total_epochs: "
-                "raise it, or take another --workdir"
-            )
-        state = checkpoints.restore(state, mesh)
-        origin = f"{workdir} at step {int(state.step)}"
-    elif start_from is not None:
-        state, origin = start_from(state)
+    with contextlib.ExitStack() as refused:
+        refused.callback(checkpoints.close)  # which lets others use the workdir
+        if checkpoints.latest is not None:
+            changes = compare_config(config, workdir)
+            _check_identity(checkpoints.meta(), identity, workdir)
+            if checkpoints.latest > total:
+                raise UserError(
+                    f"{workdir} is at step {checkpoints.latest}, beyond the {total} of config.total_steps or "
+                    "config.total_epochs: raise it, or take another --workdir"
+                )
+            state = checkpoints.restore(state, mesh)
+            origin = f"{workdir} at step {int(state.step)}"
+        elif start_from is not None:
+            state, origin = start_from(state)
+        refused.pop_all()
     write_config(config, workdir)
     table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     if is_first():

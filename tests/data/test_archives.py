@@ -1,6 +1,9 @@
 """Official sets that lie in their archives."""
 
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -34,7 +37,7 @@ def test_a_set_is_read_from_its_archives_which_are_unpacked_once(tmp_path, given
     packed(tmp_path / "masks", root / "segmentations.tgz", "tgz")
     source = load("cub", str(root if given == "folder" else root / "CUB_200_2011.tgz"))
     assert source.names == tuple(CUB_NAMES.values())
-    assert (source.mask is not None) == (given == "folder")
+    assert source.mask(0).shape == (5, 6)  # from the other archive
     place = root / UNPACKED / "CUB_200_2011/images" / CUB_NAMES["1"]
     before = place.stat().st_mtime_ns
     load("cub", str(root))
@@ -74,3 +77,27 @@ def test_archives_that_cannot_be_trusted_or_read(tmp_path):
     (tmp_path / "set.zip").write_bytes(b"PK no zip")
     with pytest.raises(UserError, match=r"cannot unpack .*set\.zip after 0 files"):
         unpack(tmp_path / "set.zip", tmp_path / "into")
+
+
+def test_masks_that_are_still_packed_beside_an_unpacked_set_are_unpacked(tmp_path):
+    write_cub(tmp_path / "CUB_200_2011", segmentations=True)
+    (tmp_path / "made").mkdir()
+    shutil.move(tmp_path / "CUB_200_2011/segmentations", tmp_path / "made/segmentations")
+    assert load("cub", str(tmp_path)).mask is None
+    packed(tmp_path / "made", tmp_path / "segmentations.tgz", "tgz")
+    assert load("cub", str(tmp_path)).mask(0).shape == (5, 6)
+
+
+def test_several_processes_unpack_an_archive_once(tmp_path):
+    write_cub(tmp_path / "made")
+    packed(tmp_path / "made", tmp_path / "set.tgz", "tgz")
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom cvsa_jax.data.sources.archives import unpack\n"
+        "unpack(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+    )
+    arguments = [sys.executable, "-c", script, str(tmp_path / "set.tgz"), str(tmp_path / "into")]
+    processes = [subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": os.getcwd()}) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert not list((tmp_path / "into").rglob("*.part"))
+    image = f"images/{CUB_NAMES['1']}"
+    assert (tmp_path / "into" / image).read_bytes() == (tmp_path / "made" / image).read_bytes()

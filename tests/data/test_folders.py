@@ -194,3 +194,26 @@ def test_boxes_of_images_that_are_not_there_are_said(tmp_path, capsys):
     source = folder(tmp_path)
     np.testing.assert_allclose(source.box(0), [5 / 50, 6 / 60, 25 / 50, 36 / 60])
     assert "boxes of 1 images that are not there: gone.png" in capsys.readouterr().out
+
+
+def test_the_order_of_images_is_that_of_paths(tmp_path):
+    # `-` and blanks come before `/` among characters, and after it among the parts of paths.
+    write_all(tmp_path, "cat-big/1.png", "cat/1.png", "cat/a b.png", "cat/a/1.png", "cat (old)/1.png")
+    expected = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.png"))
+    assert folder(tmp_path).names == tuple(path.as_posix() for path in expected)
+
+
+def test_rows_that_are_short_or_end_as_on_old_macs(tmp_path):
+    write_all(tmp_path, "1.png", "2.png")
+    for rows in (("1.png,train", "2.png,test,b"), ("1.png,train,a", "2.png,test")):
+        write_splits(tmp_path, "image,split,label", *rows)
+        with pytest.raises(UserError, match=r"row [23]: no label"):
+            folder(tmp_path)
+    (tmp_path / "splits.csv").write_bytes(b"image,split,label\r1.png,train,a\r2.png,test,b\r")
+    assert folder(tmp_path).classes == ("a", "b")
+
+
+def test_a_link_to_itself_is_a_link_to_nothing(tmp_path):
+    write_all(tmp_path, "1.png")
+    os.symlink(tmp_path / "2.png", tmp_path / "2.png")
+    assert folder(tmp_path).left_out == {"links to nothing": ["2.png"]}

@@ -75,9 +75,10 @@ def test_trimaps_have_their_border_inside(tmp_path):
     Image.fromarray(trimap).save(tmp_path / "m.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), EXPECTED)
     np.testing.assert_array_equal(read_trimap(tmp_path / "m.png"), EXPECTED)
-    # Without a border, 1 is the object though 2 is higher.
+    # Without a border nothing tells which is which.
     Image.fromarray(two(2, 1)).save(tmp_path / "m.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), EXPECTED)
+    with pytest.raises(UserError, match="has the values 1 and 2: of a trimap 1 is the object, of a mask 2"):
+        read_mask(tmp_path / "m.png")
 
 
 @pytest.mark.parametrize(("level", "expected"), [(0, 0), (1, 255), (255, 255)])
@@ -170,3 +171,24 @@ def test_a_mask_that_is_redrawn_in_place_changes_the_annotation(tmp_path):
     Image.fromarray(two(0, 255)[::-1, ::-1].copy()).save(tmp_path / "masks/1.bmp")
     assert (tmp_path / "masks/1.bmp").stat().st_size == size
     assert load("folder", str(tmp_path)).annotation() != before
+
+
+def test_a_class_called_mask_is_a_class(tmp_path):
+    for name in ("hat/1.jpg", "mask/2.jpg", "shoe/3.jpg"):
+        write_image(tmp_path / name, 16, 12)
+    assert load("folder", str(tmp_path)).classes == ("hat", "mask", "shoe")
+
+
+def test_pictures_that_are_only_named_as_masks_are_images(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for k in range(2):
+        for name in (f"face{k}.png", f"face{k}_mask.png"):
+            Image.fromarray(rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)).save(tmp_path / name)
+    source = load("folder", str(tmp_path))
+    assert len(source) == 4 and source.mask is None
+    assert "2 files are named as masks of images beside them, but read as images" in capsys.readouterr().out
+
+
+def test_the_mask_of_the_exact_name_wins(tmp_path):
+    source = folder_with(tmp_path, ("dog.jpg", "dog_seg.jpg"), ("masks/dog.png", "masks/dog_seg.png"))
+    assert source.masked is None and source.mask(0).shape == source.mask(1).shape

@@ -113,7 +113,7 @@ for name, image in {
     "0 and 255": two(0, 255), "0 and 1": two(0, 1), "3 and 7": two(3, 7), "one bit": two(0, 255).convert("1"),
     "16 bits": two(0, 65535, np.uint16), "a palette": palette, "red": two((0, 0, 0), (255, 0, 0)),
     "green": two((0, 0, 0), (0, 9, 0)), "alpha": two((0, 0, 0, 0), (0, 0, 0, 255)),
-    "a trimap": Image.fromarray(trimap), "a trimap without border": two(2, 1),
+    "a trimap": Image.fromarray(trimap),
 }.items():  # fmt: skip
     add("masks", f"of the values of {name}", masked(lambda p, i=image: i.save(p)), is_mask)
 for name in ("Masks/1.png", "mask/1.png", "masks/1.bmp", "masks/1_mask.png", "masks/1.jpg.png", "images/1_mask.png"):
@@ -124,6 +124,7 @@ noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3)).a
 for name, image, reason in (
     ("of degrees", ramp, "values .*a mask has two"),
     ("of ids", ids, "has 7 values"),
+    ("of 1 and 2", two(2, 1), "has the values 1 and 2"),
     ("that is a photograph", noise, "is a colour picture"),
     ("of another aspect", Image.new("L", (16, 24)), "they must have one aspect"),
 ):

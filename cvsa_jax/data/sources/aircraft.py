@@ -40,9 +40,11 @@ def load(root: str, level: str = "variant") -> Source:
     say_counts(official, len(known), {split: len(splits[split]) for split in SPLITS})
     boxes = None
     if (folder / "images_box.txt").is_file():
-        corners = {
-            i: [int(v) for v in row.split()] for i, row in pairs(folder / "images_box.txt", official.hint).items()
-        }
+        rows = pairs(folder / "images_box.txt", official.hint)
+        try:
+            corners = {i: np.array(row.split(), float).reshape(4) for i, row in rows.items()}
+        except ValueError as error:
+            raise UserError(f"{official.title}: images_box.txt has a row that is not four numbers: {error}") from None
         if absent := [i for i in ids if i not in corners]:
             raise UserError(f"{official.title}: {folder / 'images_box.txt'} lacks {some(absent)}")
         # Counted from 1, with the last pixel inside.

@@ -1,10 +1,12 @@
 """Official sets as they are got: a folder, or archives, which are unpacked once beside themselves."""
 
 import dataclasses
+import fcntl
 import os
 import shutil
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -62,8 +64,10 @@ def located(root: str, official: Official, *markers: str) -> Path:
         if archive.name.lower().endswith(ENDINGS):
             unpack(archive, folder / UNPACKED)
     for table in archives:  # what lies beside the archives and belongs among their files
-        if (folder / UNPACKED).is_dir() and not table.name.lower().endswith(ENDINGS):
-            shutil.copy(table, folder / UNPACKED)
+        there = folder / UNPACKED / table.name
+        if (folder / UNPACKED).is_dir() and not table.name.lower().endswith(ENDINGS) and not there.is_file():
+            shutil.copy(table, half := there.with_name(f"{table.name}.{os.getpid()}.part"))
+            os.replace(half, there)
     if (found := _with(candidates, markers)) is not None:
         return found
     absent = [marker for marker in markers if not any((place / marker).exists() for place in candidates)]
@@ -81,8 +85,21 @@ def unpack(archive: Path, into: Path) -> None:
     done = into / f"{archive.name}.done"
     if done.is_file() and read_json(done) == stamp:
         return
-    into.mkdir(parents=True, exist_ok=True)
-    progress, count = Progress(f"unpack {archive.name}", status.st_size, unit="bytes"), 0
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        with open(into / ".unpacking", "w") as mark:
+            fcntl.flock(mark, fcntl.LOCK_EX)  # of several processes one unpacks, and the others wait
+            if not (done.is_file() and read_json(done) == stamp):
+                _unpack(archive, into, status.st_size)
+                write_json_atomically(done, stamp)
+    except OSError as error:
+        raise UserError(
+            f"cannot unpack {archive} into {into}: {error}. Unpack it where you can write, and give that folder"
+        ) from None
+
+
+def _unpack(archive: Path, into: Path, size_of_archive: int) -> None:
+    progress, count = Progress(f"unpack {archive.name}", size_of_archive, unit="bytes"), 0
     try:
         for name, size, read, place in _members(archive):
             target = (into / name).resolve()
@@ -90,19 +107,32 @@ def unpack(archive: Path, into: Path) -> None:
                 raise UserError(f"{archive} names a file outside of its folder, {name!r}: do not trust it")
             if not (target.is_file() and target.stat().st_size == size):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                half = target.with_name(f"{target.name}.part")
+                half = target.with_name(f"{target.name}.{os.getpid()}.part")
                 with read() as source, open(half, "wb") as file:
                     shutil.copyfileobj(source, file)
                 os.replace(half, target)
             count += 1
-            progress.update(min(place, status.st_size - 1))
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+            progress.update(min(place, size_of_archive - 1))
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError) as error:
         raise UserError(
             f"cannot unpack {archive} after {count} files: {error}. Get it again, or make room, and give the same "
             "command again"
         ) from None
-    progress.update(status.st_size)
-    write_json_atomically(done, stamp)
+    progress.update(size_of_archive)
+
+
+def product(folder: Path, name: str, archive: str) -> Path | None:
+    """The folder `name` of what a set offers besides, near the set's folder or in an archive there; None where there
+    is neither."""
+    near = (folder, folder.parent, folder.parent.parent)
+    for place in (*near, *(place / UNPACKED for place in near)):
+        if (place / name).is_dir():
+            return place / name
+    for place in near:
+        if (place / archive).is_file():
+            unpack(place / archive, place / UNPACKED)
+            return place / UNPACKED / name
+    return None
 
 
 def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]], int]]:

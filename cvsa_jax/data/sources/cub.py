@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cvsa_jax.data.sources.archives import Official, located, say_counts
+from cvsa_jax.data.sources.archives import Official, located, product, say_counts
 from cvsa_jax.data.sources.files import Annotations, from_files, if_there, listing
 from cvsa_jax.data.sources.masks import read_grey
 from cvsa_jax.data.sources.source import Source
@@ -35,8 +35,7 @@ def load(root: str) -> Source:
     `root/CUB_200_2011`. Masks are offered where `segmentations/` lies beside `images/` or the tables' folder, boxes
     where `bounding_boxes.txt` does; the parts are not read."""
     folder = located(root, CUB, "images.txt", "images")
-    places = (folder / "segmentations", folder.parent / "segmentations")
-    segmentations = next((place for place in places if place.is_dir()), None)
+    segmentations = product(folder, "segmentations", "segmentations.tgz")
     classes = pairs(folder / "classes.txt", CUB.hint)
     return _birds("cub", folder, CUB, classes, segmentations)
 

@@ -1,6 +1,7 @@
 """Image files below a folder: what lies there, what of it are images, and the source that they make."""
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -71,19 +72,20 @@ def listing(root: Path, *, skip: Iterable[str | None] = ()) -> Listing:
                     sizes[name] = entry.stat().st_size
                 else:
                     leave_out(name, "files that are no images we read")
-            except FileNotFoundError:
-                leave_out(name, "links to nothing")
             except PermissionError:
                 leave_out(name, "folders that may not be read")
+            except OSError:
+                leave_out(name, "links to nothing")
 
     status = os.stat(root)
     walk(str(root), "", ((status.st_dev, status.st_ino),))
-    return Listing({name: sizes[name] for name in sorted(sizes)}, left_out)
+    # By folders, as paths are sorted: `a/1` before `a-b/1`.
+    return Listing({name: sizes[name] for name in sorted(sizes, key=lambda name: name.split("/"))}, left_out)
 
 
 def sub_folder(folder: Path, *names: str) -> str | None:
     """The name of the sub-folder that has one of these names in any case, the first name first."""
-    found = {entry.name.lower(): entry.name for entry in os.scandir(folder) if entry.is_dir()}
+    found = {entry.name.lower(): entry.name for entry in os.scandir(folder) if os.path.isdir(entry.path)}
     return next((found[name] for name in names if name in found), None)
 
 
@@ -175,6 +177,8 @@ class _Files:
     def box(self, i: int) -> np.ndarray:
         width, height = self._header(i).size
         left, top, w, h = self.annotations.boxes[i]
+        if self.cut:  # the object may reach into what is cut off
+            h = min(h, height - top)
         corners = np.array([top / height, left / width, (top + h) / height, (left + w) / width])
         if not (w > 0 and h > 0 and corners.min() >= -0.01 and corners.max() <= 1.01):  # NaN neither
             place = f"left {left:g}, top {top:g}, {w:g}×{h:g} px"
@@ -215,7 +219,8 @@ def content_hashes(paths: Sequence[Path]) -> dict[str, str]:
         else:
             now[str(path)] = [*stamp, hashlib.sha256(path.read_bytes()).hexdigest()[:16]]
     if now != before:
-        write_json_atomically(cache, now)
+        with contextlib.suppress(OSError):  # a cache, which may lie where nothing can be written
+            write_json_atomically(cache, now)
     return {path: known[2] for path, known in now.items()}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cvsa_jax.data.sources.archives import Official, located, say_counts
+from cvsa_jax.data.sources.archives import Official, located, product, say_counts
 from cvsa_jax.data.sources.files import Annotations, from_files, if_there, listing
 from cvsa_jax.data.sources.source import Source
 from cvsa_jax.data.sources.tables import mat
@@ -41,8 +41,8 @@ def load(root: str) -> Source:
     splits["trainval"] = np.sort(np.concatenate([splits["train"], splits["val"]]))
     say_counts(OFFICIAL, len(set(labels.tolist())), {split: len(splits[split]) for split in SETS})
     numbers = range(1, len(labels) + 1)
-    segmented = folder / "segmim"
-    masks = [if_there(segmented / f"segmim_{k:05d}.jpg") for k in numbers] if segmented.is_dir() else None
+    segmented = product(folder, "segmim", "102segmentations.tgz")
+    masks = [if_there(segmented / f"segmim_{k:05d}.jpg") for k in numbers] if segmented else None
     used = np.unique(labels)
     described = (splits, np.searchsorted(used, labels).astype(np.int32), [str(k) for k in used])
     names = [f"image_{k:05d}.jpg" for k in numbers]

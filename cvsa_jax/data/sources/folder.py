@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from cvsa_jax.data.sources.files import READABLE, Annotations, Listing, from_files, listing, require_folder, sub_folder
+from cvsa_jax.data.sources.masks import read_mask
 from cvsa_jax.data.sources.source import Source
 from cvsa_jax.data.sources.tables import canonical, read_csv
 from cvsa_jax.runtime.errors import UserError, some
@@ -34,12 +35,13 @@ def load(root: str) -> Source:
     `root/boxes.csv` (columns `image,x,y,width,height`, in pixels) gives each image a box.
     """
     folder = require_folder(root, "image folder", _HINT)
-    inner, masks = sub_folder(folder, "images"), sub_folder(folder, "masks", "mask")
+    inner = sub_folder(folder, "images")
+    masks = sub_folder(folder, "masks", *(["mask"] if inner else []))  # without `images`, mask may be a class
     images = folder / inner if inner else folder
     there = listing(images, skip=(*TABLES, masks))
     if inner and (outside := listing(folder, skip=(*TABLES, inner, masks)).sizes):
         there.left_out["images that lie beside the folder of images"] = list(outside)
-    there, beside = _without_masks_beside(there)
+    there, beside = _without_masks_beside(there, images)
     if not there.sizes:
         found = some(f"{len(names)} {reason}" for reason, names in there.left_out.items())
         raise UserError(f"no image ({', '.join(sorted(READABLE))}) in {images}{found and ', but ' + found}. {_HINT}")
@@ -62,7 +64,7 @@ def load(root: str) -> Source:
 
 
 def _table(folder: Path, name: str) -> Path | None:
-    return next((Path(e.path) for e in os.scandir(folder) if e.name.lower() == name and e.is_file()), None)
+    return next((Path(e.path) for e in os.scandir(folder) if e.name.lower() == name and os.path.isfile(e.path)), None)
 
 
 # Splits and labels.
@@ -137,17 +139,16 @@ def _masks_of(names: list[str], folder: Path, there: Listing) -> list[Path | Non
     """Each image's mask below `folder`: named as the image, with another ending, or `_mask` before it."""
     files = listing(folder)
     by_name: dict[str, list[str]] = collections.defaultdict(list)
+    by_base: dict[str, list[str]] = collections.defaultdict(list)  # with `_mask` and the like taken off
     for mask in files.sizes:
-        stem = canonical(str(PurePosixPath(mask).with_suffix("")))
-        by_name[stem].append(mask)
-        if (base := _MASK_OF.sub("", stem)) != stem:
-            by_name[base].append(mask)
+        by_name[_stem(mask)].append(mask)
+        by_base[_MASK_OF.sub("", _stem(mask))].append(mask)
     stems = collections.Counter(_stem(name) for name in names)
     paths, used = [], set()
     for name in names:
         # Of two images of one stem, each must say which mask is its own: a.jpg.png.
         keys = [canonical(name)] + ([_stem(name)] if stems[_stem(name)] == 1 else [])
-        found = next((by_name[key] for key in keys if key in by_name), [])
+        found = next((by[key] for by in (by_name, by_base) for key in keys if key in by), [])
         if len(found) > 1:
             raise UserError(f"{folder} has several masks of {name}: {some(found)}. Keep one")
         used.update(found)
@@ -159,19 +160,32 @@ def _masks_of(names: list[str], folder: Path, there: Listing) -> list[Path | Non
     return paths
 
 
-def _without_masks_beside(there: Listing) -> tuple[Listing, dict[str, str]]:
-    """The images, and image -> mask of those that have one beside them, `x_mask.png` of `x.jpg`; of a pair or two among
-    many images both are images."""
+def _without_masks_beside(there: Listing, folder: Path) -> tuple[Listing, dict[str, str]]:
+    """The images, and image -> mask of those that have one beside them, `x_mask.png` of `x.jpg`, where at least half of
+    the images have one and these are masks; else all are images. Either is said."""
     by_stem = {_stem(name): name for name in there.sizes}
     pairs = {}
     for stem, name in by_stem.items():
         base = _MASK_OF.sub("", stem)
         if base != stem and base in by_stem and name.lower().endswith((".png", ".bmp", ".gif", ".tif", ".tiff")):
             pairs[by_stem[base]] = name
-    if 2 * len(pairs) < len(there.sizes) - len(pairs):
+    if not pairs:
         return there, {}
+    masks = some(sorted(pairs.values()), 2)
+    if 2 * len(pairs) < len(there.sizes) - len(pairs) or not all(map(_is_mask, (folder / m for m in pairs.values()))):
+        print(f"{len(pairs)} files are named as masks of images beside them, but read as images ({masks})")
+        return there, {}
+    print(f"{len(pairs)} images have a mask beside them ({masks})")
     kept = {name: size for name, size in there.sizes.items() if name not in pairs.values()}
     return Listing(kept, there.left_out), pairs
+
+
+def _is_mask(path: Path) -> bool:
+    try:
+        read_mask(path)
+    except UserError:
+        return False
+    return True
 
 
 def _read_boxes(path: Path, names: list[str]) -> np.ndarray:

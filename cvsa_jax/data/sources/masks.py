@@ -27,8 +27,12 @@ def read_mask(path: Path) -> np.ndarray:
     if values is None:
         raise UserError(f"mask {path} is a colour picture; a mask has two values, or is a map of greys")
     found = np.unique(values)
-    if len(found) > 1 and set(found.tolist()) <= _TRIMAP:
+    if set(found.tolist()) == _TRIMAP:
         return _levels(values != 2)
+    if found.tolist() == [1, 2]:
+        raise UserError(
+            f"mask {path} has the values 1 and 2: of a trimap 1 is the object, of a mask 2. Write 0 and 255"
+        )
     if len(found) <= 2:
         # Of one value: a mask that is all object, or none.
         return _levels(values == found[-1]) if found[-1] > 0 else np.zeros(values.shape, np.uint8)

@@ -47,9 +47,12 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
         UserError: the file lacks a column, a row lacks a cell (its number is named), or an image comes twice.
     """
     text = _text(path.read_bytes(), path)
-    head = text.partition("\n")[0]
+    head = text.replace("\r", "\n").partition("\n")[0]
     separator = max(",;\t", key=head.count)
-    rows = list(csv.reader(io.StringIO(text), delimiter=separator))
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=None), delimiter=separator))
+    except csv.Error as error:
+        raise UserError(f"{path} cannot be read as CSV: {error}") from None
     names = [name.strip().lower() for name in rows[0]] if rows else []
     if not {"image", *columns} <= set(names):
         raise UserError(f"{path} must have the columns image,{','.join(columns)}; it has {names}")
@@ -57,7 +60,7 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     for number, row in enumerate(rows[1:], start=2):
         if not any(cell.strip() for cell in row):
             continue
-        cells = dict(zip(names, (cell.strip() for cell in row), strict=False))
+        cells = dict.fromkeys(names, "") | dict(zip(names, (cell.strip() for cell in row), strict=False))
         if empty := [name for name in ("image", *columns) if not cells.get(name)]:
             raise UserError(f"{path}, row {number}: no {empty[0]}. Fill the cell, or take the row out")
         cells["image"] = canonical(cells["image"])
