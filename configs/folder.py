@@ -6,8 +6,8 @@
 `configs/folder.py:small` is a recipe for a laptop: 48 px views, a small network, Adam. `:byol` is stage 1 (Random
 Resized Crop, no alignment, needs no saliency maps), and so are `:moco`, `:simclr` and `:simsiam` for these objectives;
 `:moco,cvsa` is MoCo with Saliency Swap and the alignment. `:scratch` is a recipe for a few thousand images without a
-stage 1. `:gpu8gb`, `:gpu24gb` and `:tpu_v4_32` fit ResNet-50 at 224
-px into such a device. Options are joined: `:small,byol`.
+stage 1. `:gpu8gb`, `:gpu24gb` and `:tpu_v4_32` fit ResNet-50 at 224 px into such a device. Options are joined:
+`:small,byol`.
 """
 
 from configs import common, recipes

@@ -2,7 +2,7 @@ import jax
 import pytest
 
 from benchmarks.scaling import MACHINES, Machine, efficiency, latency_seconds, sum_seconds, traced
-from cvsa_jax.models.siamese import Siamese
+from cvsa_jax.models.siamese import TARGET_PARTS, Siamese
 from cvsa_jax.training.state import empty_network
 
 SMALL = Machine(domain=4, chips_per_host=4, link=100.0, network=10.0, latency=1.0, network_latency=5.0)
@@ -29,12 +29,17 @@ def test_more_chips_are_never_more_efficient():
         assert shares == sorted(shares, reverse=True) and 0 < shares[-1] < shares[0] == 1
 
 
+def is_scale(leaf) -> bool:
+    return getattr(leaf[0][-1], "key", "") == "scale"
+
+
 def test_gradients_and_sums_are_those_of_the_traced_step():
     size, rounds = traced(18, 64)
     params = empty_network(Siamese(18)).params
     kernels = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
-    # Every kernel's gradient once, in the bfloat16 of the convolutions and heads; BatchNorm's layers each have at least
-    # one sum forwards and one backwards.
+    # Every kernel's gradient once, in the bfloat16 of the convolutions and heads; BatchNorm's layers each have a sum
+    # forwards and one backwards, and those of the target network one forwards.
     assert size == pytest.approx(2 * kernels, rel=0.05)
-    layers = len([p for p, _ in jax.tree.leaves_with_path(params) if getattr(p[-1], "key", "") == "scale"])
-    assert rounds >= 2 * layers
+    layers = [part for part, tree in params.items() for path in jax.tree.leaves_with_path(tree) if is_scale(path)]
+    in_target = [part for part in layers if part in TARGET_PARTS]
+    assert rounds >= 2 * len(layers) + len(in_target)

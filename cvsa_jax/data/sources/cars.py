@@ -12,7 +12,7 @@ from cvsa_jax.runtime.errors import UserError
 
 OFFICIAL = Official(
     "Stanford Cars",
-    "https://huggingface.co/datasets/tanganke/stanford_cars or a copy elsewhere (the owners' own page is gone)",
+    "https://ai.stanford.edu/~jkrause/cars/car_dataset.html, which is gone; copies of its files circulate",
     (
         ("cars_train.tgz", 979_269_282),
         ("cars_test.tgz", 977_350_468),

@@ -12,38 +12,41 @@ from cvsa_jax.data.sources.source import Source
 from cvsa_jax.runtime.errors import UserError, some
 
 _PAGE = "https://github.com/visipedia/inat_comp/tree/master/"
-# kind -> what is published; split -> its JSON file.
+
+
+def _published(title: str, year: str, classes: int, train: int, val: int, archives: dict[str, int | None]) -> Official:
+    counts = {"train": train, "val": val}
+    named = tuple((f"{name}.tar.gz", size) for name, size in archives.items())
+    return Official(title, f"{_PAGE}{year}", named, f"inat{year}", classes, counts)
+
+
+_TABLES_2018 = {"train2018.json": None, "val2018.json": None}
+_ARCHIVES_2021 = {"val": 8_400_000_000, "val.json": None}
+# Year -> what is published, with sizes in bytes where they are; split -> its JSON file.
 SETS = {
     "2018": (
-        Official(
-            "iNaturalist 2018",
-            f"{_PAGE}2018",
-            (("train_val2018.tar.gz", 120_000_000_000), ("train2018.json.tar.gz", None), ("val2018.json.tar.gz", None)),
-            "inat2018",
-            classes=8142,
-            counts={"train": 437_513, "val": 24_426},
-        ),
+        _published("iNaturalist 2018", "2018", 8142, 437_513, 24_426, {"train_val2018": 120 * 10**9} | _TABLES_2018),
         {"train": "train2018.json", "val": "val2018.json"},
     ),
     "2021": (
-        Official(
+        _published(
             "iNaturalist 2021",
-            f"{_PAGE}2021",
-            tuple((f"{name}.tar.gz", None) for name in ("train", "val", "train.json", "val.json")),
-            "inat2021",
-            classes=10_000,
-            counts={"train": 2_686_843, "val": 100_000},
+            "2021",
+            10_000,
+            2_686_843,
+            100_000,
+            {"train": 224 * 10**9, "train.json": None} | _ARCHIVES_2021,
         ),
         {"train": "train.json", "val": "val.json"},
     ),
     "mini": (
-        Official(
+        _published(
             "iNaturalist 2021 mini",
-            f"{_PAGE}2021",
-            tuple((f"{name}.tar.gz", None) for name in ("train_mini", "val", "train_mini.json", "val.json")),
-            "inat2021",
-            classes=10_000,
-            counts={"train": 500_000, "val": 100_000},
+            "2021",
+            10_000,
+            500_000,
+            100_000,
+            {"train_mini": 42 * 10**9, "train_mini.json": None} | _ARCHIVES_2021,
         ),
         {"train": "train_mini.json", "val": "val.json"},
     ),
