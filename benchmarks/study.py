@@ -2,13 +2,14 @@
 
     python -m benchmarks.study --sets=procedural,butterflies=data/butterflies --out=runs/study
     python -m benchmarks.study --suite=ablation --sets=butterflies=data/butterflies --out=runs/study
-    python -m benchmarks.study --tables --out=runs/study            # Markdown, from the lines that are there
+    python -m benchmarks.study --tables --out=runs/study --docs=docs/study     # from the lines that are there
 
-A set is `procedural`, or a name and a folder as configs/folder.py takes it, with classes and splits. Its maps come from
-`--detector`. Of each set and seed there is one stage 1 (BYOL), from which every row goes on for equally many steps.
-A row is measured with features averaged over the cells, and pooled by where the network itself looks; with
-`--on=validation` on a fifth of the train images, by class, whose labels no row has seen: choices are made there, and
-the test split is read once.
+A set is one that is drawn (`study_rows.DRAWN`), or a name and a folder as configs/folder.py takes it, with classes and
+splits. Its maps come from `--detector`. Of each set and seed there is one stage 1 (BYOL), from which every row goes on
+for equally many steps; `study_rows.SUITES` says what the rows are. A row is measured with features averaged over the
+cells, and pooled by where the network itself looks; with `--on=validation` on a fifth of the train images, by class,
+whose labels no row has seen: choices are made there, and the test split is read once, by `--on=test`, which measures
+the networks that are there and trains only what is not.
 
 One run is one line of `<out>/study.jsonl`. The same command goes on where it was killed. Several processes share the
 work by `--shard=0/4`, `--shard=1/4`, … .
@@ -17,14 +18,16 @@ work by `--shard=0/4`, `--shard=1/4`, … .
 import argparse
 import hashlib
 import json
-import statistics
 import time
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks import study_tables
 from benchmarks.common import commit
-from configs import common, recipes
+from benchmarks.study_rows import BYOL, DRAWN, SUITES, Row, config_of
+from configs import common
 from cvsa_jax import settings
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.labelled import validation_rows
@@ -32,56 +35,17 @@ from cvsa_jax.runs import pretrain
 from cvsa_jax.runs.linear import load_run
 from cvsa_jax.runtime import interruption
 from cvsa_jax.saliency.compute import compute
+from cvsa_jax.saliency.detector import Detection, Detector, scaled
 from cvsa_jax.saliency.registry import Options, build
 from cvsa_jax.saliency.store import MANIFEST
 
 LINES = "study.jsonl"
-POOLINGS = ("average", "attention")
-
-CVSA: dict = {}
-CROPS = {"views.kind": "random_resized_crop"}
-PLAIN = {"align.weight": 0.0}
-SUITES = {
-    "core": {
-        "random": None,
-        "byol": CROPS | PLAIN,
-        "swap": PLAIN,
-        "align": CROPS,
-        "cvsa": CVSA,
-        "mask_head": {"align.form": "mask_head"},
-    },
-    "ablation": {
-        "cvsa": CVSA,
-        "hole_size": {"views.hole": "size"},
-        "stretch": {"views.paste": "stretch"},
-        "hole_size_stretch": {"views.hole": "size", "views.paste": "stretch"},
-        "keep_aspect": {"views.paste": "keep_aspect"},
-        "common_background": {"views.background": "common"},
-        "one_view": {"views.swapped_views": 1},
-        "swap_prob_half": {"views.swap_prob": 0.5},
-        "weight_0.3": {"align.weight": 0.3},
-        "weight_3": {"align.weight": 3.0},
-        **{form: {"align.form": form} for form in ("contrast_bce", "propagate", "cosine", "minmax", "pairwise")},
-    },
-    # Forms at equal pull: at a constant that gives each the gradient of `kl` at weight 1 and random weights, on the
-    # demo's network (docs/training.md), and held at a ratio.
-    "balance": {
-        "cvsa": CVSA,
-        "kl_held": {"align.balance": "gradient"},
-        "cosine": {"align.form": "cosine"},
-        "cosine_constant": {"align.form": "cosine", "align.weight": 0.57},
-        "cosine_held": {"align.form": "cosine", "align.balance": "gradient"},
-        "pairwise": {"align.form": "pairwise"},
-        "pairwise_constant": {"align.form": "pairwise", "align.weight": 16.0},
-        "pairwise_held": {"align.form": "pairwise", "align.balance": "gradient"},
-    },
-}
 
 
 def main() -> None:
     args = parser().parse_args()
     if args.tables:
-        print(tables(lines(args.out)))
+        study_tables.write(lines(args.out), args.docs)
         return
     interruption.listen()
     index, count = map(int, args.shard.split("/"))
@@ -89,7 +53,7 @@ def main() -> None:
         (*entry.partition("=")[::2], int(seed)) for entry in args.sets.split(",") for seed in args.seeds.split(",")
     ]
     for name, root, seed in pairs[index::count]:
-        run_pair(args, name, root, seed)
+        Pair(args, name, root, seed).run()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -105,66 +69,93 @@ def parser() -> argparse.ArgumentParser:
     given.add_argument("--out", default=Path("runs/study"), type=Path, help="folder of the runs and of study.jsonl")
     given.add_argument("--shard", default="0/1", help="i/n: every n-th pair of a set and a seed from the i-th on")
     given.add_argument("--tables", action="store_true", help="write the tables of the lines that are there, no more")
+    given.add_argument("--docs", default=Path("docs/study"), type=Path, help="where they are written")
     return given
 
 
-def key_of(args: argparse.Namespace, name: str, row: str, seed: int, config: ConfigDict | None) -> str:
-    """Tells a run from all others, whatever the code's commit."""
-    told = {"cell": (name, row, seed), "config": config and config.to_dict(), "on": args.on}
-    told |= {"detector": args.detector, "scale": args.scale}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+class Pair:
+    """All rows of a suite on one set with one seed."""
 
+    def __init__(self, args: argparse.Namespace, name: str, root: str, seed: int):
+        self.args, self.name, self.root, self.seed = args, name, root, seed
+        self.folder = args.out / name / str(seed)
+        self.stage1 = self.folder / f"stage1-{self.key(BYOL, 'any')}"
+        self.rows = SUITES[args.suite]
+        self.source = settings.load_source(self.config(BYOL).data)
 
-def run_pair(args: argparse.Namespace, name: str, root: str, seed: int) -> None:
-    """Every row of the suite on a set with a seed; those whose lines are there are done."""
-    out, folder = args.out, args.out / name / f"{args.detector}-{seed}"
-    begin = config_of(args, name, root, seed, CROPS | PLAIN)
-    source = settings.load_source(begin.data)
-    store = folder / "saliency" if name == "procedural" else out / name / args.detector
-    if not (store / MANIFEST).is_file():
-        compute(source, build(args.detector, source, Options()), store, threshold=0.5, on_bad_image="stop")
-    stage1 = folder / "stage1"
-    pretrain.train(begin, stage1)
-    for row, changes in SUITES[args.suite].items():
-        if args.rows and row not in args.rows.split(","):
-            continue
-        config = None if changes is None else config_of(args, name, root, seed, changes)
-        key = key_of(args, name, row, seed, config)
-        if any(line["key"] == key for line in lines(out)):
-            continue
-        began, workdir = time.monotonic(), folder / f"{row}-{key}"
-        if config is None:
-            config = begin.copy_and_resolve_references()
-            config.total_steps, config.optim.warmup_steps = 1, 0
-            config.optim.lr = 0.0
-        else:
-            config.init_from, config.saliency.store = str(stage1), str(store)
+    def config(self, row: Row) -> ConfigDict:
+        """The row's config, without its start and its maps."""
+        return config_of(row, self.name, self.root, self.seed, self.args.scale, self.args.where)
+
+    def maps_of(self, row: Row) -> str:
+        return row.maps or self.args.detector
+
+    def key(self, row: Row, maps: str) -> str:
+        """Tells a network from all others, whatever the code's commit."""
+        told = {"start": row.start, "maps": maps, "config": self.config(row).to_dict()}
+        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def workdir(self, name: str) -> Path:
+        row = self.rows[name]
+        return self.folder / f"{name}-{self.key(row, self.maps_of(row))}"
+
+    def run(self) -> None:
+        """Trains and measures the rows whose lines are not there."""
+        chosen = [row for row in self.rows if not self.args.rows or row in self.args.rows.split(",")]
+        pretrain.train(self.config(BYOL), self.stage1)
+        for name in chosen:
+            began, workdir = time.monotonic(), self.workdir(name)
+            told = {"key": workdir.name.rpartition("-")[2], "suite": self.args.suite, "set": self.name, "row": name}
+            told |= {"seed": self.seed, "on": self.args.on}
+            if any(told.items() <= line.items() for line in lines(self.args.out)):
+                continue
+            figures = self.train(self.rows[name], workdir)
+            figures |= measure(self.source, str(workdir), self.seed, self.args.on)
+            told |= {"detector": self.args.detector, "scale": self.args.scale, "commit": commit()}
+            line = json.dumps(told | {"seconds": time.monotonic() - began} | figures)
+            with (self.args.out / LINES).open("a") as file:  # one write, so that lines of several processes do not mix
+                file.write(line + "\n")
+            print(line, flush=True)
+
+    def train(self, row: Row, workdir: Path) -> dict[str, float]:
+        """The row's network, and how strongly the alignment pulled at the end."""
+        config = self.config(row)
+        if row.start == "stage1":
+            config.init_from = str(self.stage1)
+        if row.start != "random" and (config.align.weight > 0 or config.views.kind == "saliency_swap"):
+            config.saliency.store = str(self.store(self.maps_of(row)))
         pretrain.train(config, workdir)
-        figures = measure(source, str(workdir), seed, args.on)
-        line = {"key": key, "suite": args.suite, "set": name, "row": row, "seed": seed}
-        line |= {"on": args.on, "detector": args.detector, "scale": args.scale, "commit": commit()}
-        with (out / LINES).open("a") as file:  # one write, so that lines of several processes do not mix
-            file.write(json.dumps(line | {"seconds": time.monotonic() - began} | figures) + "\n")
-        print(json.dumps(line | figures), flush=True)
+        logged = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        return {key: value for key, value in logged[-1].items() if key == "health/align_gradient_share"}
+
+    def store(self, maps: str) -> Path:
+        """The store of these maps of the set, made where it is not there."""
+        shared = self.name not in DRAWN and maps in ("rbd", "masks", "center")  # they know of no seed
+        store = self.args.out / self.name / maps if shared else self.folder / "maps" / self.told(maps)
+        if not (store / MANIFEST).is_file():
+            compute(self.source, self.detector(maps), store, threshold=0.5, on_bad_image="stop")
+        return store
+
+    def told(self, maps: str) -> str:
+        """Name of a folder of maps that depend on the seed's images or networks."""
+        source, _, row = maps.partition(" of ")
+        return f"{source}-{self.workdir(row).name if row else self.stage1.name}"
+
+    def detector(self, maps: str) -> Detector:
+        if maps.startswith("attention of "):
+            return attention(self.source, self.workdir(maps.partition(" of ")[2]))
+        return build(maps, self.source, Options(run=str(self.stage1)) if maps == "encoder" else Options())
 
 
-def config_of(args: argparse.Namespace, name: str, root: str, seed: int, changes: dict) -> ConfigDict:
-    """The recipe of configs/folder.py:small at this scale, with what a row changes."""
-    scale = {key: int(value) for key, value in (part.split("=") for part in args.scale.split(","))}
-    config = common.pretrain()
-    recipes.objective(config, set())
-    common.small(config)
-    config.seed, config.batch_size, config.total_steps = seed, scale["batch"], scale["steps"]
-    config.optim.lr = 8e-3 * 32 / config.batch_size  # 1e-3 at any batch size
-    config.model.depth, config.model.width = scale["depth"], scale["width"]
-    config.views.size = scale["size"]
-    config.eval.size = config.eval.resize = scale["size"] * 4 // 3
-    config.views.where = args.where
-    config.watch.knn_steps, config.checkpoint_steps, config.log_steps = 0, scale["steps"], 50
-    config.data.kind, config.data.root = ("procedural", "") if name == "procedural" else ("folder", root)
-    config.data.procedural.seed = seed
-    config.update_from_flattened_dict(changes)
-    return config
+def attention(source: Source, workdir: Path) -> Detector:
+    """The cross-view attention of a trained network as a detector of this source's images."""
+    evaluator, network = load_run(str(workdir), source, common.linear().eval)
+    maps = evaluator.maps(network, np.arange(len(source)))["attention"]
+
+    def detect(rows: list[np.ndarray]) -> list[Detection]:
+        return [Detection(scaled(maps[int(row)]), 1.0) for row in rows]
+
+    return Detector("attention", "unsupervised", {"run": workdir.name}, lambda i, image: np.array(i), detect)
 
 
 def measure(source: Source, workdir: str, seed: int, on: str) -> dict[str, float]:
@@ -175,7 +166,7 @@ def measure(source: Source, workdir: str, seed: int, on: str) -> dict[str, float
         train, test = train[~held], train[held]
     config, figures = common.linear(), {}
     config.seed = seed
-    for pooling in POOLINGS:
+    for pooling in study_tables.POOLINGS:
         config.eval.pooling = pooling
         evaluator, network = load_run(workdir, source, config.eval)
         knn, probe = settings.knn(config.eval), settings.probe(config)
@@ -184,7 +175,7 @@ def measure(source: Source, workdir: str, seed: int, on: str) -> dict[str, float
     if source.mask is not None:
         maps, masks = evaluator.maps(network, test)["attention"], evaluator.masks(test)
         scores = evaluator.localization(maps, test, masks)
-        figures |= {key: scores[key] for key in ("pointing_game", "mask_iou")}
+        figures |= {key: scores[key] for key in ("pointing_game", "mask_iou", "mask_iou_best") if key in scores}
     return figures
 
 
@@ -192,50 +183,6 @@ def lines(out: Path) -> list[dict]:
     """The runs that are done."""
     path = out / LINES
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def tables(done: list[dict]) -> str:
-    """One table for each set, suite, detector, scale and split: means with 95 % intervals over the seeds, and the gain
-    over `byol`, or in the ablation over `cvsa`, paired by seed."""
-    groups: dict[tuple, list[dict]] = {}
-    for line in done:
-        groups.setdefault(tuple(line[key] for key in ("set", "suite", "detector", "on", "scale")), []).append(line)
-    columns = [f"{pooling}_{kind}" for pooling in POOLINGS for kind in ("linear_top1", "knn_top1")]
-    text = []
-    for group, runs in sorted(groups.items()):
-        base = "byol" if group[1] == "core" else "cvsa"
-        by_row = {row: {run["seed"]: run for run in runs if run["row"] == row} for row in SUITES[group[1]]}
-        measured = [*columns, *(key for key in ("pointing_game", "mask_iou") if any(key in run for run in runs))]
-        text += [f"**{group[0]}**, maps by {group[2]}, on {group[3]}; {group[4]}", ""]
-        text += ["| row | seeds | " + " | ".join(key.replace("_top1", "").replace("_", " ") for key in measured) + " |"]
-        text += ["|" + "---|" * (len(measured) + 2)]
-        for row, seeds in by_row.items():
-            if seeds:
-                cells = [_cell([run[key] for run in seeds.values() if key in run]) for key in measured]
-                text.append(f"| {row} | {len(seeds)} | " + " | ".join(cells) + " |")
-                shared = sorted(seeds.keys() & by_row[base].keys())
-                if row not in (base, "random") and shared:
-                    gains = [
-                        _cell([seeds[s][key] - by_row[base][s][key] for s in shared], sign=True) for key in columns
-                    ]
-                    text.append(f"| − {base} | {len(shared)} | " + " | ".join(gains) + " |" * (len(measured) - 3))
-        text.append("")
-    return "\n".join(text)
-
-
-# Student's t, two-sided 95 %, by degrees of freedom.
-_T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
-
-
-def _cell(values: list[float], sign: bool = False) -> str:
-    """Mean ± half of the 95 % interval, in %."""
-    if not values:
-        return "–"
-    mean = f"{100 * statistics.mean(values):{'+' if sign else ''}.1f}"
-    if len(values) == 1:
-        return mean
-    half = _T.get(len(values) - 1, 1.96) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean} ± {100 * half:.1f}"
 
 
 if __name__ == "__main__":

@@ -61,8 +61,10 @@ def pretrain() -> ConfigDict:
     config.align.weight = 1.0  # 0 is the plain objective
     config.align.balance = "fixed"  # the weight is the loss's factor; or gradient: the ratio at which its gradient on
     # the features is held to the objective's, whatever the form
-    config.align.form = "kl"  # kl, contrast_bce, propagate, cosine, minmax, pairwise, mask_head (the control)
-    config.align.temperature = 0.2  # tau in all of these but cosine, minmax and mask_head
+    config.align.form = (
+        "kl"  # kl, contrast_bce, propagate, cosine, minmax, pairwise; the controls mask_head, masked_dense
+    )
+    config.align.temperature = 0.2  # tau in kl, contrast_bce, propagate, pairwise
 
     config.optim = _optim("lars", lr=0.45, weight_decay=1e-6)
     config.target = ConfigDict()
@@ -239,6 +241,9 @@ def _data() -> ConfigDict:
     data.procedural.train_per_class = 80
     data.procedural.test_per_class = 50
     data.procedural.size = 64  # px
+    data.procedural.scale = (0.19, 0.29)  # of half a bird's length over the image's side
+    data.procedural.bodies = "same"  # classes differ in small attributes; or different: in the whole body, coarsely
+    data.procedural.background = "plain"  # or telling: in the train split it says the class
     return data
 
 

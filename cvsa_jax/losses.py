@@ -180,6 +180,15 @@ def mask_head(prediction_map, projection_map, mask1, mask2, tau: float) -> PerPa
     return optax.sigmoid_binary_cross_entropy(prediction_map[..., 0].reshape(mask1.shape), mask1).mean(-1)
 
 
+def masked_dense(prediction_map, projection_map, mask1, mask2, tau: float) -> PerPair:
+    """Control that localises nothing: the mean descriptor of view 1's object is pulled to that of view 2's, 2 − 2·cos.
+    The masks only choose the cells; nothing says that others should differ."""
+    del tau
+    one = jnp.einsum("bn,bnd->bd", mask1, prediction_map.reshape(*mask1.shape, -1), precision="highest")
+    two = jnp.einsum("bn,bnd->bd", mask2, projection_map.reshape(*mask2.shape, -1), precision="highest")
+    return regression(one, two)
+
+
 def _of_attention(form: Callable) -> Callable:
     """A form (a, mask1, mask2, tau) as a function of the two maps; no gradient reaches `projection_map`."""
 
@@ -199,4 +208,5 @@ ALIGNMENT_FORMS = {
     "minmax": _of_attention(align_minmax),
     "pairwise": _of_attention(align_pairwise),
     "mask_head": mask_head,
+    "masked_dense": masked_dense,
 }

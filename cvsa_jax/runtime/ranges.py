@@ -22,6 +22,7 @@ RANGES: dict[str, tuple[float | int, float | int]] = {
     "seed": (0, 2**31 - 1),
     "data.procedural.seed": (0, 2**31 - 1),
     "data.procedural.size": (16, 4096),
+    "data.procedural.scale": (1e-6, 1),
     "data.procedural.*": (1, 10**7),
     "data.shuffle_rounds": (4, 64),
     "align.weight": (0, 10**6),

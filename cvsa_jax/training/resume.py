@@ -31,6 +31,8 @@ FREE = ("data.root", "data.test_split", "model.remat", "views.where", "views.sto
 BEFORE = {"data.shuffle_rounds": 4, "views.hole": "size", "views.cover": 0.95, "views.background": "different"}
 BEFORE |= {"optim.predictor": "scheduled", "align.temperature": 0.2, "eval.pooling": "average"}
 BEFORE |= {"align.balance": "fixed", "model.head_bias": True}
+BEFORE |= {"data.procedural.scale": (0.19, 0.29), "data.procedural.bodies": "same"}
+BEFORE |= {"data.procedural.background": "plain"}
 # Sections that are another thing in other modes, of which none of this was ever a key; a fine-tuning has no heads.
 MODES = {"views": ("pretrain",), "model": ("pretrain", "finetune")}
 FREE_IN = {"finetune": ("model.head_bias",)}
@@ -148,16 +150,19 @@ def write_config(config: ConfigDict, workdir: AnyPath) -> None:
 
 def read_config(workdir: str) -> ConfigDict:
     """The config of a run, with what it did before a key existed; UserError where the folder holds none."""
-    path = as_path(workdir) / "config.json"
-    if not workdir or not path.is_file():
-        raise UserError(f"{workdir!r} is not the workdir of a run: there is no {path}")
-    config = ConfigDict(read_json(path))
+    file = as_path(workdir) / "config.json"
+    if not workdir or not file.is_file():
+        raise UserError(f"{workdir!r} is not the workdir of a run: there is no {file}")
+    config = ConfigDict(read_json(file))
     if "target" in config and "reference_batch" not in config.target:
         config.target.reference_batch = config.batch_size  # tau was not scaled
     for key, value in BEFORE.items():
-        section, name = key.split(".")
-        if section in config and config.mode in MODES.get(section, (config.mode,)) and name not in config[section]:
-            config[section][name] = value
+        path, _, name = key.rpartition(".")
+        section = config
+        for part in path.split("."):
+            section = section.get(part, {})
+        if section and config.mode in MODES.get(path, (config.mode,)) and name not in section:
+            section[name] = value
     return config
 
 

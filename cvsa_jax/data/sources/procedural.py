@@ -3,16 +3,21 @@
 Everything else is random and says nothing of the class: plumage colour, pose, scale, side, light, and a cluttered
 background that uses the same colours as the attributes. Masks are exact. Each image is a pure function of
 (seed, split, class, number), made when it is first read.
+
+For studies, classes can also be told by their whole bodies (`bodies`), the train split's backgrounds can tell the class
+(`background`), and the objects' `scale` can be chosen.
 """
 
 import dataclasses
 import functools
 import io
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from cvsa_jax.data.sources.source import Source, fingerprint
+from cvsa_jax.runtime import checks
 
 SUPERSAMPLING = 3
 # Raised when the drawing changes, so that stores and runs of the old pictures are not taken for new ones.
@@ -36,23 +41,43 @@ ATTRIBUTES = {
 }
 # Any two classes differ in at least this many attributes.
 MIN_DIFFERENCES = 2
+BODIES = ("same", "different")
+BACKGROUNDS = ("plain", "telling")
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """Size of the set: `size` is the side of the square images in pixels; counts are per class."""
+    """`config.data.procedural`; counts are per class. What has a value here came later: the value is what was before.
+
+    Attributes:
+        size: side of the square images in pixels.
+        scale: range of half a bird's length over the image's side; the bird covers about 2.6 · scale² of the image.
+        bodies: classes have the `same` body and differ in its attributes, or have `different` bodies and nothing else.
+        background: `plain` ones say nothing of the class; `telling` ones have a colour that in the train split is the
+            class's own, and in the test split that of any class.
+    """
 
     seed: int
     classes: int
     train_per_class: int
     test_per_class: int
     size: int
+    scale: tuple[float, ...] = (0.19, 0.29)
+    bodies: str = "same"
+    background: str = "plain"
+
+    def __post_init__(self):
+        checks.area("config.data.procedural.scale", self.scale)
+        checks.choice("config.data.procedural.bodies", self.bodies, BODIES)
+        checks.choice("config.data.procedural.background", self.background, BACKGROUNDS)
 
 
 @functools.lru_cache(maxsize=4)
 def load(spec: Spec) -> Source:
     """The set of a `Spec`; images are drawn on first use and kept encoded."""
-    codes = class_codes(spec.classes, spec.seed)
+    same = spec.bodies == "same"
+    codes = class_codes(spec.classes, spec.seed) if same else class_bodies(spec.classes, spec.seed)
+    themes = np.random.default_rng([spec.seed, 0xBAC6]).uniform(30, 225, (spec.classes, 3))
     keys, names = [], []
     for split, count in enumerate((spec.train_per_class, spec.test_per_class)):
         for label in range(spec.classes):
@@ -65,7 +90,10 @@ def load(spec: Spec) -> Source:
     def example(i: int) -> tuple[bytes, np.ndarray]:
         split, label, number = keys[i]
         rng = np.random.default_rng([spec.seed, split, label, number])
-        image, mask = draw(codes[label], rng, spec.size)
+        theme = None
+        if spec.background == "telling":
+            theme = themes[label if split == 0 else rng.integers(spec.classes)]
+        image, mask = draw(draw_bird if same else draw_body, codes[label], rng, spec, theme)
         buffer = io.BytesIO()
         image.save(buffer, "PNG", compress_level=1)
         return buffer.getvalue(), mask
@@ -78,8 +106,15 @@ def load(spec: Spec) -> Source:
         splits={"train": np.flatnonzero(splits == 0), "test": np.flatnonzero(splits == 1)},
         read=lambda i: example(int(i))[0],
         mask=lambda i: example(int(i))[1],
-        fingerprint=fingerprint([f"{spec} v{DRAWING_VERSION}"], [len(names)]),
+        fingerprint=fingerprint([_told(spec)], [len(names)]),
     )
+
+
+def _told(spec: Spec) -> str:
+    """What the set is recognised by; of one without the choices that came later, as it was before them."""
+    values = [(field, getattr(spec, field.name)) for field in dataclasses.fields(spec)]
+    told = ", ".join(f"{field.name}={value!r}" for field, value in values if value != field.default)
+    return f"Spec({told}) v{DRAWING_VERSION}"
 
 
 def class_codes(classes: int, seed: int) -> list[dict]:
@@ -101,18 +136,48 @@ def _differences(a: dict, b: dict) -> int:
     return sum(a[name] != b[name] for name in a.keys() - unseen)
 
 
-def draw(code: dict, rng: np.random.Generator, size: int) -> tuple[Image.Image, np.ndarray]:
-    """One image and its (size, size) uint8 mask, 255 on the bird."""
-    big = size * SUPERSAMPLING
-    canvas = _background(rng, big)
+def class_bodies(classes: int, seed: int) -> list[dict]:
+    """Proportions of each class's body, drawn at random."""
+    rng = np.random.default_rng([seed, 0xB0D1])
+    return [
+        {
+            "body": rng.uniform((0.5, 0.3), (0.95, 0.65)),
+            "head": rng.uniform((0.4, -0.65), (1.1, -0.2)),
+            "skull": rng.uniform((0.18, 0.18), (0.45, 0.4)),
+            "ears": int(rng.integers(3)),
+            "legs": int(rng.integers(4)),
+            "leg": rng.uniform((0.05, 0.6), (0.2, 1.05)),
+            "tail": rng.uniform((-1.5, -0.7), (-0.8, 0.6)),
+            "tail_width": float(rng.uniform(0.05, 0.3)),
+        }
+        for _ in range(classes)
+    ]
+
+
+def draw(
+    draw_object: Callable, code: dict, rng: np.random.Generator, spec: Spec, theme: np.ndarray | None
+) -> tuple[Image.Image, np.ndarray]:
+    """One image and its (size, size) uint8 mask, 255 on the object. `theme`: (3,) the background's colour, if it has
+    one of its own."""
+    size, big = spec.size, spec.size * SUPERSAMPLING
+    canvas = _background(rng, big, theme)
     mask = Image.new("L", (big, big), 0)
-    bird = _Pen(ImageDraw.Draw(canvas), ImageDraw.Draw(mask), _pose(rng, big))
+    pen = _Pen(ImageDraw.Draw(canvas), ImageDraw.Draw(mask), _pose(rng, big, spec.scale))
 
     plumage = rng.uniform(85, 135) * rng.uniform(0.93, 1.07, 3)
 
     def shade(factor: float) -> tuple[int, ...]:
         return tuple(int(v) for v in np.clip(plumage * factor, 0, 255))
 
+    draw_object(pen, code, shade)
+    image = np.asarray(canvas.resize((size, size), Image.Resampling.BOX), np.float32)
+    image = image * rng.uniform(0.8, 1.15) + rng.normal(0, 5, image.shape)
+    covered = np.asarray(mask.resize((size, size), Image.Resampling.BOX)) > 127
+    return Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)), np.where(covered, 255, 0).astype(np.uint8)
+
+
+def draw_bird(bird: "_Pen", code: dict, shade: Callable) -> None:
+    """A bird with the attributes of `class_codes`."""
     for x in (-0.15, 0.2):
         bird.polygon([(x, 0.5), (x + 0.09, 0.5), (x + 0.12, 1.0), (x + 0.03, 1.0)], (60, 50, 40))
     bird.polygon([(-0.5, -0.3), (-1.1, -0.25), (-1.1, 0.3), (-0.5, 0.3)], shade(0.8))
@@ -128,10 +193,23 @@ def draw(code: dict, rng: np.random.Generator, size: int) -> tuple[Image.Image, 
         x = 0.06 - 0.3 * bar
         bird.polygon([(x, -0.32), (x + 0.16, -0.32), (x + 0.08, 0.24), (x - 0.08, 0.24)], PALETTE[code["bar_colour"]])
 
-    image = np.asarray(canvas.resize((size, size), Image.Resampling.BOX), np.float32)
-    image = image * rng.uniform(0.8, 1.15) + rng.normal(0, 5, image.shape)
-    covered = np.asarray(mask.resize((size, size), Image.Resampling.BOX)) > 127
-    return Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)), np.where(covered, 255, 0).astype(np.uint8)
+
+def draw_body(animal: "_Pen", code: dict, shade: Callable) -> None:
+    """An animal with the proportions of `class_bodies`, in one colour."""
+    (length, height), (x, y), (wide, high) = code["body"], code["head"], code["skull"]
+    (leg, reach), (tail_x, tail_y) = code["leg"], code["tail"]
+    for k in range(code["legs"] + 1):
+        at = length * (1.4 * (k + 0.5) / (code["legs"] + 1) - 0.7)
+        animal.polygon([(at - leg / 2, 0), (at + leg / 2, 0), (at + leg / 2, reach), (at - leg / 2, reach)], shade(0.7))
+    width = code["tail_width"]
+    animal.polygon([(-0.3, -width), (tail_x, tail_y - width), (tail_x, tail_y + width), (-0.3, width)], shade(0.8))
+    animal.polygon([(0, -0.2), (x - 0.1, y), (x + 0.1, y), (0.5, 0.2)], shade(0.9))
+    animal.ellipse((0.0, 0.0), (length, height), 0.0, shade(1.0))
+    animal.ellipse((x, y), (wide, high), 0.0, shade(1.1))
+    for side in (-0.6, 0.4)[: code["ears"]]:
+        at = x + side * wide
+        animal.polygon([(at, y - 0.6 * high), (at + 0.12, y - high - 0.25), (at + 0.24, y - 0.6 * high)], shade(0.75))
+    animal.ellipse((x + 0.35 * wide, y), (0.07, 0.07), 0.0, (10, 10, 10))
 
 
 _BEAKS = {
@@ -155,10 +233,10 @@ class _Pen:
         self.polygon(_ellipse(centre, radii, angle), colour)
 
 
-def _pose(rng: np.random.Generator, big: int):
+def _pose(rng: np.random.Generator, big: int, scales: tuple[float, ...]):
     """Random side, tilt, scale and place; the whole bird stays inside the image."""
     angle, side = rng.uniform(-0.5, 0.5), rng.choice([-1, 1])
-    scale = rng.uniform(0.19, 0.29) * big
+    scale = rng.uniform(*scales) * big
     stretch = np.array([1.0, rng.uniform(0.88, 1.12)])
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     reach = np.array([1.6, 1.05])  # half extent of the bird, in its own units
@@ -175,9 +253,13 @@ def _ellipse(centre, radii, angle) -> np.ndarray:
     return points @ turn.T + centre
 
 
-def _background(rng: np.random.Generator, big: int) -> Image.Image:
-    """A colour gradient under random ellipses, rectangles and stripes, a third of them in the attributes' colours."""
-    corners = rng.uniform(30, 225, (2, 2, 3)).astype(np.uint8)
+def _background(rng: np.random.Generator, big: int, theme: np.ndarray | None) -> Image.Image:
+    """A colour gradient, around the `theme` if there is one, under random ellipses, rectangles and stripes, a third of
+    them in the attributes' colours."""
+    corners = rng.uniform(30, 225, (2, 2, 3))
+    if theme is not None:
+        corners = np.clip(theme + 0.15 * (corners - 128), 0, 255)
+    corners = corners.astype(np.uint8)
     canvas = Image.fromarray(corners).resize((big, big), Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(canvas)
     for _ in range(rng.integers(12, 24)):
