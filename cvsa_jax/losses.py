@@ -181,12 +181,12 @@ def mask_head(prediction_map, projection_map, mask1, mask2, tau: float) -> PerPa
 
 
 def masked_dense(prediction_map, projection_map, mask1, mask2, tau: float) -> PerPair:
-    """Control that localises nothing: the mean descriptor of view 1's object is pulled to that of view 2's, 2 − 2·cos.
-    The masks only choose the cells; nothing says that others should differ."""
+    """Control that localises nothing: 2 − 2·cos of the mean descriptors of the two views' objects."""
     del tau
-    one = jnp.einsum("bn,bnd->bd", mask1, prediction_map.reshape(*mask1.shape, -1), precision="highest")
-    two = jnp.einsum("bn,bnd->bd", mask2, projection_map.reshape(*mask2.shape, -1), precision="highest")
-    return regression(one, two)
+    of_objects = ((mask1, prediction_map), (mask2, projection_map))
+    return regression(
+        *(jnp.einsum("bn,bnd->bd", m, x.reshape(*m.shape, -1), precision="highest") for m, x in of_objects)
+    )
 
 
 def _of_attention(form: Callable) -> Callable:

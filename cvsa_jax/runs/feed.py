@@ -1,4 +1,4 @@
-"""What feeds a pre-training: views that the host makes, or that the devices make from what lies in their memory."""
+"""What feeds a pre-training: its images, and the views that the host makes of them, or the devices."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from cvsa_jax.data import pipeline
 from cvsa_jax.data.pipeline import Order
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.view_spec import ViewSpec
+from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.store import SaliencyStore
 from cvsa_jax.training import device_views
 
@@ -48,3 +49,20 @@ def feed_of(
         device_views.make_views(views, config.seed),
         lambda batch: device_views.views_of(batch, views, config.seed, mesh),
     )
+
+
+def train_images(config: ConfigDict, source: Source, store: SaliencyStore | None) -> np.ndarray:
+    """Indices of the images that a run trains on; UserError where they are fewer than a batch."""
+    pool = readable_images(config, source, config.data.train_split, store)
+    if config.batch_size > len(pool):
+        raise UserError(
+            f"config.batch_size={config.batch_size} is more than the {len(pool)} images of {source.name}: set it "
+            "lower, so that no batch holds an image twice"
+        )
+    return pool
+
+
+def readable_images(config: ConfigDict, source: Source, split: str, store: SaliencyStore | None) -> np.ndarray:
+    """Indices of the images of a split that can be read, as far as is known."""
+    usable = None if store is None else store.usable
+    return pipeline.readable(source, source.split(split), config.data.on_bad_image, usable)

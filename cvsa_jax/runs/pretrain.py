@@ -3,20 +3,16 @@
 import dataclasses
 import functools
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
-from cvsa_jax.data import pipeline
-from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.features import evenly
 from cvsa_jax.report.run import report_run
-from cvsa_jax.runs.feed import feed_of
+from cvsa_jax.runs.feed import feed_of, readable_images, train_images
 from cvsa_jax.runtime.distributed import check_batch_size, is_first, make_mesh
-from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import AnyPath, write_json_atomically
-from cvsa_jax.saliency.store import SaliencyStore, open_store
+from cvsa_jax.saliency.store import open_store
 from cvsa_jax.training.loop import Watch, run_steps
 from cvsa_jax.training.resume import begin
 from cvsa_jax.training.state import TrainState, init_state
@@ -35,7 +31,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     store = None
     if config.views.kind == "saliency_swap" or config.align.weight > 0:
         store = open_store(config.saliency.store, source, config.saliency.detector, config.saliency.warn_fallback)
-    pool = _train_images(config, source, store)
+    pool = train_images(config, source, store)
     print("".join(f"{note}\n" for note in settings.notes(config, len(pool))), end="")
 
     # 2) Model, views, optimiser and the jitted step.
@@ -82,24 +78,8 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     # 5) Figures and pictures of the online network.
     test = None
     if config.data.test_split in source.splits:
-        test = _readable(config, source, config.data.test_split, store)
+        test = readable_images(config, source, config.data.test_split, store)
     else:
         print(f"{source.name} has no split {config.data.test_split!r}: no kNN, and the attention is of training images")
     views = feed.shown(batch or next(feed.batches(range(run.total - 1, run.total))))
     return report_run(run, state.online, evaluator, pool, test, views)
-
-
-def _train_images(config: ConfigDict, source: Source, store: SaliencyStore | None) -> np.ndarray:
-    """Indices of the images that a run trains on; UserError where they are fewer than a batch."""
-    pool = _readable(config, source, config.data.train_split, store)
-    if config.batch_size > len(pool):
-        raise UserError(
-            f"config.batch_size={config.batch_size} is more than the {len(pool)} images of {source.name}: set it "
-            "lower, so that no batch holds an image twice"
-        )
-    return pool
-
-
-def _readable(config: ConfigDict, source: Source, split: str, store: SaliencyStore | None) -> np.ndarray:
-    usable = None if store is None else store.usable
-    return pipeline.readable(source, source.split(split), config.data.on_bad_image, usable)

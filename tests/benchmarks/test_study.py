@@ -1,22 +1,25 @@
 """The study's book-keeping: what is done is not done again, and the tables say what the lines say."""
 
+import dataclasses
 import json
 import statistics
 
-from benchmarks import study
+import numpy as np
+from PIL import Image
+
+from benchmarks import study, study_rows, study_tables
+from cvsa_jax.saliency.store import open_store
+
+SCALE = "depth=8,width=8,size=32,batch=8,steps=4"
 
 
-def args(tmp_path=None):
-    return study.parser().parse_args([f"--out={tmp_path}"])
+def args(tmp_path=None, *more: str):
+    return study.parser().parse_args([f"--out={tmp_path}", *more])
 
 
 def line(row: str, seed: int, linear: float, name: str = "birds") -> dict:
     told = {"set": name, "suite": "core", "detector": "rbd", "on": "validation", "scale": "small"}
-    figures = {
-        f"{pooling}_{kind}_top1": linear + 0.1 * k
-        for k, pooling in enumerate(study.POOLINGS)
-        for kind in ("linear", "knn")
-    }
+    figures = {key: linear + 0.1 * k for k, key in enumerate(study_tables.RECOGNITION)}
     return told | {"row": row, "seed": seed} | figures
 
 
@@ -25,7 +28,7 @@ def test_tables_pair_the_gains_by_seed():
     lines = [line("byol", s, 0.1 * s) for s in (1, 2, 3)] + [
         line("cvsa", s, 0.1 * s + 0.02 + 0.01 * (s == 2)) for s in (1, 2, 3)
     ]
-    text = study.tables(lines)
+    text = study_tables.tables(lines)
     rows = {
         r.split("|")[1].strip(): [c.strip() for c in r.split("|")[2:-1]] for r in text.splitlines() if r.startswith("|")
     }
@@ -36,35 +39,80 @@ def test_tables_pair_the_gains_by_seed():
 
 
 def test_rows_of_other_sets_do_not_mix():
-    text = study.tables([line("byol", 1, 0.5), line("byol", 1, 0.9, "cars")])
+    text = study_tables.tables([line("byol", 1, 0.5), line("byol", 1, 0.9, "cars")])
     assert text.count("| byol | 1 | 50.0") == 1 and text.count("| byol | 1 | 90.0") == 1
 
 
 def test_what_has_a_line_is_not_run_again(tmp_path, monkeypatch):
     trained = []
-    monkeypatch.setattr(study.pretrain, "train", lambda config, workdir: trained.append(workdir.name))
+
+    def train(config, workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "health/align_gradient_share": 0.5}\n')
+        trained.append(workdir.name)
+
+    monkeypatch.setattr(study.pretrain, "train", train)
     monkeypatch.setattr(study, "measure", lambda source, workdir, seed, on: {"average_linear_top1": 0.5})
     monkeypatch.setattr(study, "compute", lambda *args, **kwargs: None)
     monkeypatch.setattr(study, "build", lambda *args: None)
-    study.run_pair(args(tmp_path), "procedural", "", 0)
-    assert trained[0] == "stage1" and len(trained) == 1 + len(study.SUITES["core"])
+    suite = study_rows.SUITES["core"]
+    study.Pair(args(tmp_path), "procedural", "", 0).run()
+    assert trained[0].startswith("stage1") and len(trained) == 1 + len(suite)
     lines = study.lines(tmp_path)
-    assert [entry["row"] for entry in lines] == list(study.SUITES["core"])
+    assert [entry["row"] for entry in lines] == list(suite)
+    assert all(entry["health/align_gradient_share"] == 0.5 for entry in lines)
     # Killed before the last line was written, the same command does the last row alone; another seed does all.
     (tmp_path / study.LINES).write_text("".join(json.dumps(entry) + "\n" for entry in lines[:-1]))
     trained.clear()
-    study.run_pair(args(tmp_path), "procedural", "", 0)
-    assert [name.split("-")[0] for name in trained] == ["stage1", "mask_head"]
+    study.Pair(args(tmp_path), "procedural", "", 0).run()
+    assert [name.split("-")[0] for name in trained] == ["stage1", list(suite)[-1]]
     trained.clear()
-    study.run_pair(args(tmp_path), "procedural", "", 1)
-    assert len(trained) == 1 + len(study.SUITES["core"])
+    study.Pair(args(tmp_path), "procedural", "", 1).run()
+    assert len(trained) == 1 + len(suite)
+
+
+def test_networks_that_differ_have_folders_that_differ(tmp_path):
+    pair = study.Pair(args(tmp_path), "procedural", "", 0)
+    keys = {
+        (suite, name): pair.key(row, row.maps or "rbd")
+        for suite, rows in study_rows.SUITES.items()
+        for name, row in rows.items()
+    }
+    same = {(suite, name) for (suite, name), key in keys.items() if key == keys["core", "cvsa"]}
+    # Only what is the default is the default.
+    assert same == {("core", "cvsa"), ("ablation", "cvsa"), ("balance", "cvsa"), ("objectives", "byol_cvsa"),
+                    ("maps", "rbd"), ("loop", "rbd")}  # fmt: skip
 
 
 def test_a_row_changes_only_what_it_names():
-    base = study.config_of(args(), "procedural", "", 0, {})
-    for suite in study.SUITES.values():
-        for changes in filter(None, suite.values()):
-            config = study.config_of(args(), "procedural", "", 0, changes)
-            base_with = base.copy_and_resolve_references()
-            base_with.update_from_flattened_dict(changes)
-            assert config.to_dict() == base_with.to_dict()
+    def config(row, name="procedural"):
+        return study_rows.config_of(row, name, "", 0, SCALE, "host")
+
+    base = config(study_rows.CVSA)
+    for suite in study_rows.SUITES.values():
+        for row in suite.values():
+            base_with = config(dataclasses.replace(row, changes={}))
+            base_with.update_from_flattened_dict(row.changes if row.start != "random" else {})
+            assert config(row).to_dict() == base_with.to_dict()
+    assert config(study_rows.Row(start="scratch")).total_steps == 2 * base.total_steps
+    assert config(study_rows.CVSA, "telling").data.procedural.background == "telling"
+
+
+def test_a_loop_teaches_each_round_with_the_attention_of_the_one_before(tmp_path, monkeypatch):
+    monkeypatch.setitem(study_rows.SUITES["loop"], "loop_1", study_rows.Row({"optim.warmup_steps": 1}, maps="encoder"))
+    for row in ("byol", "loop_2"):
+        changed = dataclasses.replace(study_rows.SUITES["loop"][row])
+        changed.changes.update({"optim.warmup_steps": 1})
+        monkeypatch.setitem(study_rows.SUITES["loop"], row, changed)
+    monkeypatch.setitem(study_rows.DRAWN, "tiny", {"classes": 2, "train_per_class": 8, "test_per_class": 4, "size": 32})
+    monkeypatch.setattr(study, "BYOL", study_rows.SUITES["loop"]["byol"])
+    given = args(tmp_path, "--suite=loop", "--rows=loop_1,loop_2", f"--scale={SCALE}", "--on=test")
+    pair = study.Pair(given, "tiny", "", 0)
+    pair.run()
+    assert [entry["row"] for entry in study.lines(tmp_path)] == ["loop_1", "loop_2"]
+    config = json.loads((pair.workdir("loop_2") / "config.json").read_text())
+    store = open_store(config["saliency"]["store"], pair.source, "any", 1.0)
+    wanted = study.attention(pair.source, pair.workdir("loop_1")).detect([np.array(5)])[0].saliency
+    assert wanted.max() == 1 and wanted.min() == 0 and wanted.std() > 0.1
+    kept = Image.fromarray(store[np.array([5])][0]).resize(wanted.shape[::-1], Image.Resampling.BOX)
+    assert np.corrcoef(np.asarray(kept, float).ravel(), wanted.ravel())[0, 1] > 0.9

@@ -1,3 +1,4 @@
+import io
 import itertools
 
 import numpy as np
@@ -5,13 +6,29 @@ import pytest
 from PIL import Image
 
 from cvsa_jax.data.sources import load, procedural
+from cvsa_jax.runtime.errors import UserError
 
 SPEC = procedural.Spec(seed=3, classes=4, train_per_class=3, test_per_class=2, size=48)
+
+
+SPEC_64 = procedural.Spec(seed=0, classes=4, train_per_class=1, test_per_class=1, size=64)
 
 
 def fresh(spec: procedural.Spec):
     procedural.load.cache_clear()
     return load("procedural", "", spec)
+
+
+def draw(code: dict, number: int):
+    return procedural.draw(procedural.draw_bird, code, np.random.default_rng(number), SPEC_64, None)
+
+
+def changed(**values) -> procedural.Source:
+    return fresh(procedural.Spec(**(vars(SPEC) | values)))
+
+
+def pixels(source: procedural.Source, i: int) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(source.read(i))), np.float64)
 
 
 def test_procedural_counts_labels_and_splits():
@@ -55,9 +72,9 @@ def test_procedural_masks_are_exact(monkeypatch):
         monkeypatch.setattr(
             procedural,
             "_background",
-            lambda rng, big: Image.new("RGB", background(rng, big).size, (level, level, level)),
+            lambda rng, big, theme: Image.new("RGB", background(rng, big, theme).size, (level, level, level)),
         )
-        return procedural.draw(code, np.random.default_rng(number), 64)
+        return draw(code, number)
 
     for number in range(8):
         (dark, mask), (bright, same_mask) = before(30, number), before(120, number)
@@ -102,10 +119,10 @@ def test_procedural_attributes_are_seen():
         "tail_tip": "white",
         "beak": "short",
     }
-    image, mask = procedural.draw(code, np.random.default_rng(0), 64)
+    image, mask = draw(code, 0)
     for name, values in procedural.ATTRIBUTES.items():
         changed = code | {name: next(v for v in values if v != code[name])}
-        other, other_mask = procedural.draw(changed, np.random.default_rng(0), 64)
+        other, other_mask = draw(changed, 0)
         different = (np.asarray(image) != np.asarray(other)).any(2)
         assert different.sum() >= 8
         # A pixel partly covered may be outside both masks.
@@ -116,3 +133,51 @@ def test_procedural_attributes_are_seen():
         near[:, :-1] |= near[:, 1:].copy()
         # A beak's thin tip covers less than half of its pixels, so the mask ends before it.
         assert name == "beak" or not different[~near].any()
+
+
+def test_procedural_sets_of_before_the_later_choices_are_the_same_sets():
+    # As runs and stores of 9bb1e73 and before know them.
+    assert load("procedural", "", procedural.Spec(0, 8, 40, 10, 64)).fingerprint == "5305ff5217cd6954"
+    prints = {changed(**{key: value}).fingerprint for key, value in LATER.items()} | {fresh(SPEC).fingerprint}
+    assert len(prints) == 1 + len(LATER)
+
+
+LATER = {"scale": (0.1, 0.1), "bodies": "different", "background": "telling"}
+
+
+def test_procedural_scale_is_that_of_the_bird():
+    small, large = changed(scale=(0.1, 0.1)), changed(scale=(0.2, 0.2))
+    shares = [[(source.mask(i) > 0).mean() for i in range(20)] for source in (small, large)]
+    np.testing.assert_allclose(np.divide(*shares[::-1]), 4, rtol=0.25)  # four times the area, but for the pixels' edges
+
+
+def test_telling_backgrounds_tell_the_class_in_the_train_split_alone():
+    spec = {"classes": 6, "train_per_class": 30, "test_per_class": 30, "background": "telling"}
+    # The class of the nearest mean colour of the border, which the birds never touch.
+    right = {}
+    for name, source in (("telling", changed(**spec)), ("plain", changed(**(spec | {"background": "plain"})))):
+        border = np.array([pixels(source, i)[:2].mean((0, 1)) for i in range(len(source))])
+        train, test = source.splits["train"], source.splits["test"]
+        means = np.array([border[train[source.labels[train] == label]].mean(0) for label in range(6)])
+        nearest = np.square(border[:, None] - means).sum(-1).argmin(-1)
+        right[name] = [(nearest[split] == source.labels[split]).mean() for split in (train, test)]
+    assert right["telling"][0] > 0.7 and right["telling"][1] < 0.35
+    assert max(right["plain"]) < 0.4
+
+
+def test_different_bodies_differ_in_shape_and_not_in_attributes():
+    source = changed(bodies="different", train_per_class=8)
+    assert all(0.02 < (source.mask(i) > 0).mean() < 0.3 for i in range(len(source)))
+    assert len({str(body) for body in procedural.class_bodies(12, 0)}) == 12
+    same = [
+        np.array(procedural.draw(procedural.draw_body, body, np.random.default_rng(0), SPEC_64, None)[1])
+        for body in procedural.class_bodies(4, 0)
+    ]
+    for a, b in itertools.combinations(same, 2):
+        assert ((a > 0) ^ (b > 0)).sum() > 0.1 * (a > 0).sum()
+
+
+@pytest.mark.parametrize("values", [{"scale": (0.3, 0.2)}, {"bodies": "other"}, {"background": "blue"}])
+def test_procedural_choices_are_checked(values):
+    with pytest.raises(UserError, match="config.data.procedural." + next(iter(values))):
+        changed(**values)
