@@ -18,8 +18,8 @@ def pretrain() -> ConfigDict:
     config.accumulate_steps = 1  # micro-batches of a step, one in memory at a time; batch statistics are those of each
     config.total_epochs = 100.0
     config.total_steps = placeholder(int)  # where given, instead of total_epochs
-    config.init_from = ""  # workdir of the run whose online network this one starts from, or a file of weights of the
-    # backbone under torchvision's names: .safetensors, .npz, or with torch installed .pth
+    config.init_from = ""  # workdir of the run whose online network this one starts from, or a file with a ResNet's
+    # weights, of torchvision, timm, MoCo, SimSiam, SwAV, solo-learn, lightly, … (docs/weights.md)
 
     config.data = _data()
 
@@ -202,6 +202,7 @@ def _model() -> ConfigDict:
     model.depth = 50  # 18, 34, 50; 8 and 14 have three stages, for views below about 64 px
     model.width = 64  # channels of the first stage
     model.stem = "imagenet"  # 7x7 stride 2 and max-pool, or small: 3x3 stride 2
+    model.padding = "symmetric"  # as torchvision's; or same: TensorFlow's, of weights trained so (DeepMind's BYOL)
     model.head_hidden = 4096
     model.head_out = 256
     model.head_bias = False  # of the heads' last layer

@@ -42,11 +42,12 @@ def procedural_source(data: ConfigDict) -> sources.Source:
 
 def model(settings: ConfigDict):
     """The `Siamese` network of `config.model`, with BatchNorm over the mesh."""
-    from cvsa_jax.models.resnet import STAGE_SIZES, STEMS
+    from cvsa_jax.models.resnet import PADDINGS, STAGE_SIZES, STEMS
     from cvsa_jax.models.siamese import Siamese
 
     checks.choice("config.model.depth", settings.depth, STAGE_SIZES)
     checks.choice("config.model.stem", settings.stem, STEMS)
+    checks.choice("config.model.padding", settings.padding, PADDINGS)
     return Siamese(**(settings.to_dict() | {"dtype": _dtype(settings), "axis_name": AXIS}))
 
 
@@ -55,7 +56,8 @@ def classifier(settings: ConfigDict, classes: int):
     from cvsa_jax.models.classifier import Classifier
 
     whole = model(settings)
-    return Classifier(classes, whole.depth, whole.width, whole.stem, whole.dtype, whole.axis_name, whole.remat)
+    shape = whole.depth, whole.width, whole.stem, whole.dtype, whole.axis_name, whole.remat, whole.padding
+    return Classifier(classes, *shape)
 
 
 def unet(settings: ConfigDict):

@@ -1,5 +1,9 @@
-"""Files of ResNet weights under torchvision's names, without PyTorch."""
+"""Files of ResNet weights under torchvision's names, and files as `torch.save` writes them, without PyTorch."""
 
+import collections
+import io
+import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +55,86 @@ def torch_weights(depth: int, width: int, *, stem: int = 7, prefix: str = "", se
 def write(path: Path, weights: dict[str, np.ndarray]) -> Path:
     save_file(weights, path) if path.suffix == ".safetensors" else np.savez(path, **weights)
     return path
+
+
+class Named:
+    """A name in a pickle, which need not be there to be imported."""
+
+    def __init__(self, module: str, name: str):
+        self.module, self.name = module, name
+
+    def __call__(self):
+        raise AssertionError("nothing is called")
+
+
+class Instance:
+    """An object of a class by its name, with its state, as `pickle` writes any object."""
+
+    def __init__(self, named: Named, state, args: tuple = ()):
+        self.named, self.state, self.args = named, state, args
+
+
+class _Stored:
+    def __init__(self, key: str, array: np.ndarray):
+        self.key, self.array = key, array
+
+
+_KINDS = {"f4": "Float", "f8": "Double", "f2": "Half", "i8": "Long", "i4": "Int", "u1": "Byte", "b1": "Bool"}
+
+
+class Pickler(pickle._Pickler):
+    """Pickles arrays as tensors; their numbers go to `stored`."""
+
+    def __init__(self, file, legacy: bool = False, protocol: int = 2):
+        super().__init__(file, protocol)
+        self.legacy, self.stored = legacy, []
+
+    def save(self, obj, save_persistent_id=True):
+        if isinstance(obj, Named):
+            self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
+        elif isinstance(obj, Instance):
+            self.save_reduce(obj.named, obj.args, obj.state)
+        elif isinstance(obj, np.ndarray):
+            array = np.ascontiguousarray(obj)
+            stride = tuple(step // array.itemsize for step in array.strides)
+            self.stored.append(_Stored(str(len(self.stored)), array))
+            rebuild = Named("torch._utils", "_rebuild_tensor_v2")
+            empty = collections.OrderedDict()
+            self.save_reduce(rebuild, (self.stored[-1], 0, array.shape, stride, False, empty), obj=obj)
+        else:
+            super().save(obj, save_persistent_id)
+
+    def persistent_id(self, obj):
+        if not isinstance(obj, _Stored):
+            return None
+        kind = Named("torch", f"{_KINDS[obj.array.dtype.str[1:]]}Storage")
+        told = ("storage", kind, obj.key, "cpu", obj.array.size)
+        return (*told, None) if self.legacy else told
+
+
+def torch_save(path: Path, tree, legacy: bool = False) -> Path:
+    """Writes a tree with arrays as `torch.save` does: a zip archive, or as before 2020."""
+    content = io.BytesIO()
+    pickler = Pickler(content, legacy)
+    pickler.dump(tree)
+    if not legacy:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr("archive/data.pkl", content.getvalue())
+            archive.writestr("archive/byteorder", "little")
+            for stored in pickler.stored:
+                archive.writestr(f"archive/data/{stored.key}", stored.array.tobytes())
+            archive.writestr("archive/version", "3\n")
+        return path
+    with path.open("wb") as file:
+        for part in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True}):
+            pickle.dump(part, file, 2)
+        file.write(content.getvalue())
+        pickle.dump([stored.key for stored in pickler.stored], file, 2)
+        for stored in pickler.stored:
+            file.write(stored.array.size.to_bytes(8, "little") + stored.array.tobytes())
+    return path
+
+
+def namespace(**values) -> Instance:
+    """`argparse.Namespace`, as training scripts keep their flags."""
+    return Instance(Named("argparse", "Namespace"), values)

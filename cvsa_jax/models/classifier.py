@@ -11,7 +11,7 @@ from cvsa_jax.models.resnet import ResNet
 class Classifier(nn.Module):
     """Attributes:
     classes: outputs of the classifier, which starts at zero.
-    depth, width, stem, dtype, axis_name, remat: see `ResNet`.
+    depth, width, stem, dtype, axis_name, remat, padding: see `ResNet`.
     """
 
     classes: int
@@ -21,9 +21,10 @@ class Classifier(nn.Module):
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
     remat: bool = False
+    padding: str = "symmetric"
 
     def setup(self):
-        self.backbone = ResNet(self.depth, self.width, self.stem, self.axis_name, self.dtype, self.remat)
+        self.backbone = ResNet(self.depth, self.width, self.stem, self.axis_name, self.dtype, self.remat, self.padding)
         self.head = nn.Dense(self.classes, kernel_init=nn.initializers.zeros)
 
     def __call__(self, images: Float[Array, "b size size 3"], train: bool) -> Float[Array, "b classes"]:

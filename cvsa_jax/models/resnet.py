@@ -2,8 +2,8 @@
 
 Depths 18, 34 and 50 are the ImageNet networks; 8 and 14 are the three-stage form of the same paper's CIFAR section.
 
-Padding is explicit and symmetric, as in torchvision, so that weights move to and from PyTorch with equal outputs;
-XLA's `SAME` pads stride-2 convolutions asymmetrically.
+Padding is symmetric by default, as in torchvision, so that weights move to and from PyTorch with equal outputs;
+TensorFlow's SAME, for networks that were trained with it, pads asymmetrically where the stride is 2.
 """
 
 import functools
@@ -20,12 +20,22 @@ from cvsa_jax.models.normalization import BatchNorm, joined
 
 STAGE_SIZES = {8: (1, 1, 1), 14: (2, 2, 2), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 STEMS = ("imagenet", "small")
+PADDINGS = ("symmetric", "same")
 BOTTLENECK_DEPTH = 50  # from which on blocks have the 1-3-1 form
 
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 conv = functools.partial(
     nn.Conv, use_bias=False, kernel_init=_he_normal, conv_general_dilated=convolution.conv_general_dilated
 )
+
+
+def pads(padding: str, x: Float[Array, "b h w c"], kernel: int, stride: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns before and after a map, for a convolution or pooling of it: as many on each side, or as
+    TensorFlow's SAME, where of an odd number the one more comes after."""
+    if padding == "symmetric":
+        return ((kernel // 2, kernel // 2),) * 2
+    totals = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[1:3]]
+    return tuple((total // 2, total - total // 2) for total in totals)
 
 
 class Block(nn.Module):
@@ -40,21 +50,22 @@ class Block(nn.Module):
     bottleneck: bool
     norm: Callable[..., nn.Module]
     dtype: DTypeLike
+    padding: str = "symmetric"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
-        pad = ((1, 1), (1, 1))
-        three = functools.partial(conv, self.channels, (3, 3), padding=pad, dtype=self.dtype)
+        pad = pads(self.padding, x, 3, self.stride)
+        three = functools.partial(conv, self.channels, (3, 3), dtype=self.dtype)
         one = functools.partial(conv, kernel_size=(1, 1), dtype=self.dtype)
         norm = functools.partial(self.norm, dtype=self.dtype)
         rectified = functools.partial(norm, relu=True)
         if self.bottleneck:
             out = rectified(name="bn1")(one(self.channels, name="conv1")(x))
-            out = rectified(name="bn2")(three(strides=self.stride, name="conv2")(out))
+            out = rectified(name="bn2")(three(strides=self.stride, padding=pad, name="conv2")(out))
             out = one(4 * self.channels, name="conv3")(out)
         else:
-            out = rectified(name="bn1")(three(strides=self.stride, name="conv1")(x))
-            out = three(name="conv2")(out)
+            out = rectified(name="bn1")(three(strides=self.stride, padding=pad, name="conv1")(x))
+            out = three(padding=((1, 1), (1, 1)), name="conv2")(out)
         last = "bn3" if self.bottleneck else "bn2"
         out = norm(name=last, scale_init=nn.initializers.zeros)(out)
         if x.shape != out.shape:
@@ -85,6 +96,7 @@ class ResNet(nn.Module):
         dtype: compute dtype of the convolutions; parameters and normalisation stay float32.
         remat: keep only the input of each stage for the backward pass, which computes the stage anew: less memory, and
             the forward pass once more.
+        padding: of the convolutions and the max-pool, `symmetric` as torchvision's or `same` as TensorFlow's.
     """
 
     depth: int = 50
@@ -93,6 +105,7 @@ class ResNet(nn.Module):
     axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    padding: str = "symmetric"
 
     @nn.compact
     def __call__(
@@ -101,13 +114,12 @@ class ResNet(nn.Module):
         """Normalised images -> (feature map, its global average as float32)."""
         norm = functools.partial(BatchNorm, train, self.axis_name)
         x = x.astype(self.dtype)
+        size = 7 if self.stem == "imagenet" else 3
+        pad = pads(self.padding, x, size, 2)
+        x = conv(self.width, (size, size), strides=2, padding=pad, dtype=self.dtype, name="stem_conv")(x)
+        x = norm(relu=True, dtype=self.dtype, name="stem_bn")(x)
         if self.stem == "imagenet":
-            x = conv(self.width, (7, 7), strides=2, padding=((3, 3), (3, 3)), dtype=self.dtype, name="stem_conv")(x)
-            x = norm(relu=True, dtype=self.dtype, name="stem_bn")(x)
-            x = convolution.max_pool(x)
-        else:
-            x = conv(self.width, (3, 3), strides=2, padding=((1, 1), (1, 1)), dtype=self.dtype, name="stem_conv")(x)
-            x = norm(relu=True, dtype=self.dtype, name="stem_bn")(x)
+            x = convolution.max_pool(x) if self.padding == "symmetric" else nn.max_pool(x, (3, 3), (2, 2), "SAME")
         for stage, blocks in enumerate(STAGE_SIZES[self.depth]):
             run_stage = functools.partial(_stage, stage=stage, blocks=blocks, norm=norm)
             x = nn.remat(run_stage)(self, x) if self.remat else run_stage(self, x)
@@ -122,6 +134,7 @@ def _stage(network: ResNet, x: jax.Array, *, stage: int, blocks: int, norm: Call
             bottleneck=network.depth >= BOTTLENECK_DEPTH,
             norm=norm,
             dtype=network.dtype,
+            padding=network.padding,
             name=f"stage{stage + 1}_block{block + 1}",
             parent=network,
         )(x)

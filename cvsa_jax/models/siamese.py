@@ -29,7 +29,7 @@ class Siamese(nn.Module):
     """Backbone, MLP projector and predictor (BYOL), conv-projector and conv-predictor (CVSA).
 
     Attributes:
-        depth, width, stem, dtype, remat: see `ResNet`.
+        depth, width, stem, dtype, remat, padding: see `ResNet`.
         head_hidden: hidden channels of the four heads.
         head_out: output channels D of the four heads.
         head_bias: whether their last layer has a bias.
@@ -45,6 +45,7 @@ class Siamese(nn.Module):
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
     remat: bool = False
+    padding: str = "symmetric"
 
     @property
     def stride(self) -> int:
@@ -57,7 +58,7 @@ class Siamese(nn.Module):
         return channels(self.depth, self.width)
 
     def setup(self):
-        self.backbone = ResNet(self.depth, self.width, self.stem, self.axis_name, self.dtype, self.remat)
+        self.backbone = ResNet(self.depth, self.width, self.stem, self.axis_name, self.dtype, self.remat, self.padding)
         head = functools.partial(Head, self.head_hidden, self.head_out, self.axis_name, self.dtype, self.head_bias)
         self.projector, self.predictor = head(), head()
         self.conv_projector, self.conv_predictor = head(), head()

@@ -30,7 +30,7 @@ FREE = ("data.root", "data.test_split", "model.remat", "views.where", "views.sto
 # What runs did from before a key existed.
 BEFORE = {"data.shuffle_rounds": 4, "views.hole": "size", "views.cover": 0.95, "views.background": "different"}
 BEFORE |= {"optim.predictor": "scheduled", "align.temperature": 0.2, "eval.pooling": "average"}
-BEFORE |= {"align.balance": "fixed", "model.head_bias": True}
+BEFORE |= {"align.balance": "fixed", "model.head_bias": True, "model.padding": "symmetric"}
 BEFORE |= {"data.procedural.scale": (0.19, 0.29), "data.procedural.bodies": "same"}
 BEFORE |= {"data.procedural.background": "plain"}
 # Sections that are another thing in other modes, of which none of this was ever a key; a fine-tuning has no heads.

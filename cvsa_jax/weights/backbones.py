@@ -1,4 +1,4 @@
-"""Where a backbone comes from: the run of a pre-training, or a file of weights under torchvision's names."""
+"""Where a backbone comes from: the run of a pre-training, or a file of weights."""
 
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from cvsa_jax.runtime.files import as_path
 from cvsa_jax.training import checkpoint
 from cvsa_jax.training.resume import read_config
 from cvsa_jax.training.state import Network, empty_network
-from cvsa_jax.weights import torchvision
+from cvsa_jax.weights import files, torchvision
+from cvsa_jax.weights.nets import architecture
 
 _BACKBONE = TARGET_PARTS[0]
 
@@ -65,18 +66,24 @@ def load_run(workdir: str, mesh: Mesh) -> tuple[ConfigDict, Siamese, Network, in
 
 
 def load_file(path: Path, model: Siamese, mesh: Mesh) -> Network:
-    """The backbone of a weights file, on the mesh; prints how many tensors were loaded.
+    """The backbone of a weights file, on the mesh; prints which network of the file it is, what was left out, and how
+    many tensors were loaded.
 
     Raises:
         UserError: it cannot be read, or is of another architecture than the model (the tensors are named).
     """
-    trees = torchvision.to_backbone(torchvision.read(path), path)
+    weights = files.read(path)
+    print(f"{path}: {weights.about}", flush=True)
+    if weights.padding not in (None, model.padding):
+        raise UserError(f"{path} is of a network whose padding is {weights.padding!r}: set config.model.padding to it")
+    trees = torchvision.to_backbone(weights.tensors)
     network = Network({_BACKBONE: trees["params"]}, {_BACKBONE: trees["batch_stats"]})
-    _check(network, empty_network(model), str(path))
+    shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
+    _check(network, empty_network(model), str(path), f"It looks like {architecture(shapes)}. ")
     return jax.device_put(network, replicated(mesh))
 
 
-def _check(network: Network, like: Network, origin: str) -> None:
+def _check(network: Network, like: Network, origin: str, looks_like: str = "") -> None:
     wanted, present = (checkpoint.backbone_tensors(n) for n in (like, network))
     matching = [path for path, shape in wanted.items() if present.get(path) == shape]
     print(f"loaded {len(matching)}/{len(wanted)} backbone tensors of {origin}", flush=True)
@@ -84,5 +91,5 @@ def _check(network: Network, like: Network, origin: str) -> None:
         different = sorted(set(wanted) - set(matching) | set(present) - set(wanted))
         raise UserError(
             f"{origin} is not of the architecture of config.model: {some(different, 3)} is missing there, or of "
-            "another shape, or too much. Set config.model.depth, width and stem to those of the weights"
+            f"another shape, or too much. {looks_like}Set config.model.depth, width and stem to those of the weights"
         )

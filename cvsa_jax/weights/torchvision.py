@@ -1,55 +1,25 @@
-"""Weights of a ResNet under torchvision's names, as our backbone's parameters and batch statistics.
+"""A ResNet under torchvision's names as our backbone's parameters and batch statistics, and back.
 
-Most published self-supervised and supervised ResNets use these names, some behind a prefix such as
-`module.encoder_q.`. The layouts differ in the convolutions alone: (out, in, h, w) there, (h, w, in, out) here.
+The layouts differ in the convolutions alone: (out, in, h, w) there, (h, w, in, out) here.
 """
 
 import re
-from pathlib import Path
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from cvsa_jax.runtime.errors import UserError, some
-
-KINDS = (".safetensors", ".npz", ".pth", ".pt")
-# Networks that follow another one; theirs are not the weights that were trained.
-_FOLLOWERS = ("encoder_k", "target", "momentum", "teacher", "ema")
 _NORM = {"weight": ("params", "scale"), "bias": ("params", "bias"), "running_mean": ("batch_stats", "mean")}
 _NORM |= {"running_var": ("batch_stats", "var")}
 _PARTS = {"downsample.0": "downsample_conv", "downsample.1": "downsample_bn"}
+_THEIRS = {ours: theirs for theirs, ours in _PARTS.items()}
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """Name -> array of a weights file; UserError where it cannot be read."""
-    if path.suffix not in KINDS:
-        raise UserError(f"{path}: weights are read from {', '.join(KINDS)}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            return load_file(path)
-        if path.suffix == ".npz":
-            with np.load(path) as arrays:
-                return dict(arrays)
-        return _read_pickle(path)
-    except ImportError as error:
-        raise UserError(f"{path} needs {error.name}: pip install {error.name}") from None
-    except UserError:
-        raise
-    except Exception as error:  # each library has its own
-        raise UserError(f"cannot read the weights in {path}: {str(error).splitlines()[0][:160]}") from None
-
-
-def to_backbone(tensors: dict[str, np.ndarray], path: Path) -> dict[str, dict]:
-    """`params` and `batch_stats` trees of the backbone; `path` is for the errors.
-
-    Raises:
-        UserError: no ResNet under torchvision's names is there, or several between which nothing decides.
-    """
-    prefix = _prefix(tensors, path)
+def to_backbone(tensors: dict[str, np.ndarray]) -> dict[str, dict]:
+    """`params` and `batch_stats` trees, float32, of tensors under torchvision's names; others, such as a classifier's,
+    are not taken."""
     trees: dict[str, dict] = {"params": {}, "batch_stats": {}}
     for name, tensor in tensors.items():
-        place = _place(name.removeprefix(prefix)) if name.startswith(prefix) else None
+        place = _place(name)
         if place is not None:
             collection, module, leaf = place
             node = trees[collection]
@@ -58,6 +28,23 @@ def to_backbone(tensors: dict[str, np.ndarray], path: Path) -> dict[str, dict]:
             array = np.asarray(tensor, np.float32)
             node[leaf] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
     return trees
+
+
+def from_backbone(params: dict, batch_stats: dict) -> dict[str, np.ndarray]:
+    """Tensors under torchvision's names, float32, of the backbone's trees; the inverse of `to_backbone`."""
+    leaves = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    tensors = {}
+    for path, leaf in [*flatten_dict(params).items(), *flatten_dict(batch_stats).items()]:
+        *module, kind = path
+        if len(module) == 1:
+            name = {"stem_conv": "conv1", "stem_bn": "bn1"}[module[0]]
+        else:
+            stage, block = re.fullmatch(r"stage(\d+)_block(\d+)", module[0]).groups()
+            name = f"layer{stage}.{int(block) - 1}.{_THEIRS.get(module[1], module[1])}"
+        array = np.asarray(leaf, np.float32)
+        array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+        tensors[f"{name}.{leaves[kind]}"] = np.ascontiguousarray(array)
+    return tensors
 
 
 def _place(name: str) -> tuple[str, tuple[str, ...], str] | None:
@@ -73,25 +60,3 @@ def _place(name: str) -> tuple[str, tuple[str, ...], str] | None:
     if module[-1].endswith("conv") or module[-1].startswith("conv"):
         return ("params", module, "kernel") if kind == "weight" else None
     return (_NORM[kind][0], module, _NORM[kind][1]) if kind in _NORM else None
-
-
-def _prefix(tensors: dict[str, np.ndarray], path: Path) -> str:
-    ends = "layer1.0.conv1.weight"
-    prefixes = [name.removesuffix(ends) for name in tensors if name.endswith(ends)]
-    leading = [p for p in prefixes if not any(follower in p for follower in _FOLLOWERS)] or prefixes
-    if len(leading) == 1:
-        return leading[0]
-    if leading:
-        raise UserError(f"{path} holds several ResNets ({', '.join(leading)}): keep the one that is meant")
-    raise UserError(
-        f"{path} holds no ResNet under torchvision's names (layer1.0.conv1.weight …): it has {some(tensors)}"
-    )
-
-
-def _read_pickle(path: Path) -> dict[str, np.ndarray]:
-    import torch
-
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):
-        tensors = tensors[key] if isinstance(tensors.get(key), dict) else tensors
-    return {name: tensor.float().numpy() for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import few_devices
+from safetensors.numpy import save_file
 from torch_files import torch_weights, write
 
 from configs import demo
@@ -177,7 +178,8 @@ def test_file_goes_to_the_mesh_and_is_counted(weights_file, mesh_of, capsys):
     assert_equal_trees(network.params["backbone"], params)
     assert_equal_trees(network.batch_stats["backbone"], stats)
     assert all(leaf.sharding.device_set == set(jax.devices()[:2]) for leaf in jax.tree.leaves(network))
-    assert capsys.readouterr().out == f"loaded {TENSORS}/{TENSORS} backbone tensors of {weights_file}\n"
+    told = f"{weights_file}: network top level; left out: 2 of fc\n"
+    assert capsys.readouterr().out == f"{told}loaded {TENSORS}/{TENSORS} backbone tensors of {weights_file}\n"
 
 
 def test_nothing_is_random_weights(mesh_of, capsys):
@@ -208,25 +210,35 @@ def test_file_that_is_not_whole_is_refused_with_the_tensor(tmp_path, mesh_of, ca
 
 
 def test_file_of_a_deeper_network_is_refused_with_what_is_too_much(tmp_path, mesh_of, capsys):
-    path = write(tmp_path / "weights.npz", torch_weights(18, 4, stem=3))
-    with pytest.raises(
-        UserError, match=r"config\.model: .*/backbone/stage1_block2/bn1/.* and \d+ more is.* or too much"
-    ):
+    path = write(tmp_path / "weights.npz", torch_weights(18, 4))
+    with pytest.raises(UserError, match=r"/backbone/stage1_block2/bn1/.*or too much.*looks like depth 18 .*a 7x7 stem"):
         backbones.load_file(path, settings.model(tiny().model), mesh_of(1))
-    # All that the model has is there, and yet it is another network.
-    assert f"loaded {TENSORS}/{TENSORS} backbone tensors" in capsys.readouterr().out
+    # All that the model has is there, but for the stem, and yet it is another network.
+    assert f"loaded {TENSORS - 1}/{TENSORS} backbone tensors" in capsys.readouterr().out
 
 
-def test_file_of_another_width_or_stem_says_which_keys_to_set(tmp_path, mesh_of):
-    for number, weights in enumerate((torch_weights(8, 8, stem=3), torch_weights(8, 4))):
-        path = write(tmp_path / f"{number}.npz", weights)
-        with pytest.raises(UserError, match=r"Set config\.model\.depth, width and stem to those of the weights$"):
-            backbones.load_file(path, settings.model(tiny().model), mesh_of(1))
+@pytest.mark.parametrize(("width", "stem"), [(8, 3), (4, 7)])
+def test_file_of_another_width_or_stem_says_which_keys_to_set(tmp_path, mesh_of, width, stem):
+    path = write(tmp_path / "w.npz", torch_weights(8, width, stem=stem))
+    looks = rf"looks like depth 8 \(blocks 1, 1, 1\), width {width}, a {stem}x{stem} stem\. Set"
+    with pytest.raises(UserError, match=rf"{looks} config\.model\.depth, width and stem"):
+        backbones.load_file(path, settings.model(tiny().model), mesh_of(1))
+
+
+@pytest.mark.parametrize(("file", "model"), [("same", "symmetric"), ("symmetric", "same")])
+def test_the_padding_of_a_file_is_that_of_the_model(tmp_path, mesh_of, file, model):
+    path, config = tmp_path / "w.safetensors", tiny().model
+    save_file(torch_weights(8, 4, stem=3), path, {"padding": file})
+    config.padding = model
+    with pytest.raises(UserError, match=rf"whose padding is '{file}': set config\.model\.padding to it"):
+        backbones.load_file(path, settings.model(config), mesh_of(1))
+    config.padding = file
+    backbones.load_file(path, settings.model(config), mesh_of(1))
 
 
 def test_pre_training_from_a_file_of_another_network_is_refused(tmp_path):
     config = tiny()
-    config.init_from = str(write(tmp_path / "weights.npz", torch_weights(18, 4, stem=3)))
+    config.init_from = str(write(tmp_path / "weights.npz", torch_weights(18, 4)))
     with pytest.raises(UserError, match=r"weights\.npz is not of the architecture of config\.model"):
         pretrain.train(config, tmp_path / "run")
 

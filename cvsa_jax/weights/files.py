@@ -1,0 +1,145 @@
+"""Reads a file of ResNet weights, whatever wrote it: the kind of file by its content, the network by `nets`."""
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.weights import haiku, nets, torch_file
+from cvsa_jax.weights.unpickler import Record, Tensor, _Array, array
+
+
+class Weights(NamedTuple):
+    """A backbone: tensors under torchvision's names; how its network pads, `symmetric` or `same`, or None where
+    nothing says it; and in words, which network of the file it is and what was left out."""
+
+    tensors: dict[str, np.ndarray]
+    padding: str | None
+    about: str
+
+
+def read(path: Path, wanted: str = "") -> Weights:
+    """The backbone in a file of weights. No code of the file is run.
+
+    Args:
+        wanted: of several networks the one of this label or prefix.
+
+    Raises:
+        UserError: it cannot be read, or holds no ResNet, or several between which nothing decides.
+    """
+    try:
+        tree = _tree(path)
+        net, same = haiku.net_of(tree), []
+        if net is None:
+            net, same = nets.chosen(nets.nets_of(tree), tree, wanted)
+        metadata = _metadata(path)
+        nets.refuse_other_functions(net, metadata)
+        tensors = {name: np.asarray(tensor.read()) for name, tensor in net.tensors.items()}
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:  # a broken file raises whatever its reader stumbles over
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"cannot read the weights in {path}: {reason}") from None
+    return Weights(tensors, metadata.get("padding", net.padding), _about(net, same))
+
+
+def _about(net: nets.Net, same: list[nets.Net]) -> str:
+    equal = f" (the same numbers as {', '.join(other.label for other in same)})" if same else ""
+    parts = ", ".join(f"{count} of {name}" for name, count in list(net.left_out.items())[:6])
+    more = f" and {len(net.left_out) - 6} parts more" if len(net.left_out) > 6 else ""
+    return f"network {net.label}{equal}" + (f"; left out: {parts}{more}" if parts else "")
+
+
+def _tree(path: Path) -> Any:
+    """Dictionaries, lists and tensors, as the file nests them."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head.startswith(b"PK\x03\x04"):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith(".npy") for name in archive.namelist()):
+                return _npz(path)
+        return _arrays(torch_file.load_zip(path))
+    if head[8:9] == b"{" or path.suffix == ".safetensors":
+        return _safetensors(path)
+    if head[:1] == b"\x80":
+        return _arrays(torch_file.load_pickle(path))
+    known = {b"\x89HDF": "HDF5", b"": "empty", b"vers": "a pointer of Git LFS: fetch the file itself"}
+    kind = next((what for magic, what in known.items() if head[:4] == magic), "of a kind that is not known")
+    raise UserError(
+        f"it is {kind}; weights are read from safetensors, npz, what torch.save wrote (.pth, .pt, .tar, .ckpt, .torch, "
+        ".bin) and DeepMind's pickles"
+    )
+
+
+def _arrays(tree: Any) -> Any:
+    """The tree with arrays of NumPy as tensors, in place."""
+    waiting, seen = [tree], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, dict):
+            for key, value in node.items():
+                if isinstance(value, _Array) and value.array is not None:
+                    node[key] = array(value.array)
+            waiting += node.values()
+        elif isinstance(node, list | tuple):
+            waiting += node
+        elif isinstance(node, Record):
+            waiting += [*node.args, node.state, *node.items]
+    return tree
+
+
+def _npz(path: Path) -> dict[str, Tensor]:
+    """The arrays of a file of `np.savez`, read one by one; those of objects are refused."""
+    tensors = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as file:
+                version = np.lib.format.read_magic(file)
+                reader = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = reader(file)
+            tensors[name.removesuffix(".npy")] = Tensor(shape, dtype, lambda name=name: _npy(path, name))
+    return tensors
+
+
+def _npy(path: Path, name: str) -> np.ndarray:
+    with zipfile.ZipFile(path) as archive:
+        return np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    def reader(name: str):
+        def read() -> np.ndarray:
+            with safe_open(path, "numpy") as file:
+                return file.get_tensor(name)
+
+        return read
+
+    with safe_open(path, "numpy") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  no dictionary
+        shapes = {name: (tuple(part.get_shape()), np.dtype(_SAFE[part.get_dtype()])) for name, part in parts.items()}
+    return {name: Tensor(shape, dtype, reader(name)) for name, (shape, dtype) in shapes.items()}
+
+
+_SAFE = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "V2", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1"}
+_SAFE |= {"U64": "u8", "U32": "u4", "U16": "u2", "U8": "u1", "BOOL": "?"}
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself."""
+    with path.open("rb") as file:
+        if file.read(9)[8:] != b"{":
+            return {}
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        return file.metadata() or {}

@@ -1,0 +1,68 @@
+"""DeepMind's BYOL (google-deepmind/deepmind-research, `byol`): the names of its Haiku ResNet as torchvision's.
+
+Its networks pad as TensorFlow's SAME does, asymmetrically where the stride is 2.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from cvsa_jax.weights.nets import Net
+from cvsa_jax.weights.unpickler import Record, Tensor, array
+
+_PLACE = re.compile(r"(?:block_group_(\d)/~/block_(\d+)/~/)?(\w+?)(?:/~/(mean|var)_ema)?")
+_PARTS = {"initial_conv": "conv1", "initial_batchnorm": "bn1"}
+_PARTS |= {"shortcut_conv": "downsample.0", "shortcut_batchnorm": "downsample.1"}
+_PARTS |= {
+    f"{theirs}_{k}": f"{ours}{k + 1}" for theirs, ours in (("conv", "conv"), ("batchnorm", "bn")) for k in range(3)
+}
+_LEAVES = {"w": "weight", "scale": "weight", "offset": "bias"}
+
+
+def net_of(tree: Any) -> Net | None:
+    """The online network of a checkpoint of DeepMind's, or None where it is none."""
+    groups = [group for group in _dicts(tree) if any(re.search(r"res_net\d+.*initial_", str(key)) for key in group)]
+    params = next((group for group in groups if any(str(key).endswith("initial_conv") for key in group)), None)
+    state = next((group for group in groups if any(str(key).endswith("mean_ema") for key in group)), None)
+    if params is None or state is None:
+        return None
+    tensors, left_out = {}, {}
+    for name, leaves in [*params.items(), *state.items()]:
+        prefix, inside, place = name.partition("/~/")
+        match = _PLACE.fullmatch(place) if inside and prefix.startswith("res_net") else None
+        if match is None or match[3] not in _PARTS:
+            left_out[prefix.split("/")[0]] = left_out.get(prefix.split("/")[0], 0) + len(leaves)
+            continue
+        layer = f"layer{int(match[1]) + 1}.{match[2]}." if match[1] else ""
+        part = layer + _PARTS[match[3]]
+        if match[4]:
+            tensors[f"{part}.running_{match[4]}"] = _flat(leaves["average"])
+        else:
+            tensors |= {f"{part}.{_LEAVES[leaf]}": _theirs(leaf, value) for leaf, value in leaves.items()}
+    return Net(("experiment_state",), "online", tensors, left_out, padding="same")
+
+
+def _theirs(leaf: str, value: Tensor) -> Tensor:
+    """Kernels are (h, w, in, out) there, (out, in, h, w) in torchvision."""
+    return array(value.read().transpose(3, 2, 0, 1)) if leaf == "w" else _flat(value)
+
+
+def _flat(value: Tensor) -> Tensor:
+    return array(np.ravel(value.read()))
+
+
+def _dicts(tree: Any) -> Iterator[dict]:
+    """Dictionaries in a tree in their order: the online network's stand before the target's."""
+    waiting, seen = [tree], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, dict):
+            yield node
+            waiting += reversed(list(node.values()))
+        elif isinstance(node, list | tuple | Record):
+            waiting += reversed(list(node.args if isinstance(node, Record) else node))

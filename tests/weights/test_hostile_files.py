@@ -1,0 +1,251 @@
+"""Files that were made to do harm, and files of any content: nothing of them is run, and memory stays bounded."""
+
+import builtins
+import io
+import os
+import pickle
+import resource
+import subprocess
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch_files import Instance, Named, Pickler, namespace, torch_save, torch_weights
+
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.weights import files
+
+WEIGHTS = torch_weights(18, 8)
+
+
+class Call:
+    """What an attack is made of: unpickled by `pickle`, it calls a function."""
+
+    def __init__(self, function, *args):
+        self.function, self.args = function, args
+
+    def __reduce__(self):
+        return self.function, self.args
+
+
+def attacks(target: Path) -> dict[str, object]:
+    """Objects that would make the file `target`."""
+    command = f"touch {target}"
+    code = f"open({str(target)!r}, 'w').close()"
+    return {
+        "posix.system": Call(os.system, command),
+        "subprocess.Popen": Call(subprocess.Popen, ["touch", str(target)]),
+        "builtins.eval": Call(eval, code),
+        "builtins.exec": Call(exec, code),
+        "io.open": Call(open, str(target), "w"),
+        "builtins.getattr": Call(getattr, Call(builtins.__import__, "os"), "system"),
+        "builtins.__import__": Call(builtins.__import__, "os"),
+        "pickle.loads": Call(pickle.loads, pickle.dumps(Call(os.system, command))),
+        "nested": [{"a": ({"b": Call(os.system, command)},)}],
+        "state": Instance(Named("my", "Net"), Call(os.system, command)),
+        "dill._dill._create_function": Instance(Named("dill._dill", "_create_function"), None, (command,)),
+        "torch.serialization.os.system": Instance(Named("torch.serialization", "os.system"), None, (command,)),
+        "torch.load": Instance(Named("torch", "load"), None, (str(target),)),
+        "runpy.run_path": Instance(Named("runpy", "run_path"), None, (str(target),)),
+    }
+
+
+@pytest.mark.parametrize("where", ["zip", "legacy", "plain", "beside weights", "inside a wrapper"])
+@pytest.mark.parametrize("attack", attacks(Path("x")))
+def test_attacks_are_refused_by_name_and_do_nothing(tmp_path, attack, where):
+    target, path = tmp_path / "written", tmp_path / "weights.pth"
+    evil = attacks(target)[attack]
+    if where == "plain":
+        path.write_bytes(_pickled(evil))
+    else:
+        tree = {"zip": evil, "legacy": evil, "beside weights": WEIGHTS | {"x": evil}}
+        tree["inside a wrapper"] = {
+            "state_dict": {f"module.{n}": a for n, a in WEIGHTS.items()},
+            "args": namespace(x=evil),
+        }
+        torch_save(path, tree[where], legacy=where == "legacy")
+    before = set(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"weights\.pth: it names [\w.]+, which no file of weights needs") as refused:
+        files.read(path)
+    assert attack in ("nested", "state") or attack.rpartition(".")[2] in str(refused.value)
+    assert set(tmp_path.iterdir()) == before and not target.exists()
+    # The same objects do harm to whoever trusts them, so it is not the objects that are harmless.
+    if where == "plain" and attack == "posix.system":
+        pickle.loads(path.read_bytes())
+        assert target.exists()
+
+
+def _pickled(tree) -> bytes:
+    content = io.BytesIO()
+    Pickler(content).dump(tree)
+    return content.getvalue()
+
+
+def test_unknown_classes_do_nothing_and_do_not_stop_the_reading(tmp_path):
+    odd = Instance(Named("os_like.package", "Thing"), {"x": 1}, (1, 2))
+    tree = {"state_dict": WEIGHTS, "config": odd, "set": {1, 2}, "more": [odd, {"deep": odd}]}
+    np.testing.assert_array_equal(
+        files.read(torch_save(tmp_path / "w.ckpt", tree)).tensors["bn1.bias"], WEIGHTS["bn1.bias"]
+    )
+
+
+def view(offset, size, stride, numel=4, key="0") -> Instance:
+    """A tensor over a storage of four numbers, as the pickle of an attacker describes it."""
+    return Instance(
+        Named("torch._utils", "_rebuild_tensor_v2"), None, (Storage(key, numel), offset, size, stride, False, {})
+    )
+
+
+class Storage:
+    def __init__(self, key, numel):
+        self.key, self.numel = key, numel
+
+
+class ViewPickler(Pickler):
+    def persistent_id(self, obj):
+        if isinstance(obj, Storage):
+            return ("storage", Named("torch", "FloatStorage"), obj.key, "cpu", obj.numel)
+        return super().persistent_id(obj)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        view(0, (8, 3, 7, 7), (147, 49, 7, 1)),  # larger than what is there
+        view(0, (10**6, 10**6), (0, 0)),  # one number, a million million times
+        view(-4, (2,), (1,)),
+        view(2, (2,), (-1,)),
+        view(0, (-1,), (1,)),
+        view(3, (2,), (1,)),
+        view(0, (2**62, 4), (1, 1)),
+        view(0, (2,), (1,), numel=2**60),  # the storage is said to be larger than it is
+        view(0, (8, 3, 7, 7), (147, 49, 7, 1), numel=2**60),
+        view(0, (2,), (1,), key="../../etc/passwd"),
+        view(0, (2,), (1,), key="no such"),
+    ],
+)
+def test_tensors_that_lie_about_their_numbers_are_refused(tmp_path, tensor):
+    content, path = io.BytesIO(), tmp_path / "w.pth"
+    weights = {name: view(0, (2,), (1,)) for name in WEIGHTS} | {"bn1.bias": tensor}
+    ViewPickler(content, False).dump(weights)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", content.getvalue())
+        archive.writestr("a/data/0", np.arange(4, dtype=np.float32).tobytes())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if tensor.args[0].numel == 2**60 and tensor.args[2] == (2,):
+        assert files.read(path).tensors["bn1.bias"].tolist() == [0, 1]  # what it takes is there
+    else:
+        with pytest.raises(UserError, match=r"w\.pth"):
+            files.read(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 200_000  # KiB
+
+
+@pytest.mark.parametrize("kind", ["pth", "npz"])
+def test_bombs_are_not_blown_up(tmp_path, kind):
+    path = tmp_path / f"bomb.{kind}"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        if kind == "pth":
+            archive.writestr("a/data.pkl", _pickled(WEIGHTS))
+            archive.writestr("a/data/0", bytes(50_000_000))
+        else:  # the first block of a ResNet, of 100 GB
+            with archive.open("layer1.0.conv1.weight.npy", "w") as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (10**6, 25_000)}
+                np.lib.format.write_array_header_1_0(file, header)
+            with archive.open("conv1.weight.npy", "w") as file:
+                np.lib.format.write_array(file, np.zeros((8, 3, 7, 7), np.float32))
+    said = "compressed, which torch.save never does" if kind == "pth" else "said to be larger than 4 GiB"
+    with pytest.raises(UserError, match=said):
+        files.read(path)
+
+
+def test_opcodes_that_ask_for_much_memory_get_none(tmp_path):
+    # A place in the memo at 2³², a string of 2⁶² bytes, and lists in lists that share each other: 2⁶⁴ of them.
+    laughs = b"\x80\x02]q\x00" + b"".join(
+        b"](h" + bytes([k]) + b"h" + bytes([k]) + b"eq" + bytes([k + 1]) for k in range(64)
+    )
+    for content in (b"\x80\x02Nr\xff\xff\xff\xff.", b"\x80\x04\x8e" + b"\xff" * 7 + b"\x3f" + b"x.", laughs + b"."):
+        path = tmp_path / "w.pkl"
+        path.write_bytes(content)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(UserError, match=r"w\.pkl"):
+            files.read(path)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000
+
+
+def test_arrays_of_objects_are_refused(tmp_path):
+    path = tmp_path / "w.npz"
+    np.savez(path, **WEIGHTS | {"conv1.weight": np.array([Call(os.system, f"touch {tmp_path}/x")], object)})
+    with pytest.raises(UserError, match=r"w\.npz: Object arrays cannot be loaded"):
+        files.read(path)
+    assert not (tmp_path / "x").exists()
+
+
+# Any content.
+
+NAMES = st.sampled_from(sorted(WEIGHTS)).flatmap(
+    lambda name: st.sampled_from(["", "module.", "backbone.", "encoder_k.", "student.", "4.0.", "\x00", "ü."]).map(
+        lambda prefix: prefix + name
+    )
+)
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.binary(max_size=5),
+    st.lists(st.integers(0, 3), max_size=4).map(lambda shape: np.zeros(shape, np.float32)),
+)
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.dictionaries(NAMES | st.text(max_size=8), inner, max_size=6), st.lists(inner, max_size=3)
+    ),
+)
+
+
+def never_a_traceback(path: Path) -> None:
+    try:
+        read = files.read(path)
+    except UserError as error:
+        assert str(path) in str(error)
+    else:  # what is taken is what a ResNet has
+        assert "conv1.weight" in read.tensors
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(tree=TREES, legacy=st.booleans())
+def test_any_tree_is_read_or_refused(tmp_path, tree, legacy):
+    never_a_traceback(torch_save(tmp_path / "w.pth", tree, legacy))
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    start=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x08" + bytes(7) + b"{"]),
+    rest=st.binary(max_size=200),
+)
+def test_any_bytes_are_read_or_refused(tmp_path, start, rest):
+    path = tmp_path / "w.bin"
+    path.write_bytes(start + rest)
+    never_a_traceback(path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, bytes]:
+    folder, small = tmp_path_factory.mktemp("whole"), {n: np.ravel(a)[:1] for n, a in list(WEIGHTS.items())[:12]}
+    kinds = {"zip": False, "legacy": True}
+    return {name: torch_save(folder / name, small, legacy).read_bytes() for name, legacy in kinds.items()}
+
+
+@settings(max_examples=1200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(kind=st.sampled_from(["zip", "legacy"]), data=st.data())
+def test_files_with_wrong_bytes_are_read_or_refused(tmp_path, whole, kind, data):
+    content = bytearray(whole[kind])
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "w.pth"
+    path.write_bytes(content)
+    never_a_traceback(path)
