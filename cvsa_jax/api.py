@@ -27,7 +27,7 @@ from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import as_path
 from cvsa_jax.saliency.store import SaliencyStore  # noqa: F401  offered
 from cvsa_jax.training.state import Network
-from cvsa_jax.weights import backbones
+from cvsa_jax.weights import frozen
 
 Images = UInt8[np.ndarray, "n h w 3"] | Sequence[np.ndarray]
 _BATCH = 64
@@ -58,21 +58,19 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     return pretrain.train(config, as_path(workdir))
 
 
-def load_backbone(origin: str, size: int = 224, **architecture) -> "Backbone":
-    """A frozen network from the workdir of a pre-training run, or from a file of ResNet weights under torchvision's
-    names (UserError where it is neither).
+def load_backbone(origin: str, size: int | None = None) -> "Backbone":
+    """A frozen network from the workdir of a pre-training or fine-tuned run, or from a file of ResNet weights, whose
+    architecture is read off its tensors (docs/weights.md). UserError where it is none of these.
 
     Args:
-        size, architecture: of a file: side of the images in px, and what differs from a ResNet-50 (`depth`, `width`,
-            `stem`). A run has its own.
+        size: side of the images in px, where not the network's own (of most files 224).
     """
     mesh = make_mesh()
-    if not as_path(origin).is_file():
-        run, model, network, _ = backbones.load_run(origin, mesh)
-        return Backbone(model, network, settings.evaluation(run.eval, run), mesh, heads=True)
-    model = Siamese(**architecture)
-    network = backbones.load_file(Path(origin), model, mesh)
-    return Backbone(model, network, EvalSpec(size, round(size * 256 / 224), _BATCH, "others"), mesh, heads=False)
+    network = frozen.load(origin, mesh)
+    spec = network.spec()
+    if size is not None:
+        spec = dataclasses.replace(spec, size=size, resize=round(size * 256 / 224))
+    return Backbone(network.model, network.network, spec, mesh, network.heads)
 
 
 @dataclasses.dataclass(frozen=True)

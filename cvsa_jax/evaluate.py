@@ -1,6 +1,7 @@
-"""`python -m cvsa_jax.evaluate`: puts pre-training runs side by side on one data set, in one page.
+"""`python -m cvsa_jax.evaluate`: puts networks side by side on one data set, in one page.
 
 python -m cvsa_jax.evaluate --config=configs/folder_linear.py --config.data.root=my_images --runs=runs/byol,runs/cvsa
+python -m cvsa_jax.evaluate … --runs=cvsa=runs/cvsa,start=resnet50.pth,dinov2=dinov2.npz
 """
 
 from absl import flags
@@ -8,7 +9,7 @@ from absl import flags
 from cvsa_jax.runtime import cli
 from cvsa_jax.runtime.errors import UserError
 
-_RUNS = flags.DEFINE_list("runs", None, "Workdirs of pre-training runs, comma-separated.")
+_RUNS = flags.DEFINE_list("runs", None, "Runs, files of weights, .npz of features, comma-separated; or name=path.")
 _OUT = flags.DEFINE_string("out", "runs/evaluation", "Folder of the page.")
 
 

@@ -65,7 +65,7 @@ def test_weights_of_a_file(tmp_path, small_runs):
     from torch_files import torch_weights, write
 
     file = write(tmp_path / "weights.npz", torch_weights(8, 8, stem=3))
-    backbone = cvsa_jax.load_backbone(str(file), size=32, depth=8, width=8, stem="small")
+    backbone = cvsa_jax.load_backbone(str(file), size=32)
     features = backbone.features(np.zeros((3, 40, 50, 3), np.uint8))
     assert features.shape == (3, 32) and np.isfinite(features).all()
     with pytest.raises(UserError, match="which weights files lack"):

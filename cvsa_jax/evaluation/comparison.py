@@ -8,6 +8,7 @@ import numpy as np
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.evaluator import Evaluator, chance
+from cvsa_jax.evaluation.given import GivenFeatures
 from cvsa_jax.evaluation.probe import logits
 from cvsa_jax.evaluation.protocol import Knn, Probe
 from cvsa_jax.training.state import Network
@@ -15,11 +16,11 @@ from cvsa_jax.training.state import Network
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A network under comparison; `title` names it in tables and pictures."""
+    """A network under comparison, or features without one; `title` names it in tables and pictures."""
 
     title: str
-    evaluator: Evaluator
-    network: Network
+    evaluator: Evaluator | GivenFeatures
+    network: Network | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +29,15 @@ class Comparison:
 
     `figures`: name of a candidate, `chance` or `center_prior` -> flat names -> numbers; localisation has no prefix
     where the attention is read, and `mean_`, `component_`, `cam_`, `grad_cam_` for the other maps. Of the test images
-    `attention` (k, h, w), pooled `features` (k, C) and the probe's `predicted` classes (k,); the last two are empty
-    where there are no labels.
+    `attention` (k, h, w), for networks `without_heads` for it the first component; pooled `features` (k, C) and the
+    probe's `predicted` classes (k,); the last two are empty where there are no labels.
     """
 
     candidates: dict[str, Candidate]
     test: np.ndarray
     figures: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     attention: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    without_heads: list[str] = dataclasses.field(default_factory=list)
     features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     predicted: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -70,9 +72,12 @@ def compare(
     for name, candidate in candidates.items():
         evaluator, network = candidate.evaluator, candidate.network
         print(f"{candidate.title}: maps of where it looks", flush=True)
-        masks = None if evaluator.source.mask is None else evaluator.masks(test)
         maps = evaluator.maps(network, test)
-        comparison.attention[name] = maps["attention"]
+        if maps:
+            masks = None if evaluator.source.mask is None else evaluator.masks(test)
+            comparison.attention[name] = maps.get("attention", maps["component"])
+            if "attention" not in maps:
+                comparison.without_heads.append(name)
         figures = comparison.figures[name] = {}
         if evaluator.source.labels is not None:
             print(f"{candidate.title}: kNN, retrieval and linear probe", flush=True)
@@ -86,9 +91,11 @@ def compare(
         for reading, values in maps.items():
             scores = evaluator.localization(values, test, masks)
             figures |= {reading_prefix(reading) + key: value for key, value in scores.items()}
-    prior = localization.center_prior_maps(len(test), evaluator.size)
-    comparison.figures["chance"] = chance(evaluator.source, test, masks)
-    comparison.figures["center_prior"] = evaluator.localization(prior, test, masks)
+    comparison.figures["chance"] = chance(comparison.source, test, masks)
+    comparison.figures["center_prior"] = {}
+    if with_maps := [candidate.evaluator for name, candidate in candidates.items() if name in comparison.attention]:
+        prior = localization.center_prior_maps(len(test), with_maps[-1].size)
+        comparison.figures["center_prior"] = with_maps[-1].localization(prior, test, masks)
     return comparison
 
 

@@ -31,17 +31,19 @@ class Encoded(NamedTuple):
 
 def make_encoder(model: Siamese | Classifier, mesh: Mesh, *, maps: bool) -> Callable[[Network, jax.Array], Encoded]:
     """Evaluation pass of a network on uint8 images (B, S, S, 3), split over the mesh; B must divide by the devices.
-    Only a Siamese network has maps."""
+    Only a Siamese network has the heads of the attention; another has the maps of its backbone alone."""
 
     def encode(network: Network, images: jax.Array) -> Encoded:
         views = photometric.normalize(photometric.to_float(images))
         feature_map, pooled = model.apply(network.variables, views, method="features")
         if not maps:
             return Encoded(pooled)
+        activation = {name: read(feature_map.astype(jnp.float32))[0] for name, read in READOUTS.items()}
+        if not isinstance(model, Siamese):
+            return Encoded(pooled, **activation)
         out, mirror = (model.apply(network.variables, x, train=False) for x in (views, views[:, :, ::-1]))
         queries, keys, mirror_keys = map(_unit_cells, (out.prediction_map, out.projection_map, mirror.projection_map))
         mirrored = jnp.einsum("bid,bd->bi", queries, mirror_keys.mean(1), precision="highest")
-        activation = {name: read(feature_map.astype(jnp.float32))[0] for name, read in READOUTS.items()}
         return Encoded(pooled, queries, keys, mirrored.reshape(feature_map.shape[:3]), **activation)
 
     return _on_rows(encode, mesh)

@@ -1,7 +1,6 @@
 """The figures of one network on one data set, as every command reports them."""
 
 import contextlib
-import dataclasses
 import functools
 import time
 from collections.abc import Iterator
@@ -17,11 +16,10 @@ from cvsa_jax.evaluation.augmented import fit_crops
 from cvsa_jax.evaluation.boxes import box_score, true_box
 from cvsa_jax.evaluation.encode import make_attended_encoder, make_class_activation, make_encoder
 from cvsa_jax.evaluation.features import evenly, extract
-from cvsa_jax.evaluation.knn import knn_predict, leave_one_out
-from cvsa_jax.evaluation.labelled import fraction_rows, fraction_suffix
-from cvsa_jax.evaluation.probe import ProbeResult, Standardization, linear_probe, logits
+from cvsa_jax.evaluation.knn import leave_one_out
+from cvsa_jax.evaluation.probe import Standardization, logits
 from cvsa_jax.evaluation.protocol import EvalSpec, Knn, Probe
-from cvsa_jax.evaluation.retrieval import retrieval
+from cvsa_jax.evaluation.recognition import Recognition, recognized
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime.distributed import replicated
@@ -29,17 +27,6 @@ from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.training.state import Network
 
 _KEY_IMAGES = 1024  # from which the foreground's key is averaged
-
-
-@dataclasses.dataclass(frozen=True)
-class Recognition:
-    """`figures`; the pooled features (m, C) of the test images; of the probe with the most labels and the first seed
-    the `weights` (C + 1, classes), or None where there was no probe; and the `key` by which `features` pooled."""
-
-    figures: dict[str, float]
-    features: np.ndarray
-    weights: np.ndarray | None
-    key: np.ndarray | None
 
 
 class Evaluator:
@@ -91,9 +78,11 @@ class Evaluator:
         return self.attend, (network, jax.device_put(key, replicated(self.mesh)))
 
     def maps(self, network: Network, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Name -> (k, h, w) maps of whole images, each squeezed to a square: `attention`, and of the backbone alone
-        `mean` and `component`."""
+        """Name -> (k, h, w) maps of whole images, each squeezed to a square: `attention`, where the network has the
+        heads for it, and of the backbone alone `mean` and `component`."""
         encoded = self._extract(self.encode[True], network, indices, 0)
+        if encoded.queries is None:
+            return {"mean": encoded.mean, "component": encoded.component}
         attention = encoded.mirrored
         if self.spec.attention == "others":
             attention = localization.attention_maps(encoded.queries, encoded.keys)
@@ -130,40 +119,21 @@ class Evaluator:
     def recognition(
         self, network: Network, train: np.ndarray, test: np.ndarray, *, knn: Knn, probe: Probe | None = None
     ) -> Recognition:
-        """kNN and retrieval, and with `probe` the linear probe, on the test images.
-
-        Figures: `knn_top1` with the k that leave-one-out on the train images chose (`knn_k`), `knn_top1_of_<k>` with
-        each; `recall_at_<k>` and `map_at_r`; `linear_top1`, `linear_top5`, `linear_mean_class` and `learning_rate`, of
-        several seeds their mean with `…_std` and the rates as `learning_rate_<seed>`, and at fractions of the labels
-        with the suffix of `labelled.fraction_suffix`.
-        """
-        labels = _labels(self.source)
+        """kNN and retrieval, and with `probe` the linear probe, on the test images: see `recognized`."""
+        labels = labels_of(self.source)
         key = self.key(network, train)
         features = self.features(network, np.concatenate([train, test]), key)
-        x, x_test, y, y_test = features[: len(train)], features[len(train) :], labels[train], labels[test]
-        figures, weights = {}, None
-        if knn.ks:
-            with self._timed("knn"):
-                chosen = knn.ks[int(leave_one_out(x, y, knn.ks, knn.temperature).argmax())]
-                tops = (knn_predict(x, y, x_test, knn.ks, knn.temperature) == y_test).mean(1)
-            each = {k: float(top) for k, top in zip(knn.ks, tops, strict=True)}
-            figures |= {"knn_top1": each[chosen], "knn_k": chosen}
-            figures |= {f"knn_top1_of_{k}": top for k, top in each.items()}
-        with self._timed("retrieval"):
-            figures |= retrieval(x_test, y_test)
-        for fraction in sorted(probe.fractions) if probe else ():
-            rows = fraction_rows(y, fraction, probe.list_seed)
-            with self._timed("probe"):
-                pooling = self._pooling(network, key)
-                results = [self._probe(pooling, train, x, rows, x_test, y_test, probe, seed) for seed in probe.seeds]
-            figures |= _summary(results, probe.seeds, fraction_suffix(fraction))
-            weights = results[0].weights
-        return Recognition(figures, x_test, weights, key)
+        fit = None
+        if probe is not None and probe.crop_area is not None:
+            fit = functools.partial(self._fit_crops, network, key, train)
+        halves = (features[: len(train)], labels[train], features[len(train) :], labels[test])
+        found = recognized(*halves, len(self.source.classes), knn=knn, probe=probe, timed=self._timed, fit=fit)
+        return found._replace(key=key)
 
     def neighbors(self, network: Network, indices: np.ndarray, knn: Knn) -> dict[str, float]:
         """`knn_top1` of the images among themselves, leave-one-out, with the best k: to watch a training."""
         features = self.features(network, indices, self.key(network, indices))
-        labels = _labels(self.source)[indices]
+        labels = labels_of(self.source)[indices]
         scores = leave_one_out(features, labels, knn.ks, knn.temperature)
         return {"knn_top1": float(scores.max())}
 
@@ -182,7 +152,7 @@ class Evaluator:
         figures = {}
         for name, source in changed.items():
             predicted = logits(found.weights, self.features(network, test, found.key, source)).argmax(1)
-            figures[f"{name}_top1"] = float((predicted == _labels(self.source)[test]).mean())
+            figures[f"{name}_top1"] = float((predicted == labels_of(self.source)[test]).mean())
         gap = figures["same_background_top1"] - figures["other_background_top1"]
         return figures | {"background_gap": gap}
 
@@ -193,14 +163,10 @@ class Evaluator:
                 encode, self.mesh, source, indices, size=self.size, resize=resize, batch_size=self.spec.batch_size
             )
 
-    def _probe(self, pooling, train, x, rows, x_test, y_test, probe: Probe, seed: int) -> ProbeResult:
-        fit = None
-        if probe.crop_area is not None:
-            encode = functools.partial(*pooling)
-            scale = Standardization.of(x[rows])
-            fit = fit_crops(encode, self.mesh, self.source, train[rows], scale, probe, size=self.size, seed=seed)
-        labels = self.source.labels[train[rows]]
-        return linear_probe(x[rows], labels, x_test, y_test, len(self.source.classes), probe, seed, fit)
+    def _fit_crops(self, network: Network, key, train: np.ndarray, x: np.ndarray, rows, probe: Probe, seed: int):
+        encode = functools.partial(*self._pooling(network, key))
+        scale = Standardization.of(x[rows])
+        return fit_crops(encode, self.mesh, self.source, train[rows], scale, probe, size=self.size, seed=seed)
 
 
 def chance(source: Source, test: np.ndarray, masks: np.ndarray | None) -> dict[str, float]:
@@ -223,20 +189,8 @@ def center_prior(source: Source, test: np.ndarray, masks: np.ndarray) -> dict[st
     return localization.score(localization.center_prior_maps(len(masks), masks.shape[-1]), masks)
 
 
-def _summary(results: list[ProbeResult], seeds: tuple[int, ...], suffix: str) -> dict[str, float]:
-    figures = {}
-    for name in results[0].figures:
-        values = [result.figures[name] for result in results]
-        figures[f"linear_{name}{suffix}"] = float(np.mean(values))
-        if len(seeds) > 1:
-            figures[f"linear_{name}{suffix}_std"] = float(np.std(values, ddof=1))
-    if len(seeds) == 1:
-        return figures | {f"learning_rate{suffix}": results[0].learning_rate}
-    rates = {f"learning_rate{suffix}_{seed}": result.learning_rate for seed, result in zip(seeds, results, strict=True)}
-    return figures | rates
-
-
-def _labels(source: Source) -> np.ndarray:
+def labels_of(source: Source) -> np.ndarray:
+    """Labels of a source; UserError where it has none."""
     if source.labels is None:
         raise UserError(f"{source.name} has no labels, which the probe and kNN need")
     return source.labels

@@ -61,10 +61,13 @@ def tables(comparison: Comparison, fractions: tuple[float, ...] = (1.0,)) -> lis
     return [t for t in made if len(t.header) > 1]
 
 
-def looks(comparison: Comparison, path: AnyPath) -> pictures.Picture:
+def looks(comparison: Comparison, path: AnyPath) -> pictures.Picture | str:
     """Attention of every network over the same test images: those on which the attention of the network whose
     attention fits the masks best fits them best, middling and worst, or evenly spaced ones where there are no masks."""
-    candidates, source, test = comparison.candidates, comparison.source, comparison.test
+    source, test = comparison.source, comparison.test
+    candidates = {name: one for name, one in comparison.candidates.items() if name in comparison.attention}
+    if not candidates:
+        return "These are features without their networks, so there are no maps."
     leading = max(reversed(candidates), key=lambda name: comparison.figures[name].get("mask_iou_best", 0.0))
     masks = None
     if not source.has_mask(test).any():
@@ -83,6 +86,10 @@ def looks(comparison: Comparison, path: AnyPath) -> pictures.Picture:
             f"Attention over the {k} test images each on which that of {candidates[leading].title} fits the true mask "
             "(the line) best, middling and worst."
         )
+    if bare := [
+        one.title for name, one in candidates.items() if not _of_reading(comparison.figures[name], "attention")
+    ]:
+        caption += f" Of {', '.join(bare)}, which has no heads for it, the first component of the features."
     rows = {
         candidate.title: np.stack([localization.upsample(comparison.attention[name][k], _SIZE) for k in shown])
         for name, candidate in candidates.items()
@@ -142,9 +149,10 @@ def _background(comparison: Comparison, path: AnyPath, seed: int) -> pictures.Pi
         "background_only_top1": background.removed(source),
     }
     examples = {BACKGROUND[key]: _images(changed[key], shown) for key in changed}
-    bars = {title: {BACKGROUND[key]: row[key] for key in changed if key in row} for title, row in comparison.rows}
+    rows = [(title, row) for title, row in comparison.rows if "background_gap" in row]
+    bars = {title: {BACKGROUND[key]: row[key] for key in changed if key in row} for title, row in rows}
     bars[GUESSES["chance"]] = dict.fromkeys(examples, comparison.figures["chance"]["linear_top1"])
-    gaps = ", ".join(f"{title} {100 * row['background_gap']:.1f}" for title, row in comparison.rows)
+    gaps = ", ".join(f"{title} {100 * row['background_gap']:.1f}" for title, row in rows)
     caption = (
         "The probe on test images with another background behind the object (Mixed-Same and Mixed-Rand of Xiao et al. "
         "2021), and without the object. The gap between a background of the object's own class and one of another is "

@@ -1,47 +1,56 @@
-"""Pre-training runs side by side on one data set, in one page."""
+"""Networks side by side on one data set, in one page: runs, weights of others, and features of any model."""
+
+from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
 from cvsa_jax.data import pipeline
 from cvsa_jax.data.sources import Source
+from cvsa_jax.evaluation import given
 from cvsa_jax.evaluation.comparison import Candidate, compare
+from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.protocol import Probe
 from cvsa_jax.report import html, pictures
 from cvsa_jax.report.columns import GUESSES, PANELS
 from cvsa_jax.report.comparison import findings, looks, sections, tables
-from cvsa_jax.runs.linear import load_run
-from cvsa_jax.runtime.distributed import is_first
+from cvsa_jax.runtime.distributed import is_first, make_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import AnyPath, as_path, write_json_atomically
 from cvsa_jax.training.log import read_metrics
+from cvsa_jax.weights import frozen
 
 
-def compare_runs(config: ConfigDict, workdirs: list[str], out: AnyPath) -> dict[str, dict[str, float]]:
-    """Evaluates the runs and writes `out/report/`; returns the figures of its `results.json`.
+def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[str, dict[str, float]]:
+    """Evaluates networks and writes `out/report/`; returns the figures of its `results.json`.
 
     Args:
         config: of mode `linear`.
+        entries: workdirs of pre-training or fine-tuned runs, files of weights, or files of features (`given`), each
+            with `name=` before it or called by its file's name.
 
     Raises:
-        UserError: a run is none, two have the same name, or the data set has no test split.
+        UserError: one is none of these, two have the same name, or the data set has no test split.
     """
     if config.mode != "linear":
         raise UserError(f"--config is one of mode {config.mode!r}: give that of a linear probe, e.g. *_linear.py")
-    names = [as_path(workdir).name for workdir in workdirs]
-    if len({*names, *GUESSES}) < len(names) + len(GUESSES):
-        raise UserError(
-            f"--runs={','.join(workdirs)}: their folders' names must differ, as they name the rows beside "
-            f"{' and '.join(GUESSES)}"
-        )
+    named = {}
+    for entry in entries:
+        name, equals, origin = entry.partition("=")
+        name, origin = (name, origin) if equals and "/" not in name else (as_path(entry).name, entry)
+        if name in {*named, *GUESSES}:
+            raise UserError(
+                f"--runs={','.join(entries)}: two are called {name!r}, and names tell the rows apart, also from "
+                f"{' and '.join(GUESSES)}: write name=path"
+            )
+        named[name] = origin
     knn, probe, embedding = settings.knn(config.eval), settings.probe(config), settings.embedding(config.eval)
     source = settings.load_source(config.data)
     train, test = pipeline.readable_splits(source, config.data)
-    candidates = {
-        name: Candidate(name, *load_run(workdir, source, config.eval))
-        for name, workdir in zip(names, workdirs, strict=True)
-    }
+    mesh = make_mesh()
+    candidates = {name: _candidate(name, origin, source, config.eval, mesh) for name, origin in named.items()}
     comparison = compare(candidates, train, test, knn=knn, probe=probe)
     if not is_first():
         return comparison.figures
@@ -49,18 +58,26 @@ def compare_runs(config: ConfigDict, workdirs: list[str], out: AnyPath) -> dict[
     write_json_atomically(folder / "results.json", comparison.figures | {"perf": comparison.perf})
     curves = [
         pictures.curves_picture(
-            folder / f"curves_{name}.png", read_metrics(as_path(workdir)), PANELS, f"Curves of {name}."
+            folder / f"curves_{name}.png", read_metrics(as_path(origin)), PANELS, f"Curves of {name}."
         )
-        for name, workdir in zip(names, workdirs, strict=True)
+        for name, origin in named.items()
+        if candidates[name].network is not None and not as_path(origin).is_file()
     ]
     sentences, measured = findings(comparison), tables(comparison, probe.fractions)
     notes = _protocol(source, train, test, probe)
     blocks = ["# Where each network looks", looks(comparison, folder / "attention.png"), *sentences, *measured, *notes]
-    blocks += [*sections(comparison, folder, embedding, probe.list_seed), "# Curves", *curves]
+    blocks += sections(comparison, folder, embedding, probe.list_seed) + (["# Curves", *curves] if curves else [])
     page = html.write_page(folder / "index.html", f"Runs on {source.name}", blocks)
     lines = [*sentences, "", *(f"{table.as_text()}\n" for table in measured), *notes, f"report: {page}"]
     print("\n" + "\n".join(lines))
     return comparison.figures
+
+
+def _candidate(name: str, origin: str, source: Source, evaluation: ConfigDict, mesh: Mesh) -> Candidate:
+    if given.is_features(Path(origin)):
+        return Candidate(name, given.GivenFeatures(Path(origin), source), None)
+    network = frozen.load(origin, mesh)
+    return Candidate(name, Evaluator(network.model, mesh, source, network.spec(evaluation)), network.network)
 
 
 def _protocol(source: Source, train: np.ndarray, test: np.ndarray, probe: Probe) -> list[str]:
@@ -73,5 +90,5 @@ def _protocol(source: Source, train: np.ndarray, test: np.ndarray, probe: Probe)
         f"{probe.epochs} epochs on {crops}{seeds}; its learning rate and the k of kNN are chosen on train images.",
         "CAM and Grad-CAM are those of the probe's predicted class, so they know the labels of the train images; the "
         "other maps know none. The attention of a run without the alignment loss, or of the mask_head control, is read "
-        "from heads that nothing trained for it.",
+        "from heads that nothing trained for it; files of weights and fine-tuned runs have none.",
     ]

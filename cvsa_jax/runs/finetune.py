@@ -100,6 +100,7 @@ def finetune(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     if is_first():
         write_config(config, workdir)
         write_json_atomically(workdir / "data.json", source.described())
+        write_json_atomically(workdir / "model.json", architecture.to_dict())
         write_finetuned_page(workdir, source, test, masks, figures, rows, places, last)
     return figures
 

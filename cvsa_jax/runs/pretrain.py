@@ -64,7 +64,8 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
         start_from=start_from if config.init_from else None,
     )
     if is_first():
-        write_json_atomically(workdir / "data.json", source.described())
+        maps = {} if store is None else {"saliency": store.described}
+        write_json_atomically(workdir / "data.json", source.described() | maps)
 
     # 4) The loop.
     def neighbors(state: TrainState) -> dict[str, float]:

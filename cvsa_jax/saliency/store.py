@@ -118,6 +118,11 @@ class SaliencyStore:
             ) from None
 
     @property
+    def described(self) -> dict:
+        """What a run's `data.json` says of it."""
+        return {key: self.manifest[key] for key in ("detector", "supervision")}
+
+    @property
     def threshold(self) -> float:
         """Of the maps, for box and area."""
         return self.manifest["settings"]["threshold"]

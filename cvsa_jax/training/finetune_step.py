@@ -3,6 +3,7 @@
 The rule for gradients under `shard_map` is that of `step.py`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cvsa_jax.models.classifier import Classifier
+from cvsa_jax.models.resnet import stride
 from cvsa_jax.runtime.distributed import AXIS, replicated
 from cvsa_jax.training import photometric
 from cvsa_jax.training.state import Network
@@ -41,6 +43,13 @@ def init_classifier(
     variables = model.clone(axis_name=None).init(key, jnp.zeros((2, size, size, 3)), True)
     network = Network(variables["params"], variables["batch_stats"])
     return ClassifierState(jnp.zeros((), jnp.int32), network, optimizer.init(network.params))
+
+
+def empty_classifier(model: Classifier) -> Network:
+    """Shapes and types of the network, without its values."""
+    size = 4 * stride(model.depth, model.stem)
+    initialize = functools.partial(init_classifier, model, optax.identity(), size)
+    return jax.eval_shape(initialize, jax.random.key(0)).network
 
 
 def make_finetune_step(

@@ -73,14 +73,18 @@ def load_file(path: Path, model: Siamese, mesh: Mesh) -> Network:
         UserError: it cannot be read, or is of another architecture than the model (the tensors are named).
     """
     weights = files.read(path)
-    print(f"{path}: {weights.about}", flush=True)
     if weights.padding not in (None, model.padding):
         raise UserError(f"{path} is of a network whose padding is {weights.padding!r}: set config.model.padding to it")
+    return jax.device_put(network_of(weights, empty_network(model), str(path)), replicated(mesh))
+
+
+def network_of(weights: files.Weights, like: Network, origin: str) -> Network:
+    """The weights as a network of the backbone alone, which must be that of `like`; prints what was loaded."""
+    print(f"{origin}: {weights.about}", flush=True)
     trees = torchvision.to_backbone(weights.tensors)
     network = Network({_BACKBONE: trees["params"]}, {_BACKBONE: trees["batch_stats"]})
-    shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
-    _check(network, empty_network(model), str(path), f"It looks like {architecture(shapes)}. ")
-    return jax.device_put(network, replicated(mesh))
+    _check(network, like, origin, f"It looks like {architecture(weights.tensors).in_words}. ")
+    return network
 
 
 def _check(network: Network, like: Network, origin: str, looks_like: str = "") -> None:

@@ -1,6 +1,7 @@
 """Reads a file of ResNet weights, whatever wrote it: the kind of file by its content, the network by `nets`."""
 
 import io
+import json
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,14 +12,19 @@ from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.weights import haiku, nets, torch_file
 from cvsa_jax.weights.unpickler import Record, Tensor, _Array, array
 
+ABOUT = "cvsa_jax.json"  # name of the array in an npz of ours that says what the others are
+
 
 class Weights(NamedTuple):
-    """A backbone: tensors under torchvision's names; how its network pads, `symmetric` or `same`, or None where
-    nothing says it; and in words, which network of the file it is and what was left out."""
+    """A backbone: tensors under torchvision's names; in words, which network of the file it is and what was left out;
+    and, or None where nothing says it, how its network pads, `symmetric` or `same`, and at which `size` and `resize`,
+    in px, it is evaluated."""
 
     tensors: dict[str, np.ndarray]
-    padding: str | None
     about: str
+    padding: str | None
+    size: int | None
+    resize: int | None
 
 
 def read(path: Path, wanted: str = "") -> Weights:
@@ -43,7 +49,8 @@ def read(path: Path, wanted: str = "") -> Weights:
     except Exception as error:  # a broken file raises whatever its reader stumbles over
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"cannot read the weights in {path}: {reason}") from None
-    return Weights(tensors, metadata.get("padding", net.padding), _about(net, same))
+    sizes = (int(metadata[key]) if metadata.get(key, "").isdecimal() else None for key in ("size", "resize"))
+    return Weights(tensors, _about(net, same), metadata.get("padding", net.padding), *sizes)
 
 
 def _about(net: nets.Net, same: list[nets.Net]) -> str:
@@ -99,6 +106,8 @@ def _npz(path: Path) -> dict[str, Tensor]:
     tensors = {}
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
+            if name == f"{ABOUT}.npy":
+                continue
             with archive.open(name) as file:
                 version = np.lib.format.read_magic(file)
                 reader = (
@@ -135,11 +144,16 @@ _SAFE |= {"U64": "u8", "U32": "u4", "U16": "u2", "U8": "u1", "BOOL": "?"}
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself."""
+    """What a safetensors file says of itself, or an npz of ours."""
     with path.open("rb") as file:
-        if file.read(9)[8:] != b"{":
-            return {}
-    from safetensors import safe_open
+        head = file.read(9)
+    if head[8:] == b"{":
+        from safetensors import safe_open
 
-    with safe_open(path, "numpy") as file:
-        return file.metadata() or {}
+        with safe_open(path, "numpy") as file:
+            return file.metadata() or {}
+    if head.startswith(b"PK"):
+        with zipfile.ZipFile(path) as archive:
+            if f"{ABOUT}.npy" in archive.namelist():
+                return {key: str(value) for key, value in json.loads(str(_npy(path, f"{ABOUT}.npy"))).items()}
+    return {}

@@ -200,16 +200,33 @@ def refuse_other_functions(net: Net, metadata: dict[str, str]) -> None:
         raise UserError(f"its network {net.label} is said to be larger than {MAX_BYTES / 2**30:.0f} GiB")
 
 
-def architecture(shapes: dict[str, tuple[int, ...]]) -> str:
-    """In words, what tensors of these shapes under torchvision's names look like."""
-    blocks = collections.Counter(
-        name.split(".")[0] for name in shapes if re.fullmatch(r"layer\d\.\d+\.conv1\.weight", name)
-    )
+class Architecture(NamedTuple):
+    """Of a ResNet: its depth by its blocks in each stage, the channels of its first stage, and its stem, as
+    `config.model` has them; `stem` is None where it is another one."""
+
+    depth: int
+    sizes: tuple[int, ...]
+    width: int
+    kernel: int
+
+    @property
+    def stem(self) -> str | None:
+        return {7: "imagenet", 3: "small"}.get(self.kernel)
+
+    @property
+    def in_words(self) -> str:
+        blocks = ", ".join(map(str, self.sizes))
+        return f"depth {self.depth} (blocks {blocks}), width {self.width}, a {self.kernel}x{self.kernel} stem"
+
+
+def architecture(tensors: dict[str, np.ndarray]) -> Architecture:
+    """What tensors under torchvision's names look like."""
+    first = re.compile(r"layer\d\.\d+\.conv1\.weight")
+    blocks = collections.Counter(name.split(".")[0] for name in tensors if first.fullmatch(name))
     sizes = tuple(blocks[f"layer{k}"] for k in range(1, len(blocks) + 1))
-    bottleneck = "layer1.0.conv3.weight" in shapes
-    depth = (3 if bottleneck else 2) * sum(sizes) + 2
-    width, _, kernel = (*shapes.get("conv1.weight", ()), 0, 0, 0)[:3]
-    return f"depth {depth} (blocks {', '.join(map(str, sizes))}), width {width}, a {kernel}x{kernel} stem"
+    convolutions = 3 if "layer1.0.conv3.weight" in tensors else 2
+    width, _, kernel = (*np.shape(tensors.get("conv1.weight", ())), 0, 0, 0)[:3]
+    return Architecture(convolutions * sum(sizes) + 2, sizes, width, kernel)
 
 
 def _listed(nets: list[Net]) -> str:

@@ -17,7 +17,7 @@ from helpers import quick
 from cvsa_jax.data import sources
 from cvsa_jax.data.pipeline import Order, crop_batches, load_image
 from cvsa_jax.data.sources import procedural
-from cvsa_jax.evaluation import evaluator as summary
+from cvsa_jax.evaluation import recognition as summary
 from cvsa_jax.evaluation.augmented import fit_crops
 from cvsa_jax.evaluation.encode import Encoded
 from cvsa_jax.evaluation.evaluator import Evaluator

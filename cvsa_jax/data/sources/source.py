@@ -62,7 +62,8 @@ class Source:
         counts = {"images": len(self), "classes": len(self.classes)}
         splits = {split: len(rows) for split, rows in self.splits.items()}
         left_out = {reason: list(names) for reason, names in self.left_out.items()}
-        return {"name": self.name, "fingerprint": self.fingerprint} | counts | {"splits": splits, "left_out": left_out}
+        told = {"name": self.name, "fingerprint": self.fingerprint} | counts | {"splits": splits, "left_out": left_out}
+        return told | {"class_names": list(self.classes)}
 
     def selection(self, indices: np.ndarray) -> str:
         """Hash of the images at the indices with their labels: another split, or other labels, give another."""

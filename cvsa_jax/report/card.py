@@ -1,0 +1,85 @@
+"""The model card of an exported network."""
+
+from cvsa_jax.report.columns import TITLES, percent
+from cvsa_jax.weights.frozen import Frozen
+
+_NOTHING = "not recorded"
+
+
+def model_card(
+    network: Frozen, files: list[str], tensors: int, *, data: dict, figures: dict, licence: str, version: str
+) -> str:
+    """Markdown of what the network is, what it learned from, its figures, and how it is loaded.
+
+    Args:
+        data, figures: `data.json` and `report/results.json` of its run, or {}.
+        licence: of the weights, as the user says.
+        version: of this program.
+    """
+    model, config = network.model, network.config
+    shape = f"ResNet-{model.depth}, width {model.width}, stem {model.stem}, padding {model.padding}"
+    known = model.depth in (18, 34, 50) and model.stem == "imagenet" and model.padding == "symmetric"
+    plain = known and model.width == 64
+    lines = ["---", f"license: {licence}", "tags: [image-feature-extraction, fine-grained, cvsa]", "---", ""]
+    lines += [f"# {shape}", "", f"Exported from {network.about} by cvsa_jax {version}; {tensors} tensors.", ""]
+    lines += ["## What it learned from", "", *_learned(config, data), ""]
+    shown = {key: figures[key] for key in TITLES if key in figures}
+    if shown:
+        lines += ["## Figures of its run", "", "| figure | % |", "|---|---|"]
+        lines += [f"| {TITLES[key]} | {percent(value)} |" for key, value in shown.items()] + [""]
+        lines += ["On the run's own data set (above); kNN and localisation by docs/protocols.md.", ""]
+    lines += [
+        "## Load it",
+        "",
+        "Images: `preprocess.json`. Files: " + ", ".join(f"`{name}`" for name in files) + ".",
+        "",
+    ]
+    if plain:
+        head = f"Linear(net.fc.in_features, {len(network.classes)})" if network.classes else "Identity()"
+        lines += [
+            "```python",
+            "# timm",
+            f'net = timm.create_model("resnet{model.depth}", num_classes={len(network.classes)})',
+            'net.load_state_dict(safetensors.torch.load_file("model.safetensors"))',
+            "# torchvision",
+            f"net = torchvision.models.resnet{model.depth}()",
+            f"net.fc = torch.nn.{head}",
+            'net.load_state_dict(safetensors.torch.load_file("model.safetensors"))',
+            "```",
+            "",
+        ]
+    else:
+        why = "its padding is TensorFlow's" if model.padding == "same" else "its shape is none of theirs"
+        lines += [f"The names are torchvision's, but timm and torchvision have no such network: {why}.", ""]
+    lines += [
+        "```python",
+        "# cvsa_jax",
+        'features = cvsa_jax.load_backbone("model.safetensors").features(images)',
+        "```",
+        "",
+    ]
+    lines += ["## Licence", "", f"{licence}. That of the images it learned from may bind its use as well.", ""]
+    return "\n".join(lines)
+
+
+def _learned(config, data: dict) -> list[str]:
+    if "mode" not in config:
+        return ["A file of weights; what it learned from is not known here."]
+    splits = ", ".join(f"{name} {count}" for name, count in data.get("splits", {}).items())
+    told = [f"- Data: {_NOTHING}"]
+    if data:
+        counts = f"{data['images']} images in {data['classes']} classes ({splits})"
+        told = [f"- Data: {data['name']}, {counts}, fingerprint {data['fingerprint']}"]
+    start = config.init_from or "random weights"
+    if config.mode == "finetune":
+        return [*told, f"- Fine-tuned with labels, from {start}", "- Config: `config.json`"]
+    aligned = f", alignment {config.align.form} × {config.align.weight:g}" if config.align.weight > 0 else ""
+    told.append(
+        f"- Objective: {config.objective} on {config.views.kind}{aligned}, batches of {config.batch_size}; no labels"
+    )
+    maps = data.get("saliency")
+    uses = config.views.kind == "saliency_swap" or config.align.weight > 0
+    if uses:
+        maps = maps or {"detector": config.saliency.detector, "supervision": _NOTHING}
+        told.append(f"- Saliency maps: {maps['detector']}, supervision: {maps['supervision']}")
+    return [*told, f"- Started from {start}", "- Config: `config.json`"]

@@ -1,0 +1,79 @@
+"""Weights of others in, and ours out."""
+
+import subprocess
+from pathlib import Path
+
+import cvsa_jax
+from cvsa_jax.report.card import model_card
+from cvsa_jax.runtime.distributed import make_mesh
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.files import (
+    AnyPath,
+    as_path,
+    read_json,
+    write_atomically,
+    write_json_atomically,
+    write_text_atomically,
+)
+from cvsa_jax.weights import export, files, frozen
+from cvsa_jax.weights.nets import architecture
+
+
+def import_file(origin: str, out: AnyPath, net: str = "") -> None:
+    """Writes the backbone of a file of weights of any kind to `out`, a .safetensors file under torchvision's names.
+
+    Raises:
+        UserError: there is no such file, or no network in it that is meant.
+    """
+    path = as_path(origin)
+    if not path.is_file():
+        raise UserError(f"--from={origin}: there is no such file")
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out={out} must end with .safetensors")
+    weights = files.read(path, net)
+    looks = architecture(weights.tensors)
+    about = {"format": "pt", "about": f"{path.name}: {weights.about}"}
+    about |= {"padding": weights.padding} if weights.padding else {}
+    from safetensors.numpy import save
+
+    write_atomically(out, lambda file: file.write(save(weights.tensors, about)))
+    print(f"{path}: {weights.about}")
+    print(f"{out}: {len(weights.tensors)} tensors, {looks.in_words}")
+    padding = f" --config.model.padding={weights.padding}" if weights.padding == "same" else ""
+    print(
+        f"train from it: --config.init_from={out} --config.model.depth={looks.depth} --config.model.width="
+        f"{looks.width}{padding}"
+    )
+
+
+def export_run(run: str, out: AnyPath, formats: tuple[str, ...], licence: str) -> None:
+    """Writes the backbone of a run, or of a file, to the folder `out`: the formats, preprocess.json, and the model card
+    README.md with the run's config.json.
+
+    Raises:
+        UserError: there is no such run or file, or a format is not known.
+    """
+    export.check(formats)
+    network = frozen.load(run, make_mesh())
+    written = export.write(network, network.spec(), out, formats)
+    data, figures = (_of_run(run, name) for name in ("data.json", "report/results.json"))
+    if "mode" in network.config:
+        write_json_atomically(out / "config.json", network.config.to_dict())
+    told = {"data": data, "figures": figures, "licence": licence, "version": _version()}
+    write_text_atomically(out / "README.md", model_card(network, written.files, len(written.tensors), **told))
+    print(f"{out}: {', '.join(written.files)} and the model card README.md; {len(written.tensors)} tensors")
+
+
+def _of_run(run: str, name: str) -> dict:
+    path = as_path(run) / name
+    return read_json(path) if path.is_file() else {}
+
+
+def _version() -> str:
+    """That of this program, with the commit where it runs from a checkout."""
+    folder = Path(cvsa_jax.__file__).parent
+    ask = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    if not (folder.parent / ".git").exists():
+        return cvsa_jax.__version__
+    told = subprocess.run(ask, capture_output=True, text=True, check=False)
+    return f"{cvsa_jax.__version__} ({told.stdout.strip()})"

@@ -1,0 +1,105 @@
+"""A trained backbone as files that other programs read."""
+
+import io
+import json
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+
+from cvsa_jax.evaluation.protocol import EvalSpec
+from cvsa_jax.models.siamese import TARGET_PARTS
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.files import AnyPath, write_atomically, write_json_atomically
+from cvsa_jax.training import photometric
+from cvsa_jax.weights import torchvision
+from cvsa_jax.weights.files import ABOUT
+from cvsa_jax.weights.frozen import Frozen
+
+FORMATS = ("safetensors", "npz", "stablehlo")
+PLATFORMS = ("cpu", "cuda", "tpu")
+PREPROCESS = "preprocess.json"
+_BACKBONE = TARGET_PARTS[0]
+
+
+class Exported(NamedTuple):
+    """The files that were written, and the tensors in them."""
+
+    files: list[str]
+    tensors: dict[str, np.ndarray]
+
+
+def tensors_of(network: Frozen) -> dict[str, np.ndarray]:
+    """Backbone, and of a fine-tuned run the classifier, under torchvision's names."""
+    params, stats = network.network.params, network.network.batch_stats
+    tensors = torchvision.from_backbone(params[_BACKBONE], stats[_BACKBONE])
+    if "head" in params:
+        tensors["fc.weight"] = np.asarray(params["head"]["kernel"]).T.copy()
+        tensors["fc.bias"] = np.asarray(params["head"]["bias"])
+    return tensors
+
+
+def check(formats: tuple[str, ...]) -> None:
+    """UserError at a format that is not known."""
+    if unknown := set(formats) - set(FORMATS):
+        more = ": no converter from JAX to ONNX is in the tested set; PyTorch's own takes the exported module"
+        raise UserError(
+            f"--formats={','.join(formats)}: known are {', '.join(FORMATS)}{more if 'onnx' in unknown else ''}"
+        )
+
+
+def write(network: Frozen, spec: EvalSpec, out: AnyPath, formats: tuple[str, ...]) -> Exported:
+    """Writes `out/model.<format>` of each format, and `out/preprocess.json`."""
+    model, tensors, files = network.model, tensors_of(network), []
+    about = {"format": "pt", "stem": model.stem, "padding": model.padding, "depth": str(model.depth)}
+    about |= {"size": str(spec.size), "resize": str(spec.resize), "about": network.about}
+    out.mkdir(parents=True, exist_ok=True)
+    for kind in formats:
+        files.append(f"model.{kind}")
+        content = _encoded(kind, network, spec, tensors, about)
+        write_atomically(out / files[-1], lambda file, content=content: file.write(content))
+    write_json_atomically(out / PREPROCESS, preprocess(spec))
+    return Exported([*files, PREPROCESS], tensors)
+
+
+def preprocess(spec: EvalSpec) -> dict:
+    """How an image becomes the network's input."""
+    return {
+        "resize": spec.resize,
+        "resize_what": "the shorter side, in px",
+        "crop": spec.size,
+        "crop_where": "centre",
+        "interpolation": "bilinear, antialiased",
+        "channels": "RGB",
+        "range": [0, 1],
+        "mean": list(photometric.MEAN),
+        "std": list(photometric.STD),
+    }
+
+
+def _encoded(kind: str, network: Frozen, spec: EvalSpec, tensors: dict, about: dict[str, str]) -> bytes:
+    if kind == "safetensors":
+        from safetensors.numpy import save
+
+        return save(tensors, about)
+    if kind == "npz":
+        content = io.BytesIO()
+        np.savez(content, **tensors, **{ABOUT: np.array(json.dumps(about))})
+        return content.getvalue()
+    return stablehlo(network, spec)
+
+
+def stablehlo(network: Frozen, spec: EvalSpec) -> bytes:
+    """The function from images (b, size, size, 3) uint8, for any b, to features (b, C) float32, with its weights in
+    it, as `jax.export.deserialize` reads it, for CPU, GPU and TPU."""
+    variables = jax.tree.map(np.asarray, network.network.variables)
+
+    def features(images: jax.Array) -> jax.Array:
+        views = photometric.normalize(photometric.to_float(images))
+        return network.model.apply(variables, views, method="features")[1]
+
+    batch = jax_export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((*batch, spec.size, spec.size, 3), jnp.uint8)
+    return bytes(jax_export.export(jax.jit(features), platforms=PLATFORMS)(images).serialize())

@@ -1,0 +1,99 @@
+"""A trained network from wherever it comes: a pre-training run, a fine-tuned run, or a file of weights."""
+
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cvsa_jax import settings
+from cvsa_jax.evaluation.protocol import EvalSpec
+from cvsa_jax.models.classifier import Classifier
+from cvsa_jax.models.resnet import STAGE_SIZES
+from cvsa_jax.models.siamese import Siamese
+from cvsa_jax.runtime.distributed import replicated
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.files import AnyPath, as_path, read_json
+from cvsa_jax.training import checkpoint
+from cvsa_jax.training.finetune_step import empty_classifier
+from cvsa_jax.training.resume import read_config
+from cvsa_jax.training.state import Network
+from cvsa_jax.weights import backbones, files
+from cvsa_jax.weights.nets import architecture
+
+_DEPTHS = ", ".join(map(str, STAGE_SIZES))
+SIZE = 224  # px, at which the networks of most files were trained
+BATCH = 128
+
+
+class Frozen(NamedTuple):
+    """`model` and `network`, on the mesh; a `Siamese` has the heads of the attention, a `Classifier` of a fine-tuned
+    run the classifier, one of a file neither. `config`: that of the run; of a file only the sizes. `about`: where it
+    comes from, in words. `classes`: of a fine-tuned run, what its outputs stand for."""
+
+    config: ConfigDict
+    model: Siamese | Classifier
+    network: Network
+    about: str
+    classes: tuple[str, ...] = ()
+
+    def spec(self, evaluation: ConfigDict | None = None) -> EvalSpec:
+        """How images are evaluated: as `config.eval` says, and else as the network's own run says."""
+        if evaluation is None and "mode" not in self.config:
+            size = self.config.eval.size or SIZE
+            return EvalSpec(size, self.config.eval.resize or round(size * 256 / 224), BATCH, "others")
+        return settings.evaluation(self.config.eval if evaluation is None else evaluation, self.config)
+
+    @property
+    def heads(self) -> bool:
+        """Whether it has the conv heads that the attention is read from."""
+        return isinstance(self.model, Siamese)
+
+
+def load(origin: str, mesh: Mesh) -> Frozen:
+    """The network of the workdir of a run, or of a file of weights, whose architecture is read off its tensors.
+
+    Raises:
+        UserError: it is neither, cannot be read, or is of an architecture that is not known here.
+    """
+    if as_path(origin).is_file():
+        return _of_file(origin, mesh)
+    config = read_config(origin)
+    if config.mode == "finetune":
+        return _finetuned(origin, config, mesh)
+    config, model, network, step = backbones.load_run(origin, mesh)
+    return Frozen(config, model, network, f"{origin} at step {step}")
+
+
+def _of_file(origin: str, mesh: Mesh) -> Frozen:
+    weights = files.read(as_path(origin))
+    looks = architecture(weights.tensors)
+    if looks.sizes != STAGE_SIZES.get(looks.depth) or looks.stem is None:
+        raise UserError(f"{origin} looks like {looks.in_words}, which is not known here: depths are {_DEPTHS}")
+    model = Classifier(1, looks.depth, looks.width, looks.stem, padding=weights.padding or "symmetric")
+    network = backbones.network_of(weights, empty_classifier(model), origin)
+    sizes = {"eval": {"size": weights.size, "resize": weights.resize}, "views": {"size": SIZE}}
+    return Frozen(ConfigDict(sizes), model, jax.device_put(network, replicated(mesh)), origin)
+
+
+def _finetuned(origin: str, config: ConfigDict, mesh: Mesh) -> Frozen:
+    """Of several fractions of the labels the network that saw the most."""
+    folder = as_path(origin)
+    data, results = (read_json(folder / name) for name in ("data.json", "report/results.json"))
+    fraction = settings.label_fractions(config)[-1]
+    suffix = "" if fraction == 1 else f"_at_{100 * fraction:.4g}"
+    final = folder / f"labels_{100 * fraction:.4g}" / f"lr_{results[f'learning_rate{suffix}']:g}" / "final"
+    model = settings.classifier(_architecture(folder, config), data["classes"])
+    network, step = checkpoint.restore_item(final, "network", empty_classifier(model), mesh)
+    names = tuple(data.get("class_names") or (str(k) for k in range(data["classes"])))
+    print(f"loaded {origin}, fine-tuned, step {step}", flush=True)
+    return Frozen(config, model, network, f"{origin}, fine-tuned, at step {step}", names)
+
+
+def _architecture(folder: AnyPath, config: ConfigDict) -> ConfigDict:
+    """`config.model` of a fine-tuned run: that of the run it started from, which it wrote down (once it did not)."""
+    if (folder / "model.json").is_file():
+        return ConfigDict(read_json(folder / "model.json"))
+    if config.init_from and as_path(config.init_from).is_dir():
+        return read_config(config.init_from).model
+    return config.model
