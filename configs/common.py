@@ -90,6 +90,8 @@ def linear() -> ConfigDict:
     config.init_from = ""
     config.data = _data()
     config.label_fractions = (1.0,)  # of the train images, drawn by class: a probe for each
+    config.label_counts = ()  # and so many images of each class: a probe for each
+    config.label_draws = 1  # lists of labelled images of each fraction and count, over which figures are averaged
     config.eval = _eval()
 
     config.probe = ConfigDict()
@@ -102,6 +104,14 @@ def linear() -> ConfigDict:
     config.probe.augmented = False  # False: on cached features of centre crops; True: on fresh crops in every epoch
     config.probe.crop_area = (0.08, 1.0)  # of the augmented crops
     return config
+
+
+def few_labels(config: ConfigDict, options: set[str]) -> None:
+    """Applies the option `few`: the linear probe with few labels, three lists of each number. 15, 30 and 50 % are those
+    of thuml/Transfer-Learning-Library (docs/protocols.md)."""
+    if "few" in options:
+        config.label_counts, config.label_draws = (1, 2, 4, 8, 16), 3
+        config.label_fractions = (0.15, 0.3, 0.5, 1.0)
 
 
 def full_protocol(config: ConfigDict, options: set[str]) -> None:

@@ -3,7 +3,8 @@
 python -m cvsa_jax.main --config=configs/folder_linear.py --config.data.root=my_images --config.init_from=runs/mine
 
 `configs/folder_linear.py:full` is the protocol for papers: augmented crops, three seeds. `--config.label_fractions=
-"(0.01,0.05,0.1,0.25,0.5,1.0)"` also probes with fewer labels.
+"(0.01,0.05,0.1,0.25,0.5,1.0)"` also probes with fewer labels, and `:few` with 1, 2, 4, 8 and 16 images of each class
+and with 15, 30 and 50 %, three lists of each.
 """
 
 from configs import common
@@ -11,5 +12,7 @@ from configs import common
 
 def get_config(arg: str = ""):
     config = common.linear()
-    common.full_protocol(config, common.options(arg, "full"))
+    options = common.options(arg, "full", "few")
+    common.full_protocol(config, options)
+    common.few_labels(config, options)
     return config

@@ -20,6 +20,7 @@ from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.encode import make_encoder
 from cvsa_jax.evaluation.evaluator import Evaluator  # noqa: F401  offered
 from cvsa_jax.evaluation.protocol import EvalSpec
+from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runs import pretrain
 from cvsa_jax.runtime.distributed import make_mesh, to_mesh
@@ -78,7 +79,7 @@ class Backbone:
     """A frozen network; `heads`: it has the conv heads that the attention is read from. Images are (n, h, w, 3) uint8,
     or a list of such of any sizes."""
 
-    model: Siamese
+    model: Siamese | Classifier
     network: Network
     spec: EvalSpec
     mesh: Mesh

@@ -200,6 +200,8 @@ def probe(config: ConfigDict) -> Probe:
         validation_share=config.probe.validation_share,
         folds=config.probe.folds,
         fractions=label_fractions(config),
+        counts=tuple(sorted(set(config.label_counts))),
+        draws=config.label_draws,
         seeds=tuple(range(config.seed, config.seed + config.probe.seeds)),
         list_seed=config.seed,
         shuffle_rounds=config.data.shuffle_rounds,

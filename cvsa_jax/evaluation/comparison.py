@@ -16,11 +16,13 @@ from cvsa_jax.training.state import Network
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A network under comparison, or features without one; `title` names it in tables and pictures."""
+    """A network under comparison, or features without one; `title` names it in tables and pictures. `pretrained_here`:
+    it is a run of ours, and not what others trained elsewhere."""
 
     title: str
     evaluator: Evaluator | GivenFeatures
     network: Network | None
+    pretrained_here: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

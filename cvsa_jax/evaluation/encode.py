@@ -50,7 +50,7 @@ def make_encoder(model: Siamese | Classifier, mesh: Mesh, *, maps: bool) -> Call
 
 
 def make_attended_encoder(
-    model: Siamese, mesh: Mesh, reading: str, temperature: float
+    model: Siamese | Classifier, mesh: Mesh, reading: str, temperature: float
 ) -> Callable[[tuple[Network, jax.Array], jax.Array], Encoded]:
     """Evaluation pass whose `pooled` averages the cells by where the network itself looks; no mask or label takes part.
 

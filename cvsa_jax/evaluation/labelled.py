@@ -1,5 +1,7 @@
 """Which train images lend their labels: a part for validation, and fractions for learning from few."""
 
+import dataclasses
+
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -33,3 +35,34 @@ def fraction_rows(labels: Int[np.ndarray, " n"], fraction: float, seed: int) -> 
 def fraction_suffix(fraction: float) -> str:
     """What names a figure at a fraction of the labels: `` for all, `_at_10` for 10 %, `_at_0.5` for half a percent."""
     return "" if fraction == 1 else f"_at_{100 * fraction:.4g}"
+
+
+def count_rows(labels: Int[np.ndarray, " n"], count: int, seed: int) -> Int[np.ndarray, " k"]:
+    """Sorted rows of so many images of each class, or all where it has fewer; drawn as in `fraction_rows`, so that the
+    lists are nested with those of fractions as well."""
+    rng = np.random.default_rng([seed, 0xF8AC])
+    return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == k))[:count] for k in np.unique(labels)]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Amount:
+    """How many of the labels are used: a `fraction` of each class, or where it is 0 so many images of each."""
+
+    fraction: float | int
+    count: int = 0
+
+    @property
+    def suffix(self) -> str:
+        """What names a figure: as `fraction_suffix`, or `_with_4` for four images of each class."""
+        return fraction_suffix(self.fraction) if self.fraction else f"_with_{self.count}"
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        if not self.fraction:
+            return f"{self.count} of each class"
+        return f"{100 * self.fraction:.4g} % of the labels"
+
+    def rows(self, labels: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " k"]:
+        """The labelled rows."""
+        return fraction_rows(labels, self.fraction, seed) if self.fraction else count_rows(labels, self.count, seed)

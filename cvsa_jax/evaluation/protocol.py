@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from cvsa_jax.evaluation.labelled import Amount
 from cvsa_jax.runtime import checks
 from cvsa_jax.runtime.errors import UserError
 
@@ -50,11 +51,11 @@ class Knn:
 class Probe:
     """`config.probe`, the linear probe (see `probe.linear_probe`).
 
-    `fractions`: shares of the train images whose labels are used, each a probe of its own. `seeds`: one probe each, of
-    which mean and deviation are reported; they draw the validation part and the order of the batches. `list_seed`: of
-    the lists of labelled images. `shuffle_rounds`: see
-    `data.index.example_order`. `crop_area`: range of the crops' share of the image in the protocol on augmented
-    crops; None is the one on cached features.
+    `fractions`: shares of the train images whose labels are used, each a probe of its own, and `counts`, so many images
+    of each class; of what is not all, `draws` lists are drawn. `seeds`: one probe each; they draw the validation part
+    and the order of the batches. Mean and deviation over both are reported. `list_seed`: of the lists of labelled
+    images. `shuffle_rounds`: see `data.index.example_order`. `crop_area`: range of the crops' share of the image in the
+    protocol on augmented crops; None is the one on cached features.
     """
 
     learning_rates: tuple[float, ...]
@@ -67,6 +68,13 @@ class Probe:
     list_seed: int
     shuffle_rounds: int
     crop_area: tuple[float, ...] | None
+    counts: tuple[int, ...] = ()
+    draws: int = 1
+
+    @property
+    def amounts(self) -> list[Amount]:
+        """Of labels, the most last."""
+        return [Amount(0, count) for count in sorted(self.counts)] + [Amount(f) for f in sorted(self.fractions)]
 
     def __post_init__(self):
         checks.learning_rates("config.probe.learning_rates", self.learning_rates)

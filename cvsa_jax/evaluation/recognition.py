@@ -1,5 +1,6 @@
 """kNN, retrieval and the linear probe on features, wherever these come from."""
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,7 +8,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cvsa_jax.evaluation.knn import knn_predict, leave_one_out
-from cvsa_jax.evaluation.labelled import fraction_rows, fraction_suffix
 from cvsa_jax.evaluation.probe import ProbeResult, linear_probe
 from cvsa_jax.evaluation.protocol import Knn, Probe
 from cvsa_jax.evaluation.retrieval import retrieval
@@ -39,8 +39,8 @@ def recognized(
 
     Figures: `knn_top1` with the k that leave-one-out on the train images chose (`knn_k`), `knn_top1_of_<k>` with
     each; `recall_at_<k>` and `map_at_r`; `linear_top1`, `linear_top5`, `linear_mean_class` and `learning_rate`, of
-    several seeds their mean with `…_std` and the rates as `learning_rate_<seed>`, and at fractions of the labels
-    with the suffix of `labelled.fraction_suffix`.
+    several seeds or lists of labels their mean with `…_std`, of seeds the rates as `learning_rate_<seed>`, and where
+    not all labels are used with the suffix of `labelled.Amount`.
 
     Args:
         timed: part -> a context in which its seconds are counted.
@@ -56,15 +56,15 @@ def recognized(
         figures |= {f"knn_top1_of_{k}": top for k, top in each.items()}
     with timed("retrieval"):
         figures |= retrieval(x_test, y_test)
-    for fraction in sorted(probe.fractions) if probe else ():
-        rows = fraction_rows(y, fraction, probe.list_seed)
-        with timed("probe"):
-            fits = [fit and fit(x, rows, probe, seed) for seed in probe.seeds]
-            results = [
-                linear_probe(x[rows], y[rows], x_test, y_test, classes, probe, seed, how)
-                for seed, how in zip(probe.seeds, fits, strict=True)
-            ]
-        figures |= _summary(results, probe.seeds, fraction_suffix(fraction))
+    for amount in probe.amounts if probe else ():
+        draws = 1 if amount.fraction == 1 else probe.draws
+        results = []
+        for draw, seed in itertools.product(range(draws), probe.seeds):
+            rows = amount.rows(y, probe.list_seed + draw)
+            with timed("probe"):
+                how = fit and fit(x, rows, probe, seed)
+                results.append(linear_probe(x[rows], y[rows], x_test, y_test, classes, probe, seed, how))
+        figures |= _summary(results, probe.seeds, amount.suffix)
         weights = results[0].weights
     return Recognition(figures, x_test, weights)
 
@@ -74,9 +74,11 @@ def _summary(results: list[ProbeResult], seeds: tuple[int, ...], suffix: str) ->
     for name in results[0].figures:
         values = [result.figures[name] for result in results]
         figures[f"linear_{name}{suffix}"] = float(np.mean(values))
-        if len(seeds) > 1:
+        if len(results) > 1:
             figures[f"linear_{name}{suffix}_std"] = float(np.std(values, ddof=1))
-    if len(seeds) == 1:
+    if len(results) == 1:
         return figures | {f"learning_rate{suffix}": results[0].learning_rate}
+    if len(results) > len(seeds):  # several lists of labels, each with rates of its own
+        return figures
     rates = {f"learning_rate{suffix}_{seed}": result.learning_rate for seed, result in zip(seeds, results, strict=True)}
     return figures | rates

@@ -8,7 +8,7 @@ from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.accuracy import confused_pairs
 from cvsa_jax.evaluation.comparison import Comparison, reading_prefix
 from cvsa_jax.evaluation.embedding import EMBEDDINGS
-from cvsa_jax.evaluation.labelled import fraction_suffix
+from cvsa_jax.evaluation.labelled import Amount
 from cvsa_jax.report import pictures
 from cvsa_jax.report.columns import BACKGROUND, GUESSES, LOCALIZATION, READINGS, RECOGNITION, percent, table
 from cvsa_jax.report.html import Table
@@ -26,10 +26,11 @@ _FINDINGS = {
 
 def findings(comparison: Comparison) -> list[str]:
     """In words: which network looks at the object, which recognises best, and what each confuses."""
-    sentences = []
+    sentences = _worth(comparison)
     for key, opening in _FINDINGS.items():
         # The box only where there are no masks, and so no pointing game before it.
-        if any(key in row for _, row in comparison.rows) and not (key == "max_box_acc_v2" and sentences):
+        masks = any("pointing_game" in row for _, row in comparison.rows)
+        if any(key in row for _, row in comparison.rows) and not (key == "max_box_acc_v2" and masks):
             sentences.append(_ranking(comparison, key, opening))
     classes, labels = comparison.source.classes, comparison.source.labels
     for name, candidate in comparison.candidates.items():
@@ -41,11 +42,35 @@ def findings(comparison: Comparison) -> list[str]:
     return sentences
 
 
-def tables(comparison: Comparison, fractions: tuple[float, ...] = (1.0,)) -> list[Table]:
-    """The tables of recognition, of fractions of the labels, of localisation and of backgrounds, where there is
+def _worth(comparison: Comparison) -> list[str]:
+    """Whether pre-training on these images was worth it, where there are runs of it and networks without it."""
+    best = {}
+    for name, candidate in comparison.candidates.items():
+        score = comparison.figures[name].get("linear_top1")
+        if score is not None and score > best.get(candidate.pretrained_here, (0.0, ""))[0]:
+            best[candidate.pretrained_here] = score, candidate.title
+    if len(best) < 2:
+        return []
+    (ours, title), (others, other) = best[True], best[False]
+    error = _error(ours, others, len(comparison.test))
+    told = "Whether it is worth pre-training here cannot be told"
+    if abs(ours - others) > 2 * error:
+        told = f"It is {'' if ours > others else 'not '}worth pre-training here"
+    scores = f"{title} {percent(ours)} %, the best of the others, {other}, {percent(others)} %"
+    return [f"{told}: by the linear probe {scores} (two standard errors: {200 * error:.1f} points)."]
+
+
+def _error(one: float, two: float, images: int) -> float:
+    """Standard error of the difference of two shares of the same images; that they are the same makes it if anything
+    surer."""
+    return (sum(v * (1 - v) for v in (one, two)) / images) ** 0.5
+
+
+def tables(comparison: Comparison, amounts: list[Amount] | None = None) -> list[Table]:
+    """The tables of recognition, of few labels, of localisation and of backgrounds, where there is
     anything to show."""
     rows, guesses = comparison.rows, [(title, comparison.figures[name]) for name, title in GUESSES.items()]
-    few = {f"linear_top1{fraction_suffix(f)}": f"{100 * f:.4g} % of the labels" for f in sorted(fractions)}
+    few = {f"linear_top1{amount.suffix}": amount.title for amount in amounts or ()}
     places = [
         (f"{title}, {reading_title}", _of_reading(row, reading))
         for title, row in rows
@@ -53,7 +78,7 @@ def tables(comparison: Comparison, fractions: tuple[float, ...] = (1.0,)) -> lis
         if _of_reading(row, reading)
     ]
     made = [table([*rows, guesses[0]], RECOGNITION)]
-    if fractions != (1.0,):
+    if len(few) > 1 or "linear_top1" not in few:
         made.append(table(rows, few, titles=few))
     made.append(table([*places, *guesses], LOCALIZATION))
     if any("background_gap" in row for _, row in rows):
@@ -86,10 +111,9 @@ def looks(comparison: Comparison, path: AnyPath) -> pictures.Picture | str:
             f"Attention over the {k} test images each on which that of {candidates[leading].title} fits the true mask "
             "(the line) best, middling and worst."
         )
-    if bare := [
-        one.title for name, one in candidates.items() if not _of_reading(comparison.figures[name], "attention")
-    ]:
-        caption += f" Of {', '.join(bare)}, which has no heads for it, the first component of the features."
+    if comparison.without_heads:
+        bare = ", ".join(candidates[name].title for name in comparison.without_heads)
+        caption += f" Of what has no heads for it ({bare}), the first component of the features."
     rows = {
         candidate.title: np.stack([localization.upsample(comparison.attention[name][k], _SIZE) for k in shown])
         for name, candidate in candidates.items()
@@ -132,8 +156,7 @@ def _ranking(comparison: Comparison, key: str, opening: str) -> str:
     sentence = f"{opening}: {listed}{f' ({beside})' if beside else ''}."
     if len(order) > 1:
         first, second = (values[title] for title in order[:2])
-        # A difference of two shares of the same images; that they are the same images makes it if anything surer.
-        error = (sum(v * (1 - v) for v in (first, second)) / len(comparison.test)) ** 0.5
+        error = _error(first, second, len(comparison.test))
         if first - second <= 2 * error:
             sentence += f" The first two differ by no more than two standard errors ({200 * error:.1f} points)."
     return sentence

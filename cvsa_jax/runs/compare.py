@@ -63,7 +63,7 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
         for name, origin in named.items()
         if candidates[name].network is not None and not as_path(origin).is_file()
     ]
-    sentences, measured = findings(comparison), tables(comparison, probe.fractions)
+    sentences, measured = findings(comparison), tables(comparison, probe.amounts)
     notes = _protocol(source, train, test, probe)
     blocks = ["# Where each network looks", looks(comparison, folder / "attention.png"), *sentences, *measured, *notes]
     blocks += sections(comparison, folder, embedding, probe.list_seed) + (["# Curves", *curves] if curves else [])
@@ -75,9 +75,10 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
 
 def _candidate(name: str, origin: str, source: Source, evaluation: ConfigDict, mesh: Mesh) -> Candidate:
     if given.is_features(Path(origin)):
-        return Candidate(name, given.GivenFeatures(Path(origin), source), None)
+        return Candidate(name, given.GivenFeatures(Path(origin), source), None, pretrained_here=False)
     network = frozen.load(origin, mesh)
-    return Candidate(name, Evaluator(network.model, mesh, source, network.spec(evaluation)), network.network)
+    evaluator = Evaluator(network.model, mesh, source, network.spec(evaluation))
+    return Candidate(name, evaluator, network.network, pretrained_here=not as_path(origin).is_file())
 
 
 def _protocol(source: Source, train: np.ndarray, test: np.ndarray, probe: Probe) -> list[str]:

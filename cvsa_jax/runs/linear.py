@@ -8,7 +8,6 @@ from cvsa_jax import settings
 from cvsa_jax.data import pipeline
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.evaluator import Evaluator
-from cvsa_jax.evaluation.labelled import fraction_suffix
 from cvsa_jax.report.columns import percent, share
 from cvsa_jax.runtime.distributed import is_first, make_mesh
 from cvsa_jax.runtime.errors import UserError
@@ -35,8 +34,8 @@ def linear_probe(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     results = workdir / "report" / "results.json"
     write_json_atomically(results, figures | {"perf": evaluator.perf})
     print(f"{source.name}, {len(train)} train and {len(test)} test images:")
-    for fraction in probe.fractions:
-        print(_line(figures, fraction_suffix(fraction), f"linear, {100 * fraction:.4g} % of the labels"))
+    for amount in probe.amounts:
+        print(_line(figures, amount.suffix, f"linear, {amount.title}"))
     if knn.ks:
         print(f"kNN: top-1 {percent(figures['knn_top1'])} %, k = {figures['knn_k']}")
     recall, precision = (percent(figures.get(key)) for key in ("recall_at_1", "map_at_r"))
@@ -58,4 +57,5 @@ def _line(figures: dict[str, float], suffix: str, title: str) -> str:
         for key, name in (("top1", "top-1"), ("top5", "top-5"), ("mean_class", "mean per class"))
     ]
     rates = [f"{value:g}" for name, value in figures.items() if re.fullmatch(f"learning_rate{suffix}(_\\d+)?", name)]
-    return f"{title}: {', '.join(shares)} (learning rate {', '.join(rates)}, chosen on a part of the train split)"
+    chosen = f"learning rate {', '.join(rates)}" if rates else "learning rates, one for each list of labels,"
+    return f"{title}: {', '.join(shares)} ({chosen} chosen on a part of the train split)"

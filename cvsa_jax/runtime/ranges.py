@@ -31,6 +31,8 @@ RANGES: dict[str, tuple[float | int, float | int]] = {
     "eval.knn": (1, 10**6),
     "eval.*": (1, 10**6),
     "label_fractions": (1e-9, 1),
+    "label_counts": (1, 10**6),
+    "label_draws": (1, 1000),
     "learning_rates": (0, 10**4),
     "probe.learning_rates": (0, 10**4),
     "probe.crop_area": (1e-6, 1),

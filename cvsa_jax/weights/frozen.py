@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
+from cvsa_jax.evaluation.labelled import fraction_suffix
 from cvsa_jax.evaluation.protocol import EvalSpec
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.resnet import STAGE_SIZES
@@ -81,8 +82,8 @@ def _finetuned(origin: str, config: ConfigDict, mesh: Mesh) -> Frozen:
     folder = as_path(origin)
     data, results = (read_json(folder / name) for name in ("data.json", "report/results.json"))
     fraction = settings.label_fractions(config)[-1]
-    suffix = "" if fraction == 1 else f"_at_{100 * fraction:.4g}"
-    final = folder / f"labels_{100 * fraction:.4g}" / f"lr_{results[f'learning_rate{suffix}']:g}" / "final"
+    rate = results[f"learning_rate{fraction_suffix(fraction)}"]
+    final = folder / f"labels_{100 * fraction:.4g}" / f"lr_{rate:g}" / "final"
     model = settings.classifier(_architecture(folder, config), data["classes"])
     network, step = checkpoint.restore_item(final, "network", empty_classifier(model), mesh)
     names = tuple(data.get("class_names") or (str(k) for k in range(data["classes"])))

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from cvsa_jax.evaluation.labelled import fraction_rows, fraction_suffix, validation_rows
+from cvsa_jax.evaluation.labelled import Amount, count_rows, fraction_rows, fraction_suffix, validation_rows
 
 COUNTS = {0: 40, 1: 7, 2: 1, 5: 100, 7: 23}  # some labels do not occur
 LABELS = np.random.default_rng(0).permutation(np.repeat(list(COUNTS), list(COUNTS.values())))
@@ -113,3 +113,26 @@ def test_folds_begin_again_where_a_class_ends():
 
 def test_a_class_of_one_row_is_in_no_fold():
     assert not any(validation_rows(np.array([0, 1, 2]), 0.2, 0, fold).any() for fold in range(5))
+
+
+def test_counts_of_each_class_are_nested_and_with_the_fractions():
+    labels = np.repeat([3, 0, 7], [40, 10, 2])
+    lists = [count_rows(labels, count, 5) for count in (1, 2, 4, 16)]
+    assert [np.bincount(labels[rows], minlength=8)[[3, 0, 7]].tolist() for rows in lists] == [
+        [1, 1, 1],
+        [2, 2, 2],
+        [4, 4, 2],  # all of a class that has fewer
+        [16, 10, 2],
+    ]
+    for fewer, more in itertools.pairwise(lists):
+        assert set(fewer) <= set(more) and (np.diff(more) > 0).all()
+    assert set(count_rows(labels, 4, 5)) <= set(fraction_rows(labels, 0.5, 5)) | set(np.flatnonzero(labels == 7))
+    assert set(count_rows(labels, 4, 6)) != set(lists[2])
+
+
+def test_amounts_name_themselves():
+    assert [(a.suffix, a.title) for a in (Amount(1.0), Amount(0.15), Amount(0, 4))] == [
+        ("", "100 % of the labels"),
+        ("_at_15", "15 % of the labels"),
+        ("_with_4", "4 of each class"),
+    ]

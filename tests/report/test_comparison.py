@@ -9,6 +9,7 @@ from cvsa_jax.data import background, sources
 from cvsa_jax.data.sources import Source, procedural
 from cvsa_jax.evaluation.comparison import Candidate, Comparison
 from cvsa_jax.evaluation.evaluator import Evaluator
+from cvsa_jax.evaluation.labelled import Amount
 from cvsa_jax.report import comparison as page
 from cvsa_jax.report import pictures
 from cvsa_jax.training.state import Network
@@ -200,17 +201,28 @@ def test_findings_are_of_the_test_images():
     assert page.findings(comparison) == ["Run a most often takes tern for gull (3 of 3)."]
 
 
+def amounts(*fractions: float) -> list[Amount]:
+    return [Amount(fraction) for fraction in fractions]
+
+
+def test_table_of_few_images_of_each_class():
+    rows = {"a": {"linear_top1_with_4": 0.25, "linear_top1_with_4_std": 0.01, "linear_top1": 0.5}}
+    _, few = page.tables(comparison_of(rows), [Amount(0, 4), Amount(1.0)])
+    assert few.header == ("%", "4 of each class", "100 % of the labels")
+    assert few.rows == [("Run a", "25.0 ± 1.0", "50.0")]
+
+
 def test_table_of_fractions_of_the_labels():
     rows = {"a": {"linear_top1": 0.5, "linear_top1_at_1": 0.125, "linear_top1_at_25": 0.25, "linear_top5": 0.75}}
     rows["b"] = {name: value / 2 for name, value in rows["a"].items()}
-    recognition, few = page.tables(comparison_of(rows), (1.0, 0.01, 0.25))
+    recognition, few = page.tables(comparison_of(rows), amounts(0.01, 0.25, 1.0))
     assert recognition.header == ("%", "linear top-1", "top-5")
     assert few.header == ("%", "1 % of the labels", "25 % of the labels", "100 % of the labels")
     assert few.rows == [("Run a", "12.5", "25.0", "50.0"), ("Run b", "6.2", "12.5", "25.0")]
 
 
 def test_table_of_one_fraction_of_the_labels():
-    tables = page.tables(comparison_of({"a": {"linear_top1_at_25": 0.25}}), (0.25,))
+    tables = page.tables(comparison_of({"a": {"linear_top1_at_25": 0.25}}), amounts(0.25))
     assert ("Run a", "25.0") in [row for table in tables for row in table.rows]
 
 
@@ -218,7 +230,7 @@ def test_tables_show_the_deviation_over_seeds():
     rows = {"a": {"linear_top1": 0.5, "linear_top1_std": 0.0125, "knn_top1": 0.25}, "b": {"linear_top1": 0.75}}
     rows["a"] |= {"linear_top1_at_1": 0.1, "linear_top1_at_1_std": 0.03}
     rows["b"] |= {"linear_top1_at_1": 0.2}
-    recognition, few = page.tables(comparison_of(rows), (0.01, 1.0))
+    recognition, few = page.tables(comparison_of(rows), amounts(0.01, 1.0))
     assert recognition.rows == [("Run a", "50.0 ± 1.2", "25.0"), ("Run b", "75.0", "–"), ("chance", "–", "–")]
     assert few.rows == [("Run a", "10.0 ± 3.0", "50.0 ± 1.2"), ("Run b", "20.0", "75.0")]
 
@@ -343,3 +355,25 @@ def test_sections_show_what_was_measured(tmp_path, monkeypatch):
 
 def test_there_are_no_sections_without_labels_and_masks(tmp_path):
     assert page.sections(comparison_of({"a": {}}, unseen(12, labelled=False)), tmp_path, "pca", 0) == []
+
+
+@pytest.mark.parametrize(
+    ("ours", "others", "said"),
+    [
+        (
+            0.9,
+            0.3,
+            "It is worth pre-training here: by the linear probe Run a 90.0 %, the best of the others, Run c, 30.0",
+        ),
+        (0.3, 0.9, "It is not worth pre-training here: by the linear probe Run a 30.0 %"),
+        (0.5, 0.6, "Whether it is worth pre-training here cannot be told: by the linear probe Run a 50.0 %"),
+    ],
+)
+def test_whether_pre_training_was_worth_it_comes_first(ours, others, said):
+    rows = {"a": {"linear_top1": ours}, "b": {"linear_top1": 0.1}, "c": {"linear_top1": others}}
+    comparison = comparison_of(rows, unseen(30), np.arange(20, 30))
+    assert not page.findings(comparison)[0].startswith(said[:14])  # all are ours
+    for name in ("b", "c"):
+        other = dataclasses.replace(comparison.candidates[name], pretrained_here=False)
+        comparison.candidates[name] = other
+    assert page.findings(comparison)[0].startswith(said)

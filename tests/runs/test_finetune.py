@@ -25,12 +25,16 @@ from finetuning import (
     tiny,
     watched,
 )
-from helpers import Step, assert_equal_trees, logged
+from helpers import Step, assert_equal_trees, few_devices, logged
+from safetensors.numpy import load_file
 
 from cvsa_jax import settings
 from cvsa_jax.evaluation.accuracy import accuracy
-from cvsa_jax.runs import finetune
+from cvsa_jax.evaluation.evaluator import Evaluator
+from cvsa_jax.evaluation.probe import logits
+from cvsa_jax.runs import embed, finetune, weights
 from cvsa_jax.runtime.errors import Diverged, UserError
+from cvsa_jax.weights import frozen
 
 pytestmark = pytest.mark.usefixtures("small_finetuning")
 
@@ -236,3 +240,35 @@ def test_where_all_rates_diverge_it_says_so(tmp_path, monkeypatch):
     with pytest.raises(Diverged, match=r"^step 1: loss nan"):
         finetune.finetune(tiny((1e20,)), tmp_path / "one")
     assert not (tmp_path / "several" / "report").exists() and not (tmp_path / "one" / "report").exists()
+
+
+def test_a_finetuned_network_is_loaded_predicts_and_is_exported(tmp_path, finetuned, mesh_of):
+    network = frozen.load(str(finetuned.workdir), mesh_of(1))
+    source = settings.load_source(tiny().data)
+    evaluator = Evaluator(network.model, mesh_of(1), source, network.spec())
+    test = source.split("test")
+    scores = logits(finetune._head(network.network), evaluator.features(network.network, test))
+    # It is the network whose accuracy the run reported.
+    assert (scores.argmax(1) == source.labels[test]).mean() == finetuned.figures["finetune_top1"]
+    assert network.classes == source.classes
+    for i in test:
+        place = tmp_path / "new" / source.names[i]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(source.read(int(i)))
+    with few_devices(1, embed):
+        options = embed.Options(vectors="none", predict=2)
+        embed.embed(str(finetuned.workdir), str(tmp_path / "new" / "test"), str(tmp_path / "p.npz"), options)
+    with np.load(tmp_path / "p.npz") as found:
+        assert found["predicted"].shape == found["probabilities"].shape == (len(test), 2) and "vectors" not in found
+        order = [f"test/{name}" for name in found["names"]]
+        rows = np.array([list(source.names).index(name) for name in order]) - test[0]
+        assert found["predicted"][:, 0].tolist() == [source.classes[k] for k in scores[rows].argmax(1)]
+        shares = np.exp(scores[rows]) / np.exp(scores[rows]).sum(1, keepdims=True)
+        np.testing.assert_allclose(found["probabilities"], -np.sort(-shares, 1)[:, :2], rtol=1e-4)
+    with few_devices(1, weights):
+        weights.export_run(str(finetuned.workdir), tmp_path / "out", ("safetensors",), "none")
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    head = finetune._head(network.network)
+    np.testing.assert_array_equal(tensors["fc.weight"], head[:-1].T)
+    np.testing.assert_array_equal(tensors["fc.bias"], head[-1])
+    assert "Fine-tuned with labels, from random weights" in (tmp_path / "out" / "README.md").read_text()
