@@ -12,7 +12,8 @@ whose labels no row has seen: choices are made there, and the test split is read
 the networks that are there and trains only what is not.
 
 One run is one line of `<out>/study.jsonl`. The same command goes on where it was killed. Several processes share the
-work by `--shard=0/4`, `--shard=1/4`, … .
+work by `--shard=0/4`, `--shard=1/4`, … . `--again=<key>` does the run of a line anew, from its stage 1 on, and says
+which figures are others; on the same machine none is.
 """
 
 import argparse
@@ -48,6 +49,9 @@ def main() -> None:
         study_tables.write(lines(args.out), args.docs)
         return
     interruption.listen()
+    if args.again:
+        again(args)
+        return
     index, count = map(int, args.shard.split("/"))
     pairs = [
         (*entry.partition("=")[::2], int(seed)) for entry in args.sets.split(",") for seed in args.seeds.split(",")
@@ -68,9 +72,26 @@ def parser() -> argparse.ArgumentParser:
     given.add_argument("--where", default="host", choices=("host", "device"), help="makes the views")
     given.add_argument("--out", default=Path("runs/study"), type=Path, help="folder of the runs and of study.jsonl")
     given.add_argument("--shard", default="0/1", help="i/n: every n-th pair of a set and a seed from the i-th on")
+    given.add_argument("--again", default="", help="key of a line; with --sets where its images are, and --where")
     given.add_argument("--tables", action="store_true", help="write the tables of the lines that are there, no more")
     given.add_argument("--docs", default=Path("docs/study"), type=Path, help="where they are written")
     return given
+
+
+def again(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """Figure -> (in the line of `args.again`, anew), of those that differ."""
+    line = next((line for line in lines(args.out) if line["key"] == args.again), None)
+    roots = dict(entry.partition("=")[::2] for entry in args.sets.split(","))
+    if line is None or line["set"] not in roots:
+        raise SystemExit(f"--again={args.again}: no such line in {args.out / LINES}, or --sets lacks its set")
+    told = {key: line[key] for key in ("suite", "on", "detector", "scale")} | {"rows": line["row"]}
+    args = argparse.Namespace(**(vars(args) | told | {"out": args.out / f"again-{args.again}"}))
+    Pair(args, line["set"], roots[line["set"]], line["seed"]).run()
+    anew = lines(args.out)[-1]
+    figures = {key: (line[key], anew[key]) for key in anew if key not in ("seconds", "commit")}
+    different = {key: values for key, values in figures.items() if values[0] != values[1]}
+    print(f"{len(figures) - len(different)} of {len(figures)} entries are the same; different: {different or 'none'}")
+    return different
 
 
 class Pair:

@@ -3,51 +3,121 @@
 import statistics
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from benchmarks.study_rows import BASES, SUITES
 
 POOLINGS = ("average", "attention")
 RECOGNITION = tuple(f"{pooling}_{kind}" for pooling in POOLINGS for kind in ("linear_top1", "knn_top1"))
-LOCALISATION = ("pointing_game", "mask_iou", "mask_iou_best")
+LOCALISATION = ("pointing_game", "mask_iou_best")
+# What CVSA is compared with beside its suite's base, where both have been run with a seed.
+PAIRS = (
+    *(("cvsa", other) for other in ("mask_head", "masked_dense", "swap", "align", "saliency_crop_align")),
+    ("cvsa_scratch", "byol_scratch"),
+    ("cvsa_scratch", "cvsa"),
+    *((f"{name}_cvsa", name) for name in ("moco", "simclr", "simsiam")),
+    ("masks", "rbd"),
+    ("loop_1", "rbd"),
+    ("loop_2", "loop_1"),
+    ("loop_3", "loop_1"),
+)
 _SAME = ("set", "suite", "detector", "on", "scale")  # what the runs of a table share
+_FEWEST = 3  # seeds, from which on a gain is drawn
+
+Runs = dict[int, dict]  # seed -> line
 
 
 def write(done: list[dict], folder: Path) -> None:
-    """`tables.md` of all lines."""
+    """`tables.md` of all lines, and `gains.png` of the core suite."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tables.md").write_text(tables(done) + "\n")
-    print(f"tables: {folder / 'tables.md'}")
+    draw([line for line in done if line["suite"] == "core"], folder / "gains.png")
+    print(f"tables: {folder / 'tables.md'}, picture: {folder / 'gains.png'}")
 
 
 def tables(done: list[dict]) -> str:
     """One table for each set, suite, detector, scale and split: means with 95 % intervals over the seeds, and the gain
-    over `byol`, or in the ablation over `cvsa`, paired by seed."""
-    groups: dict[tuple, list[dict]] = {}
-    for line in done:
-        groups.setdefault(tuple(line[key] for key in _SAME), []).append(line)
+    over the suite's base, paired by seed; below it the pairs of PAIRS."""
     text = []
-    for group, runs in sorted(groups.items()):
+    for group, runs in sorted(_groups(done).items()):
         base = BASES[group[1]]
-        by_row = {row: {run["seed"]: run for run in runs if run["row"] == row} for row in SUITES[group[1]]}
+        by_row = _by_row(runs, group[1])
         measured = [*RECOGNITION, *(key for key in LOCALISATION if any(key in run for run in runs))]
-        text += [f"**{group[0]}**, maps by {group[2]}, on {group[3]}; {group[4]}", ""]
-        text += ["| row | seeds | " + " | ".join(key.replace("_top1", "").replace("_", " ") for key in measured) + " |"]
+        blank = " | " * (len(measured) - len(RECOGNITION))
+        text += [f"**{group[0]}**, suite {group[1]}, maps by {group[2]}, on {group[3]}; {group[4]}", ""]
+        text += ["| row | seeds | " + " | ".join(_title(key) for key in measured) + " |"]
         text += ["|" + "---|" * (len(measured) + 2)]
         for row, seeds in by_row.items():
-            if seeds:
-                cells = [_cell([run[key] for run in seeds.values() if key in run]) for key in measured]
-                text.append(f"| {row} | {len(seeds)} | " + " | ".join(cells) + " |")
-                shared = sorted(seeds.keys() & by_row[base].keys())
-                if row not in (base, "random") and shared:
-                    gains = [
-                        _cell([seeds[s][key] - by_row[base][s][key] for s in shared], sign=True) for key in RECOGNITION
-                    ]
-                    text.append(f"| − {base} | {len(shared)} | " + " | ".join(gains) + " |" * (len(measured) - 3))
+            cells = [_cell([run[key] for run in seeds.values() if key in run]) for key in measured]
+            text.append(f"| {row} | {len(seeds)} | " + " | ".join(cells) + " |")
+            if row not in (base, "random") and base in by_row:
+                text += _gain(row, base, by_row, blank)
+        text += [line for pair in PAIRS if {*pair} <= by_row.keys() for line in _gain(*pair, by_row, blank, both=True)]
         text.append("")
     return "\n".join(text)
 
 
+def draw(lines: list[dict], path: Path) -> None:
+    """The gain of each row over BYOL, with its 95 % interval, a panel for each figure and a colour for each set."""
+    groups = {group[0]: _by_row(runs, "core") for group, runs in sorted(_groups(lines).items())}
+    rows = [row for row in SUITES["core"] if row not in ("byol", "random")]
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    axes = figure.subplots(1, len(RECOGNITION), sharey=True)
+    for axis, key in zip(axes, RECOGNITION, strict=True):
+        axis.axvline(0, color="grey", linewidth=0.8)
+        for number, (name, by_row) in enumerate(groups.items()):
+            gains = {row: _gains(by_row, row, "byol", key) for row in rows}
+            kept = {row: values for row, values in gains.items() if len(values) >= _FEWEST}
+            middle = [100 * statistics.mean(values) for values in kept.values()]
+            half = [100 * _half(values) for values in kept.values()]
+            places = [rows.index(row) + 0.1 * (number - len(groups) / 2) for row in kept]
+            axis.errorbar(middle, places, xerr=half, fmt="o", markersize=3, label=name, linewidth=1)
+        axis.set_title(_title(key), fontsize=10)
+        axis.set_xlabel("points over BYOL")
+    axes[0].set_yticks(range(len(rows)), rows)
+    axes[0].invert_yaxis()
+    axes[-1].legend(fontsize=8)
+    figure.savefig(path, dpi=90)
+
+
+def _groups(lines: list[dict]) -> dict[tuple, list[dict]]:
+    groups: dict[tuple, list[dict]] = {}
+    for line in lines:
+        groups.setdefault(tuple(line[key] for key in _SAME), []).append(line)
+    return groups
+
+
+def _by_row(runs: list[dict], suite: str) -> dict[str, Runs]:
+    """The rows that have been run, in the order of the suite."""
+    found = {row: {run["seed"]: run for run in runs if run["row"] == row} for row in SUITES[suite]}
+    return {row: seeds for row, seeds in found.items() if seeds}
+
+
+def _gains(by_row: dict[str, Runs], row: str, base: str, key: str) -> list[float]:
+    """Of each seed that both have."""
+    one, other = by_row.get(row, {}), by_row.get(base, {})
+    return [one[seed][key] - other[seed][key] for seed in sorted(one.keys() & other.keys())]
+
+
+def _gain(row: str, base: str, by_row: dict[str, Runs], blank: str, both: bool = False) -> list[str]:
+    gains = [_gains(by_row, row, base, key) for key in RECOGNITION]
+    if not gains[0]:
+        return []
+    title = f"{row} − {base}" if both else f"− {base}"
+    return [f"| {title} | {len(gains[0])} | " + " | ".join(_cell(g, sign=True) for g in gains) + f"{blank} |"]
+
+
+def _title(key: str) -> str:
+    return key.replace("_top1", "").replace("knn", "kNN").replace("_", " ")
+
+
 # Student's t, two-sided 95 %, by degrees of freedom.
 _T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+
+
+def _half(values: list[float]) -> float:
+    """Half of the 95 % interval of a mean."""
+    return _T.get(len(values) - 1, 1.96) * statistics.stdev(values) / len(values) ** 0.5
 
 
 def _cell(values: list[float], sign: bool = False) -> str:
@@ -55,7 +125,4 @@ def _cell(values: list[float], sign: bool = False) -> str:
     if not values:
         return "–"
     mean = f"{100 * statistics.mean(values):{'+' if sign else ''}.1f}"
-    if len(values) == 1:
-        return mean
-    half = _T.get(len(values) - 1, 1.96) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean} ± {100 * half:.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * _half(values):.1f}"

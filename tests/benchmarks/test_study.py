@@ -5,6 +5,7 @@ import json
 import statistics
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from benchmarks import study, study_rows, study_tables
@@ -110,6 +111,15 @@ def test_a_loop_teaches_each_round_with_the_attention_of_the_one_before(tmp_path
     pair = study.Pair(given, "tiny", "", 0)
     pair.run()
     assert [entry["row"] for entry in study.lines(tmp_path)] == ["loop_1", "loop_2"]
+    # A run anew has the same figures, to the last digit, and one of other figures is found out.
+    key = study.lines(tmp_path)[0]["key"]
+    repeated = args(tmp_path, f"--again={key}", "--sets=tiny")
+    assert study.again(repeated) == {}
+    changed = [entry | {"average_map_at_r": 2.0} for entry in study.lines(tmp_path)]
+    (tmp_path / study.LINES).write_text("".join(json.dumps(entry) + "\n" for entry in changed))
+    assert set(study.again(repeated)) == {"average_map_at_r"}
+    with pytest.raises(SystemExit, match="no such line"):
+        study.again(args(tmp_path, "--again=f00", "--sets=tiny"))
     config = json.loads((pair.workdir("loop_2") / "config.json").read_text())
     store = open_store(config["saliency"]["store"], pair.source, "any", 1.0)
     wanted = study.attention(pair.source, pair.workdir("loop_1")).detect([np.array(5)])[0].saliency
