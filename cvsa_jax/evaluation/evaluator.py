@@ -19,7 +19,7 @@ from cvsa_jax.evaluation.features import evenly, extract
 from cvsa_jax.evaluation.knn import leave_one_out
 from cvsa_jax.evaluation.probe import Standardization, logits
 from cvsa_jax.evaluation.protocol import EvalSpec, Knn, Probe
-from cvsa_jax.evaluation.recognition import Recognition, recognized
+from cvsa_jax.evaluation.recognition import Labelled, Recognition, recognized
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime.distributed import replicated
@@ -126,7 +126,7 @@ class Evaluator:
         fit = None
         if probe is not None and probe.crop_area is not None:
             fit = functools.partial(self._fit_crops, network, key, train)
-        halves = (features[: len(train)], labels[train], features[len(train) :], labels[test])
+        halves = Labelled(features[: len(train)], labels[train]), Labelled(features[len(train) :], labels[test])
         found = recognized(*halves, len(self.source.classes), knn=knn, probe=probe, timed=self._timed, fit=fit)
         return found._replace(key=key)
 

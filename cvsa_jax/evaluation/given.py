@@ -9,7 +9,7 @@ import numpy as np
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.evaluator import labels_of
 from cvsa_jax.evaluation.protocol import Knn, Probe
-from cvsa_jax.evaluation.recognition import Recognition, recognized
+from cvsa_jax.evaluation.recognition import Labelled, Recognition, recognized
 from cvsa_jax.runtime.errors import UserError, some
 
 
@@ -48,7 +48,7 @@ class GivenFeatures:
         if probe is not None and probe.crop_area is not None:
             raise UserError(f"{self.path} holds features of whole images: config.probe.augmented needs a network")
         labels = labels_of(self.source)
-        halves = (self.vectors[train], labels[train], self.vectors[test], labels[test])
+        halves = (Labelled(self.vectors[rows], labels[rows]) for rows in (train, test))
         return recognized(*halves, len(self.source.classes), knn=knn, probe=probe, timed=self._timed)
 
     def maps(self, network: None, indices: np.ndarray) -> dict[str, np.ndarray]:

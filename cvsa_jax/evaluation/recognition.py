@@ -23,11 +23,16 @@ class Recognition(NamedTuple):
     key: np.ndarray | None = None
 
 
+class Labelled(NamedTuple):
+    """Features of images, and their labels."""
+
+    x: Float[np.ndarray, "n c"]
+    y: Int[np.ndarray, " n"]
+
+
 def recognized(
-    x: Float[np.ndarray, "n c"],
-    y: Int[np.ndarray, " n"],
-    x_test: Float[np.ndarray, "m c"],
-    y_test: Int[np.ndarray, " m"],
+    train: Labelled,
+    test: Labelled,
     classes: int,
     *,
     knn: Knn,
@@ -46,6 +51,7 @@ def recognized(
         timed: part -> a context in which its seconds are counted.
         fit: (x, rows, probe, seed) -> how the probe is fitted, where not on `x` itself: see `probe.linear_probe`.
     """
+    (x, y), (x_test, y_test) = train, test
     figures, weights = {}, None
     if knn.ks:
         with timed("knn"):

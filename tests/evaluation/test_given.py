@@ -10,7 +10,7 @@ from cvsa_jax.data.sources import load, procedural
 from cvsa_jax.evaluation import given
 from cvsa_jax.evaluation.probe import ProbeResult
 from cvsa_jax.evaluation.protocol import Knn, Probe
-from cvsa_jax.evaluation.recognition import recognized
+from cvsa_jax.evaluation.recognition import Labelled, recognized
 from cvsa_jax.runtime.errors import UserError
 
 SOURCE = load("procedural", "", procedural.Spec(0, 3, 20, 10, 24))
@@ -92,7 +92,7 @@ def test_few_labels_by_hand(monkeypatch):
         return ProbeResult({"top1": len(asked) / 10}, 0.1, {}, np.zeros((1, 1)))
 
     monkeypatch.setattr("cvsa_jax.evaluation.recognition.linear_probe", linear_probe)
-    halves = (VECTORS[TRAIN], SOURCE.labels[TRAIN], VECTORS[TEST], SOURCE.labels[TEST])
+    halves = (Labelled(VECTORS[rows], SOURCE.labels[rows]) for rows in (TRAIN, TEST))
     few = probe(counts=(4, 1), draws=3, fractions=(1.0, 0.5))
     found = recognized(*halves, 3, knn=Knn((), 1.0), probe=few, timed=lambda part: contextlib.nullcontext()).figures
     assert [counts for counts, _, _ in asked] == [[1] * 3] * 3 + [[4] * 3] * 3 + [[10] * 3] * 3 + [[20] * 3]

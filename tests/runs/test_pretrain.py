@@ -192,7 +192,7 @@ def test_runs_side_by_side_have_the_figures_that_they_have_alone(tmp_path, finis
 
 def test_runs_that_cannot_be_compared(tmp_path, finished, cvsa_config):
     for other in ("run", "chance"):
-        with pytest.raises(UserError, match="their folders' names must differ"):
+        with pytest.raises(UserError, match="names tell the rows apart"):
             compare_runs(tiny_probe(), [str(finished), f"{tmp_path}/{other}"], tmp_path)
     with pytest.raises(UserError, match="mode 'pretrain': give that of a linear probe"):
         compare_runs(cvsa_config(), [str(finished)], tmp_path)
