@@ -68,7 +68,8 @@ def _learned(config, data: dict) -> list[str]:
     splits = ", ".join(f"{name} {count}" for name, count in data.get("splits", {}).items())
     told = [f"- Data: {_NOTHING}"]
     if data:
-        counts = f"{data['images']} images in {data['classes']} classes ({splits})"
+        classes = f"in {data['classes']} classes" if data["classes"] else "without labels"
+        counts = f"{data['images']} images {classes} ({splits})"
         told = [f"- Data: {data['name']}, {counts}, fingerprint {data['fingerprint']}"]
     start = config.init_from or "random weights"
     if config.mode == "finetune":

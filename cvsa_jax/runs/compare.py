@@ -65,7 +65,15 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
     ]
     sentences, measured = findings(comparison), tables(comparison, probe.amounts)
     notes = _protocol(source, train, test, probe)
-    blocks = ["# Where each network looks", looks(comparison, folder / "attention.png"), *sentences, *measured, *notes]
+    first, more = sentences[:1], sentences[1:]
+    blocks = [
+        *first,
+        "# Where each network looks",
+        looks(comparison, folder / "attention.png"),
+        *more,
+        *measured,
+        *notes,
+    ]
     blocks += sections(comparison, folder, embedding, probe.list_seed) + (["# Curves", *curves] if curves else [])
     page = html.write_page(folder / "index.html", f"Runs on {source.name}", blocks)
     lines = [*sentences, "", *(f"{table.as_text()}\n" for table in measured), *notes, f"report: {page}"]
