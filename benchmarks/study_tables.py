@@ -31,7 +31,7 @@ def write(done: list[dict], folder: Path) -> None:
     """`tables.md` of all lines, and `gains.png` of the core suite."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tables.md").write_text(tables(done) + "\n")
-    draw([line for line in done if line["suite"] == "core"], folder / "gains.png")
+    draw([line for line in done if (line["suite"], line["on"]) == ("core", "test")], folder / "gains.png")
     print(f"tables: {folder / 'tables.md'}, picture: {folder / 'gains.png'}")
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import io
+import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -53,7 +54,12 @@ def torch_weights(depth: int, width: int, *, stem: int = 7, prefix: str = "", se
 
 
 def write(path: Path, weights: dict[str, np.ndarray]) -> Path:
-    save_file(weights, path) if path.suffix == ".safetensors" else np.savez(path, **weights)
+    """As we export them: of a small stem the file says that it is ours."""
+    small = {"stem": "small"} if np.shape(weights.get("conv1.weight"))[2:] == (3, 3) else {}
+    if path.suffix == ".safetensors":
+        save_file(weights, path, small)
+    else:
+        np.savez(path, **weights, **({"cvsa_jax.json": np.array(json.dumps(small))} if small else {}))
     return path
 
 

@@ -36,7 +36,7 @@ class GivenFeatures:
                 names, vectors = arrays["names"], np.asarray(arrays["vectors"], np.float32)
         except Exception as error:  # a broken file raises whatever its reader stumbles over
             raise UserError(f"cannot read the features in {path}: {str(error).splitlines()[0][:160]}") from None
-        if vectors.ndim != 2 or len(vectors) != len(names) or not np.isfinite(vectors).all():
+        if vectors.ndim != 2 or not vectors.shape[1] or len(vectors) != len(names) or not np.isfinite(vectors).all():
             raise UserError(f"{path}: `vectors` must be (n, C) finite numbers, one row for each of the n `names`")
         self.path, self.source, self.perf = path, source, {}
         self.vectors = vectors[_rows(path, [str(name) for name in names], source.names)]

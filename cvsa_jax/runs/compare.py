@@ -18,7 +18,7 @@ from cvsa_jax.report.columns import GUESSES, PANELS
 from cvsa_jax.report.comparison import findings, looks, sections, tables
 from cvsa_jax.runtime.distributed import is_first, make_mesh
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import AnyPath, as_path, write_json_atomically
+from cvsa_jax.runtime.files import AnyPath, as_path, output_folder, write_json_atomically
 from cvsa_jax.training.log import read_metrics
 from cvsa_jax.weights import frozen
 
@@ -46,6 +46,8 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
                 f"{' and '.join(GUESSES)}: write name=path"
             )
         named[name] = origin
+    if is_first():
+        output_folder("--out", out)
     knn, probe, embedding = settings.knn(config.eval), settings.probe(config), settings.embedding(config.eval)
     source = settings.load_source(config.data)
     train, test = pipeline.readable_splits(source, config.data)
@@ -82,11 +84,12 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
 
 
 def _candidate(name: str, origin: str, source: Source, evaluation: ConfigDict, mesh: Mesh) -> Candidate:
-    if given.is_features(Path(origin)):
-        return Candidate(name, given.GivenFeatures(Path(origin), source), None, pretrained_here=False)
+    path = Path(origin).expanduser()
+    if given.is_features(path):
+        return Candidate(name, given.GivenFeatures(path, source), None, pretrained_here=False)
     network = frozen.load(origin, mesh)
     evaluator = Evaluator(network.model, mesh, source, network.spec(evaluation))
-    return Candidate(name, evaluator, network.network, pretrained_here=not as_path(origin).is_file())
+    return Candidate(name, evaluator, network.network, pretrained_here=network.pretrained_here)
 
 
 def _protocol(source: Source, train: np.ndarray, test: np.ndarray, probe: Probe) -> list[str]:

@@ -17,7 +17,7 @@ from cvsa_jax.evaluation.neighbors import unit
 from cvsa_jax.evaluation.probe import logits
 from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import read_json, write_atomically, write_json_atomically
+from cvsa_jax.runtime.files import output_file, output_folder, read_json, write_atomically, write_json_atomically
 from cvsa_jax.saliency.detectors.network import weights_hash
 from cvsa_jax.weights import frozen
 from cvsa_jax.weights.frozen import Frozen
@@ -61,6 +61,9 @@ def embed(run: str, data: str, out: str, options: Options) -> None:
 
     # 2) The parts of this process.
     parts = path.with_name(f"{path.name}.parts")
+    if count > 1 and path.is_file() and not parts.exists():
+        print(f"{path} is there already: delete it to make it anew")
+        return
     _same(parts, about)
     places = {k: parts / f"{k:06d}.npy" for k in range(-(-len(images) // PART))}
     key = evaluator.key(network.network, images)
@@ -83,18 +86,12 @@ def embed(run: str, data: str, out: str, options: Options) -> None:
 
 
 def _file(out: str) -> Path:
-    path = Path(out).expanduser()
-    if path.suffix not in KINDS:
-        raise UserError(f"--out={out} must end with one of {', '.join(KINDS)}")
+    path = output_file("--out", out, *KINDS)
     if path.suffix == ".parquet":
         try:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
             raise UserError(f"--out={out} needs pyarrow: pip install pyarrow, or take .npz or .csv") from None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={out} cannot be written: {error.strerror}") from None
     return path
 
 
@@ -113,15 +110,19 @@ def _same(parts: Path, about: dict) -> None:
         raise UserError(
             f"{parts} holds parts of another embedding ({different} differ): delete it, or take another --out"
         )
-    parts.mkdir(exist_ok=True)
+    output_folder("--out", parts)
     write_json_atomically(known, about)
+
+
+def as_text(name: str) -> str:
+    """A file's name, which need not be text, as text."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _columns(
     source: Source, images: np.ndarray, features: np.ndarray, network: Frozen, options: Options
 ) -> dict[str, np.ndarray]:
-    names = [name.encode("utf-8", "backslashreplace").decode() for name in (source.names[i] for i in images)]
-    columns = {"names": np.array(names)}
+    columns = {"names": np.array([as_text(source.names[i]) for i in images])}
     if source.labels is not None:
         columns["labels"] = np.array(source.classes)[source.labels[images]]
     if options.predict:

@@ -15,10 +15,12 @@ from cvsa_jax.data.sources.source import fingerprint
 from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.neighbors import nearest
 from cvsa_jax.report import html, pictures
+from cvsa_jax.runs.embed import as_text
 from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.runtime.errors import UserError, some
-from cvsa_jax.runtime.files import write_json_atomically
+from cvsa_jax.runtime.files import output_file, write_json_atomically
 from cvsa_jax.saliency.detector import squeezed
+from cvsa_jax.saliency.detectors.network import weights_hash
 from cvsa_jax.weights import frozen
 
 _SIZE = 128  # px of the pictured images
@@ -136,17 +138,15 @@ def _read(index: str) -> Index:
 
 
 def _page(out: str) -> Path:
-    page = Path(out).expanduser()
-    if page.suffix != ".html":
-        raise UserError(f"--out={out} must end with .html")
-    page.parent.mkdir(parents=True, exist_ok=True)
-    return page
+    return output_file("--out", out, ".html")
 
 
 def _source(index: Index) -> Source:
     source = sources.load("folder", index.about["data"])
-    if missing := sorted(set(index.names) - set(source.names)):
+    if missing := sorted(set(index.names) - set(map(as_text, source.names))):
         raise UserError(f"{index.about['data']} no longer has {len(missing)} images of the index: {some(missing)}")
+    if source.fingerprint != index.about["fingerprint"]:
+        raise UserError(f"the images in {index.about['data']} have changed since the index was made: embed them again")
     return source
 
 
@@ -160,6 +160,8 @@ def _vectors(index: Index, source: Source, queries: list[str]) -> np.ndarray:
     if others:
         mesh = make_mesh(jax.local_devices())
         network = frozen.load(index.about["run"], mesh)
+        if weights_hash(network.network) != index.about["weights"]:
+            raise UserError(f"{index.about['run']} has changed since the index was made: embed the images again")
         spec = dataclasses.replace(network.spec(), pooling=index.about["pooling"])
         files = Source(
             name="queries",
@@ -171,7 +173,7 @@ def _vectors(index: Index, source: Source, queries: list[str]) -> np.ndarray:
             mask=None,
             fingerprint=fingerprint(others, [0] * len(others)),
         )
-        key = Evaluator(network.model, mesh, source, spec).key(network.network, np.arange(len(source)))
+        key = Evaluator(network.model, mesh, source, spec).key(network.network, _rows(source, index))
         evaluator = Evaluator(network.model, mesh, files, spec)
         features = evaluator.features(network.network, np.arange(len(others)), key)
         made = dict(zip(others, features, strict=True))
@@ -183,8 +185,14 @@ def _picture(path: Path) -> np.ndarray:
 
 
 def _pictured(source: Source, index: Index, rows) -> np.ndarray:
-    place = {name: i for i, name in enumerate(source.names)}
-    return np.stack([squeezed(pipeline.load_image(source, place[index.names[int(row)]]), _SIZE) for row in rows])
+    places = _rows(source, index)
+    return np.stack([squeezed(pipeline.load_image(source, int(places[int(row)])), _SIZE) for row in rows])
+
+
+def _rows(source: Source, index: Index) -> np.ndarray:
+    """Which image of the source each row of the index is."""
+    place = {as_text(name): i for i, name in enumerate(source.names)}
+    return np.array([place[name] for name in index.names])
 
 
 def _about(index: Index) -> str:

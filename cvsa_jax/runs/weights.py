@@ -10,6 +10,8 @@ from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import (
     AnyPath,
     as_path,
+    output_file,
+    output_folder,
     read_json,
     write_atomically,
     write_json_atomically,
@@ -19,7 +21,7 @@ from cvsa_jax.weights import export, files, frozen
 from cvsa_jax.weights.nets import architecture
 
 
-def import_file(origin: str, out: AnyPath, net: str = "") -> None:
+def import_file(origin: str, out: str, net: str = "") -> None:
     """Writes the backbone of a file of weights of any kind to `out`, a .safetensors file under torchvision's names.
 
     Raises:
@@ -28,21 +30,21 @@ def import_file(origin: str, out: AnyPath, net: str = "") -> None:
     path = as_path(origin)
     if not path.is_file():
         raise UserError(f"--from={origin}: there is no such file")
-    if out.suffix != ".safetensors":
-        raise UserError(f"--out={out} must end with .safetensors")
+    target = output_file("--out", out, ".safetensors")
     weights = files.read(path, net)
     looks = architecture(weights.tensors)
-    about = {"format": "pt", "about": f"{path.name}: {weights.about}"}
+    about = weights.metadata | {"format": "pt", "about": f"{path.name}: {weights.about}"}
     about |= {"padding": weights.padding} if weights.padding else {}
     from safetensors.numpy import save
 
-    write_atomically(out, lambda file: file.write(save(weights.tensors, about)))
+    write_atomically(target, lambda file: file.write(save(weights.tensors, about)))
     print(f"{path}: {weights.about}")
     print(f"{out}: {len(weights.tensors)} tensors, {looks.in_words}")
+    stem = " --config.model.stem=small" if looks.stem == "small" else ""
     padding = f" --config.model.padding={weights.padding}" if weights.padding == "same" else ""
     print(
         f"train from it: --config.init_from={out} --config.model.depth={looks.depth} --config.model.width="
-        f"{looks.width}{padding}"
+        f"{looks.width}{stem}{padding}"
     )
 
 
@@ -55,6 +57,7 @@ def export_run(run: str, out: AnyPath, formats: tuple[str, ...], licence: str) -
     """
     export.check(formats)
     network = frozen.load(run, make_mesh())
+    output_folder("--out", out)
     written = export.write(network, network.spec(), out, formats)
     data, figures = (_of_run(run, name) for name in ("data.json", "report/results.json"))
     if "mode" in network.config:

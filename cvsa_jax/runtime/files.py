@@ -50,6 +50,25 @@ class LocalCopy:
                 (self.path / file.name).write_bytes(file.read_bytes())
 
 
+def output_file(flag: str, value: str, *kinds: str) -> Path:
+    """The file that a flag names, below folders that are there; UserError where it cannot be one of these kinds."""
+    path = Path(value).expanduser()
+    if path.suffix not in kinds or value.endswith("/") or path.is_dir():
+        raise UserError(f"{flag}={value} must be a file, and end with {' or '.join(kinds)}")
+    output_folder(flag, path.parent)
+    return path
+
+
+def output_folder(flag: str, folder: AnyPath) -> None:
+    """Makes the folder that a flag names; UserError where it cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag}: the folder {folder} cannot be made ({error.strerror})") from None
+    if is_local(folder) and not os.access(folder, os.W_OK):
+        raise UserError(f"{flag}: the folder {folder} cannot be written to")
+
+
 def write_atomically(path: AnyPath, write) -> None:
     """Calls `write(file)` on a temporary file beside `path` and renames it; of two that write the same file the later
     one wins. An object in a bucket appears when it is whole.

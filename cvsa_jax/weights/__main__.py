@@ -23,9 +23,8 @@ def import_weights() -> None:
 
     # Now that the command line is right, what takes seconds to import.
     from cvsa_jax.runs import weights
-    from cvsa_jax.runtime.files import as_path
 
-    weights.import_file(_FROM.value, as_path(_OUT.value), _NET.value)
+    weights.import_file(_FROM.value, _OUT.value, _NET.value)
 
 
 def export_weights() -> None:

@@ -42,11 +42,11 @@ def tensors_of(network: Frozen) -> dict[str, np.ndarray]:
 
 
 def check(formats: tuple[str, ...]) -> None:
-    """UserError at a format that is not known."""
-    if unknown := set(formats) - set(FORMATS):
+    """UserError at a format that is not known, or where there is none."""
+    if not formats or set(formats) - set(FORMATS):
         more = ": no converter from JAX to ONNX is in the tested set; PyTorch's own takes the exported module"
         raise UserError(
-            f"--formats={','.join(formats)}: known are {', '.join(FORMATS)}{more if 'onnx' in unknown else ''}"
+            f"--formats={','.join(formats)}: known are {', '.join(FORMATS)}{more if 'onnx' in formats else ''}"
         )
 
 

@@ -1,6 +1,5 @@
 """Reads a file of ResNet weights, whatever wrote it: the kind of file by its content, the network by `nets`."""
 
-import io
 import json
 import zipfile
 from pathlib import Path
@@ -8,9 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.models.resnet import PADDINGS
+from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.weights import haiku, nets, torch_file
-from cvsa_jax.weights.unpickler import Record, Tensor, _Array, array
+from cvsa_jax.weights.tensors import Tensor, array
+from cvsa_jax.weights.unpickler import Record, _Array
 
 ABOUT = "cvsa_jax.json"  # name of the array in an npz of ours that says what the others are
 
@@ -18,13 +19,14 @@ ABOUT = "cvsa_jax.json"  # name of the array in an npz of ours that says what th
 class Weights(NamedTuple):
     """A backbone: tensors under torchvision's names; in words, which network of the file it is and what was left out;
     and, or None where nothing says it, how its network pads, `symmetric` or `same`, and at which `size` and `resize`,
-    in px, it is evaluated."""
+    in px, it is evaluated; and `metadata`, what a file of ours says of itself."""
 
     tensors: dict[str, np.ndarray]
     about: str
     padding: str | None
     size: int | None
     resize: int | None
+    metadata: dict[str, str]
 
 
 def read(path: Path, wanted: str = "") -> Weights:
@@ -44,13 +46,17 @@ def read(path: Path, wanted: str = "") -> Weights:
         metadata = _metadata(path)
         nets.refuse_other_functions(net, metadata)
         tensors = {name: np.asarray(tensor.read()) for name, tensor in net.tensors.items()}
+        if wrong := [name for name, tensor in tensors.items() if not np.isfinite(tensor.astype(np.float32)).all()]:
+            raise UserError(f"its network {net.label} has NaN or Inf in {some(wrong, 3)}")
+        if (padding := metadata.get("padding", net.padding)) not in (None, *PADDINGS):
+            raise UserError(f"it names a padding {padding!r} that is not known here: {', '.join(PADDINGS)}")
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # a broken file raises whatever its reader stumbles over
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"cannot read the weights in {path}: {reason}") from None
     sizes = (int(metadata[key]) if metadata.get(key, "").isdecimal() else None for key in ("size", "resize"))
-    return Weights(tensors, _about(net, same), metadata.get("padding", net.padding), *sizes)
+    return Weights(tensors, _about(net, same), padding, *sizes, metadata)
 
 
 def _about(net: nets.Net, same: list[nets.Net]) -> str:
@@ -108,19 +114,21 @@ def _npz(path: Path) -> dict[str, Tensor]:
         for name in archive.namelist():
             if name == f"{ABOUT}.npy":
                 continue
-            with archive.open(name) as file:
-                version = np.lib.format.read_magic(file)
-                reader = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                shape, _, dtype = reader(file)
+            shape, dtype = _npz_header(archive, name)
             tensors[name.removesuffix(".npy")] = Tensor(shape, dtype, lambda name=name: _npy(path, name))
     return tensors
 
 
+def _npz_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    with archive.open(name) as file:
+        major, _ = np.lib.format.read_magic(file)
+        shape, _, dtype = getattr(np.lib.format, f"read_array_header_{min(major, 2)}_0")(file)
+    return shape, dtype
+
+
 def _npy(path: Path, name: str) -> np.ndarray:
-    with zipfile.ZipFile(path) as archive:
-        return np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+    with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)  # no more than its header says
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -154,6 +162,6 @@ def _metadata(path: Path) -> dict[str, str]:
             return file.metadata() or {}
     if head.startswith(b"PK"):
         with zipfile.ZipFile(path) as archive:
-            if f"{ABOUT}.npy" in archive.namelist():
+            if f"{ABOUT}.npy" in archive.namelist() and _npz_header(archive, f"{ABOUT}.npy")[1].itemsize < 2**20:
                 return {key: str(value) for key, value in json.loads(str(_npy(path, f"{ABOUT}.npy"))).items()}
     return {}

@@ -46,6 +46,11 @@ class Frozen(NamedTuple):
         return settings.evaluation(self.config.eval if evaluation is None else evaluation, self.config)
 
     @property
+    def pretrained_here(self) -> bool:
+        """Whether it is a pre-training run, and neither what others trained nor fine-tuned."""
+        return "mode" in self.config and self.config.mode == "pretrain"
+
+    @property
     def heads(self) -> bool:
         """Whether it has the conv heads that the attention is read from."""
         return isinstance(self.model, Siamese)
@@ -80,6 +85,10 @@ def _of_file(origin: str, mesh: Mesh) -> Frozen:
 def _finetuned(origin: str, config: ConfigDict, mesh: Mesh) -> Frozen:
     """Of several fractions of the labels the network that saw the most."""
     folder = as_path(origin)
+    if missing := [name for name in ("data.json", "report/results.json") if not (folder / name).is_file()]:
+        raise UserError(
+            f"{origin} is no finished fine-tuning: there is no {missing[0]}; the command of the run goes on"
+        )
     data, results = (read_json(folder / name) for name in ("data.json", "report/results.json"))
     fraction = settings.label_fractions(config)[-1]
     rate = results[f"learning_rate{fraction_suffix(fraction)}"]

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from cvsa_jax.weights.nets import Net
-from cvsa_jax.weights.unpickler import Record, Tensor, array
+from cvsa_jax.weights.tensors import Tensor
+from cvsa_jax.weights.unpickler import Record
 
 _PLACE = re.compile(r"(?:block_group_(\d)/~/block_(\d+)/~/)?(\w+?)(?:/~/(mean|var)_ema)?")
 _PARTS = {"initial_conv": "conv1", "initial_batchnorm": "bn1"}
@@ -46,11 +47,14 @@ def net_of(tree: Any) -> Net | None:
 
 def _theirs(leaf: str, value: Tensor) -> Tensor:
     """Kernels are (h, w, in, out) there, (out, in, h, w) in torchvision."""
-    return array(value.read().transpose(3, 2, 0, 1)) if leaf == "w" else _flat(value)
+    if leaf != "w":
+        return _flat(value)
+    h, w, inputs, out = value.shape
+    return Tensor((out, inputs, h, w), value.dtype, lambda: value.read().transpose(3, 2, 0, 1))
 
 
 def _flat(value: Tensor) -> Tensor:
-    return array(np.ravel(value.read()))
+    return Tensor((int(np.prod(value.shape, dtype=object)),), value.dtype, lambda: np.ravel(value.read()))
 
 
 def _dicts(tree: Any) -> Iterator[dict]:

@@ -13,22 +13,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cvsa_jax.runtime.errors import UserError, some
-from cvsa_jax.weights.unpickler import Record, Tensor
+from cvsa_jax.weights.tensors import Tensor
+from cvsa_jax.weights.unpickler import Record
 
 MAX_BYTES = 2**32  # of the tensors of one backbone: a ResNet-50 four times as wide has 1.5 GB
-_MAX_LEVELS = 100_000
+_MAX_LEVELS, _MAX_DEPTH = 100_000, 32
 
 # Words in the name of a network that follows another one; what was trained is the other.
 _FOLLOWERS = {"k", "key", "momentum", "target", "teacher", "ema", "slow", "follower"}
+_LEAF = re.compile(
+    r".*(conv\d|downsample\.0)\.weight|.*(bn\d|downsample\.1)\.(weight|bias|running_\w+|num_batches_tracked)"
+)
 _PART = re.compile(r"(?:layer\d+\.\d+\.)?(?:conv\d|bn\d|downsample\.[01])\.\w+")
 
 
 class Naming(NamedTuple):
     """`first`: what the name of the first block's first kernel ends with; `translate`: name in the network ->
-    torchvision's, or None where it is no part of the backbone."""
+    torchvision's, or None where it is no part of the backbone; `inside`: what the names of its blocks begin with."""
 
     first: str
     translate: Callable[[str], str | None]
+    inside: str
 
 
 def _plain(name: str) -> str | None:
@@ -57,22 +62,24 @@ def _transformers(name: str) -> str | None:
 
 
 NAMINGS = (
-    Naming("layer1.0.conv1.weight", _plain),
-    Naming("4.0.conv1.weight", _numbered),
-    Naming("encoder.stages.0.layers.0.layer.0.convolution.weight", _transformers),
+    Naming("layer1.0.conv1.weight", _plain, r"layer\d"),
+    Naming("4.0.conv1.weight", _numbered, r"[4-7]\.\d"),
+    Naming("encoder.stages.0.layers.0.layer.0.convolution.weight", _transformers, r"encoder\.stages"),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Net:
     """A network in a file: the keys of the dictionaries around it, what its tensors' names begin with, its tensors
-    under torchvision's names, how many of each other part lie beside it, and how it pads, where that is known."""
+    under torchvision's names, how many of each other part lie beside it, how it pads, where that is known, and
+    what is in its blocks that a ResNet has not."""
 
     wrapper: tuple[str, ...]
     prefix: str
     tensors: dict[str, Tensor]
     left_out: dict[str, int]
     padding: str | None = None
+    odd: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -89,7 +96,7 @@ def levels(tree: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
     waiting, seen = collections.deque([((), tree)]), set()
     while waiting and len(seen) < _MAX_LEVELS:
         path, node = waiting.popleft()
-        if id(node) in seen:
+        if id(node) in seen or len(path) > _MAX_DEPTH:
             continue
         seen.add(id(node))
         if isinstance(node, dict):
@@ -117,15 +124,18 @@ def nets_of(tree: Any) -> list[Net]:
 
 
 def _net(wrapper: tuple[str, ...], prefix: str, tensors: dict[str, Tensor], naming: Naming) -> Net:
-    parts, others = {}, collections.Counter()
+    parts, others, odd = {}, collections.Counter(), []
     for name, tensor in tensors.items():
-        part = naming.translate(name.removeprefix(prefix)) if name.startswith(prefix) else None
-        if part is not None:
+        rest = name.removeprefix(prefix)
+        part = naming.translate(rest) if name.startswith(prefix) else None
+        if part is not None and _LEAF.fullmatch(part):
             parts[part] = tensor
+        elif part is not None or (name.startswith(prefix) and re.match(naming.inside, rest)):
+            odd.append(name)
         else:
             depth = prefix.count(".") + 1 if name.startswith(prefix) else 2
             others[".".join(name.split(".")[:depth])] += 1
-    return Net(wrapper, prefix, parts, dict(others))
+    return Net(wrapper, prefix, parts, dict(others), odd=tuple(odd))
 
 
 def chosen(nets: list[Net], tree: Any, wanted: str) -> tuple[Net, list[Net]]:
@@ -145,6 +155,8 @@ def chosen(nets: list[Net], tree: Any, wanted: str) -> tuple[Net, list[Net]]:
     if not nets:
         raise UserError(_no_net(tree))
     leading = _leading(nets, tree)
+    for net in leading:
+        _check_size(net)
     same = [net for net in leading[1:] if _equal(net, leading[0])]
     if len(same) + 1 < len(leading):
         raise UserError(
@@ -159,7 +171,7 @@ def _leading(nets: list[Net], tree: Any) -> list[Net]:
     authors evaluate the teacher. Of a wrapper of moving averages and one without, the averages, as timm takes them."""
     followers, words = set(_FOLLOWERS), set().union(*(net.words for net in nets))
     plain = [net for net in nets if not net.words & {*followers, "student"}]
-    if "student" in words and (plain or ("teacher" in words and _is_dino(nets, tree))):
+    if "student" in words and (plain or ("teacher" in words and _is_dino(tree))):
         followers = followers - {"teacher"} | {"student"} if not plain else followers | {"student"}
     averages = [net for net in nets if "ema" in re.findall("[a-z]+", " ".join(net.wrapper))]
     behind = [net for net in nets if not net.words & (followers - ({"ema"} if net in averages else set()))]
@@ -167,8 +179,10 @@ def _leading(nets: list[Net], tree: Any) -> list[Net]:
     return [net for net in leading if net in averages] or leading
 
 
-def _is_dino(nets: list[Net], tree: Any) -> bool:
-    return "dino_loss" in tree or any("last_layer" in part for net in nets for part in net.left_out)
+def _is_dino(tree: Any) -> bool:
+    if isinstance(tree, dict) and "dino_loss" in tree:
+        return True
+    return any("last_layer" in name for _, tensors in levels(tree) for name in tensors)
 
 
 def _equal(a: Net, b: Net) -> bool:
@@ -191,11 +205,23 @@ def refuse_other_functions(net: Net, metadata: dict[str, str]) -> None:
     if any({"conv16", "bn16"} & set(part.split(".")) for part in net.left_out):
         raise UserError("it is LCR's, whose ResNet has no max-pool: config.model.stem does not know it")
     small_stem = net.tensors["conv1.weight"].shape[2:] == (3, 3) and metadata.get("stem") != "small"
-    if small_stem and "layer4.0.conv1.weight" in net.tensors:
+    if small_stem:
         raise UserError(
             f"its network {net.label} has a 3x3 stem, as networks for CIFAR's 32 px have (stride 1, no max-pool): "
             "config.model.stem does not know it"
         )
+    if net.odd:
+        raise UserError(
+            f"its network {net.label} is no plain ResNet: it also has {some(list(net.odd), 3)}, and would compute "
+            "something else without"
+        )
+    whole = [name for name, tensor in net.tensors.items() if "num_batches" not in name and tensor.dtype.kind in "iub"]
+    if whole:
+        raise UserError(f"its network {net.label} has weights that are whole numbers ({some(whole, 2)}): quantised?")
+    _check_size(net)
+
+
+def _check_size(net: Net) -> None:
     if sum(tensor.nbytes for tensor in net.tensors.values()) > MAX_BYTES:
         raise UserError(f"its network {net.label} is said to be larger than {MAX_BYTES / 2**30:.0f} GiB")
 

@@ -11,7 +11,8 @@ import ml_dtypes
 import numpy as np
 
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.weights.unpickler import STORAGES, Global, Storage, Unpickler
+from cvsa_jax.weights.tensors import STORAGES, Storage
+from cvsa_jax.weights.unpickler import Global, Unpickler
 
 # Of the format before 2020 (torch/serialization.py of pytorch/pytorch): what its file begins with, one pickle each.
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001

@@ -10,23 +10,10 @@ import pickle
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import ml_dtypes
 import numpy as np
 
 from cvsa_jax.runtime.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """An array that is read when it is asked for, so that a file costs no more memory than what is taken of it."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[], np.ndarray]
-
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+from cvsa_jax.weights.tensors import Storage, tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,35 +60,13 @@ class _Array:
     array: np.ndarray | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Storage:
-    """What tensors lie in: `numel` elements as the pickle says; `read` gives the bytes that are there."""
-
-    dtype: np.dtype | None  # None: of a kind that is not read
-    numel: int
-    read: Callable[[], bytes]
-
-
-STORAGES = {
-    "FloatStorage": "<f4",
-    "DoubleStorage": "<f8",
-    "HalfStorage": "<f2",
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "ShortStorage": "<i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-    "BoolStorage": "?",
-    "UntypedStorage": "u1",
-}
 # Modules of which a file of weights names nothing, and functions of others that run or fetch what they are given.
 _DENIED_MODULES = {
     *("os", "posix", "nt", "posixpath", "ntpath", "sys", "subprocess", "shutil", "socket", "importlib", "runpy", "pty"),
-    *("code", "codeop", "ctypes", "cffi", "operator", "_operator", "webbrowser", "pickle", "_pickle", "cloudpickle"),
+    *("ctypes", "cffi", "operator", "_operator", "webbrowser", "pickle", "_pickle", "cloudpickle"),
     *("marshal", "types", "inspect", "io", "_io", "tempfile", "threading", "multiprocessing", "asyncio", "signal"),
     *("urllib", "http", "requests", "ftplib", "smtplib", "telnetlib", "pip", "setuptools", "timeit", "pdb", "bdb"),
-    *("commands", "popen2", "platform", "glob", "fileinput", "zipfile", "tarfile", "site", "builtins", "__builtin__"),
+    *("commands", "popen2", "fileinput", "zipfile", "tarfile", "builtins", "__builtin__"),
     *("__builtins__", "numpy.testing", "torch.hub", "torch.utils.cpp_extension", "functools", "atexit"),
 }
 _DENIED = {
@@ -109,7 +74,9 @@ _DENIED = {
     *("dill._dill._getattribute", "dill._dill._get_attr", "torch.load", "torch.save", "torch.jit.load", "joblib.load"),
     *("torch.storage._load_from_bytes", "numpy.load", "numpy.save", "numpy.fromfile", "numpy.memmap"),
 }
-_DENIED_PARTS = {"os", "sys", "subprocess", "builtins", "__builtin__", "__import__", "eval", "exec", "system", "popen"}
+_DENIED_PARTS = {"os", "sys", "subprocess", "builtins", "__builtin__", "__import__", "eval", "exec"}
+_GETATTR = {"builtins.getattr", "__builtin__.getattr"}  # how Python pickles what is in an enumeration
+_SPARE = 2**26  # bytes that may be made of a pickle of any size
 _HARMLESS = {
     f"{module}.{name}"
     for module in ("builtins", "__builtin__")
@@ -134,13 +101,14 @@ class Unpickler(pickle._Unpickler):  # the one in Python: its every step can be 
     def __init__(self, file: Any, storage: Callable[[Any], Storage] | None = None):
         super().__init__(file, encoding="latin1")
         self._storage_of = storage
+        self._left = _SPARE  # what calls may still make, in bytes or entries
 
     def find_class(self, module: str, name: str) -> Global:
         full = f"{module}.{name}"
         parents = {".".join(module.split(".")[: k + 1]) for k in range(module.count(".") + 1)}
         denied = parents & _DENIED_MODULES or full in _DENIED or _DENIED_PARTS & set(full.split("."))
-        if denied and full not in _HARMLESS:
-            raise UserError(f"it names {full}, which no file of weights needs, and may be an attack: nothing was run")
+        if denied and full not in _HARMLESS | _GETATTR:
+            raise _attack(full)
         return Global(full)
 
     def persistent_load(self, pid: Any) -> Storage:
@@ -149,15 +117,15 @@ class Unpickler(pickle._Unpickler):  # the one in Python: its every step can be 
         return self._storage_of(pid)
 
     def _instantiate(self, klass, args) -> None:
-        self.append(_made(klass, tuple(args)))
+        self.append(self._made(klass, tuple(args)))
 
     def load_reduce(self) -> None:
         args = self.stack.pop()
-        self.stack[-1] = _made(self.stack[-1], tuple(args))
+        self.stack[-1] = self._made(self.stack[-1], tuple(args))
 
     def load_newobj(self) -> None:
         args, cls = self.stack.pop(), self.stack.pop()
-        self.append(_made(cls, tuple(args)))
+        self.append(self._made(cls, tuple(args)))
 
     def load_newobj_ex(self) -> None:
         self.stack.pop()  # arguments by name
@@ -175,40 +143,61 @@ class Unpickler(pickle._Unpickler):  # the one in Python: its every step can be 
             _, shape, dtype, fortran, data = state
             made.array = _from_bytes(data, dtype, shape, "F" if fortran else "C")
 
+    def load_bytearray8(self) -> None:
+        size = int.from_bytes(self.read(8), "little")
+        self.append(bytearray(self.read(size)))  # as much as there is
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.stack[-1][_key(key)] = value
+
+    def load_setitems(self) -> None:
+        items, into = self.pop_mark(), self.stack[-1]
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            into[_key(key)] = value
+
+    def load_list_of_mark(self) -> None:
+        self.append(self.pop_mark())
+
+    def load_additems(self) -> None:
+        items = self.pop_mark()
+        self.stack[-1].extend(items)
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)})
+
+    def _made(self, function: Any, args: tuple) -> Any:
+        """What a call in a pickle stands for."""
+        if not isinstance(function, Global):
+            return Record(function.name if isinstance(function, Record) else type(function).__name__, args)
+        if function.name in _GETATTR and not (len(args) == 2 and isinstance(args[0], Global)):
+            raise _attack(function.name)
+        if function.name == "torch._tensor._rebuild_from_type_v2":
+            return self._made(args[0], tuple(args[2]))
+        self._left -= sum(len(part) for part in args if isinstance(part, str | bytes | bytearray | list | dict))
+        if self._left < 0:
+            raise UserError("it makes more of itself than a file of weights does")
+        maker = _MAKERS.get(function.name)
+        return Record(function.name, args) if maker is None else maker(*args)
+
     for opcode, method in (("REDUCE", load_reduce), ("NEWOBJ", load_newobj), ("BUILD", load_build)):
         dispatch[getattr(pickle, opcode)[0]] = method
     dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
+    dispatch |= {pickle.BYTEARRAY8[0]: load_bytearray8, pickle.SETITEM[0]: load_setitem}
+    dispatch |= {pickle.SETITEMS[0]: load_setitems, pickle.DICT[0]: load_dict}
+    # Sets are lists: what lies in them would be hashed, which takes for ever where it is nested in itself.
+    dispatch |= {pickle.EMPTY_SET[0]: pickle._Unpickler.load_empty_list, pickle.ADDITEMS[0]: load_additems}
+    dispatch[pickle.FROZENSET[0]] = load_list_of_mark
 
 
-def _made(function: Any, args: tuple) -> Any:
-    """What a call in a pickle stands for."""
-    if not isinstance(function, Global):
-        return Record(function.name if isinstance(function, Record) else type(function).__name__, args)
-    maker = _MAKERS.get(function.name)
-    return Record(function.name, args) if maker is None else maker(*args)
+def _attack(name: str) -> UserError:
+    return UserError(f"it names {name}, which no file of weights needs, and may be an attack: nothing was run")
 
 
-def tensor(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_unused) -> Tensor:
-    """A view of a storage, as PyTorch describes it; that it lies inside is checked when it is read."""
-    size, stride = tuple(map(int, size)), tuple(map(int, stride))
-
-    def read() -> np.ndarray:
-        if storage.dtype is None:
-            raise UserError("a tensor of a kind that is not read (quantised, complex or sparse)")
-        there = np.frombuffer(storage.read(), storage.dtype)
-        count = int(np.prod(size, dtype=object))
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if count else offset
-        if min((offset, *size, *stride)) < 0 or last >= max(len(there), 1) or not 0 <= count <= len(there):
-            raise UserError("a tensor lies outside of what the file holds")
-        steps = [step * there.itemsize for step in stride]
-        return np.lib.stride_tricks.as_strided(there[offset:], size, steps).copy()
-
-    return Tensor(size, storage.dtype or np.dtype("V1"), read)
-
-
-def array(value: np.ndarray) -> Tensor:
-    """A tensor that is there already."""
-    return Tensor(value.shape, value.dtype, lambda: value)
+def _key(key: Any) -> Any:
+    """A key of a dictionary. What holds others is not hashed, which takes for ever where it is nested in itself."""
+    return key if isinstance(key, str | bytes | int | float | None) else f"<{type(key).__name__}>"
 
 
 def _from_bytes(data, dtype: _DType, shape: tuple, order: str) -> np.ndarray:
@@ -216,7 +205,9 @@ def _from_bytes(data, dtype: _DType, shape: tuple, order: str) -> np.ndarray:
     if kind.hasobject:
         raise UserError("it holds an array of objects, which are not read")
     kind = kind.newbyteorder({"<": "<", ">": ">"}.get(dtype.order, "="))
-    data = data.encode("latin1") if isinstance(data, str) else bytes(data)
+    if not isinstance(data, str | bytes | bytearray):
+        raise pickle.UnpicklingError("an array without its bytes")
+    data = data.encode("latin1") if isinstance(data, str) else data
     return np.frombuffer(data, kind).reshape(shape, order=order)
 
 
@@ -232,7 +223,7 @@ def _filled(made: _Array, data, dtype, shape, order="C") -> _Array:
 
 
 _MAKERS: dict[str, Callable] = {
-    "collections.OrderedDict": lambda items=(): dict(items),
+    "collections.OrderedDict": lambda items=(): {_key(key): value for key, value in items},
     "collections.defaultdict": lambda *_: {},
     "argparse.Namespace": lambda *_: Namespace(),
     "_codecs.encode": _encoded,
@@ -240,7 +231,6 @@ _MAKERS: dict[str, Callable] = {
     "torch._utils._rebuild_tensor_v2": tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-    "torch._tensor._rebuild_from_type_v2": lambda function, _type, args, _state: _made(function, args),
     "torch.Size": lambda sizes=(): tuple(sizes),
     "numpy.dtype": lambda code, *_: _DType(code),
 }
@@ -253,4 +243,4 @@ for _module in ("numpy.core", "numpy._core"):
         ),
     }
 for _name in ("builtins", "__builtin__"):
-    _MAKERS |= {f"{_name}.set": lambda items=(): list(items), f"{_name}.frozenset": lambda items=(): list(items)}
+    _MAKERS |= {f"{_name}.set": lambda items=(): items, f"{_name}.frozenset": lambda items=(): items}

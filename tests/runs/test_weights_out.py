@@ -14,7 +14,7 @@ import pytest
 from helpers import few_devices
 from jax import export as jax_export
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tiny_runs import tiny, tiny_probe
 from torch_files import torch_weights, write
 
@@ -80,8 +80,10 @@ def test_what_is_exported_is_imported_bit_by_bit(tmp_path, run):
         assert (network.spec().size, network.spec().resize) == (32, 32)
         theirs = cvsa_jax.load_backbone(str(tmp_path / "out" / name))
         np.testing.assert_array_equal(theirs.features(images), ours.features(images))
-    weights.import_file(str(tmp_path / "out" / "model.npz"), tmp_path / "again.safetensors")
-    first, again = load_file(tmp_path / "out" / "model.safetensors"), load_file(tmp_path / "again.safetensors")
+    weights.import_file(str(tmp_path / "out" / "model.npz"), str(tmp_path / "new" / "again.safetensors"))
+    network = frozen.load(str(tmp_path / "new" / "again.safetensors"), ours.mesh)
+    assert (network.spec().size, network.spec().resize, network.model.stem) == (32, 32, "small")
+    first, again = load_file(tmp_path / "out" / "model.safetensors"), load_file(tmp_path / "new" / "again.safetensors")
     assert first.keys() == again.keys()
     for name, tensor in first.items():
         np.testing.assert_array_equal(tensor, again[name], err_msg=name)
@@ -160,6 +162,7 @@ def test_pytorch_has_the_same_features(tmp_path):
         ("absent", ("npz",), "is not the workdir of a run"),
         (None, ("onnx",), "no converter from JAX to ONNX"),
         (None, ("pth",), "known are safetensors, npz, stablehlo"),
+        (None, (), "known are safetensors, npz, stablehlo"),
     ],
 )
 def test_exports_that_cannot_be(tmp_path, run, run_name, formats, said):
@@ -170,10 +173,14 @@ def test_exports_that_cannot_be(tmp_path, run, run_name, formats, said):
 
 def test_imports_that_cannot_be(tmp_path):
     with pytest.raises(UserError, match="there is no such file"):
-        weights.import_file(str(tmp_path / "absent.pth"), tmp_path / "x.safetensors")
+        weights.import_file(str(tmp_path / "absent.pth"), str(tmp_path / "x.safetensors"))
     file = write(tmp_path / "w.npz", torch_weights(18, 8))
-    with pytest.raises(UserError, match=r"must end with \.safetensors"):
-        weights.import_file(str(file), tmp_path / "x.npz")
+    (tmp_path / "d.safetensors").mkdir()
+    for out in ("x.npz", "d.safetensors", "d.safetensors/", "new.safetensors/"):
+        with pytest.raises(UserError, match=r"must be a file, and end with \.safetensors"):
+            weights.import_file(str(file), f"{tmp_path}/{out}")
+    with pytest.raises(UserError, match=r"--out: the folder .*w\.npz cannot be made"):
+        weights.import_file(str(file), str(file / "x.safetensors"))
 
 
 def test_a_file_of_an_unknown_depth_is_refused(tmp_path):
@@ -241,6 +248,9 @@ def test_processes_share_the_parts(tmp_path, run, folder, monkeypatch, capsys):
     assert "2 of 4 parts are another process's" in capsys.readouterr().out
     assert not (tmp_path / "two.npz").exists()
     embed.embed(str(run), str(folder), str(tmp_path / "two.npz"), embed.Options(shard="0/2"))
+    # One that comes late makes nothing anew.
+    embed.embed(str(run), str(folder), str(tmp_path / "two.npz"), embed.Options(shard="1/2"))
+    assert "is there already" in capsys.readouterr().out and not (tmp_path / "two.npz.parts").exists()
     for name in ("names", "vectors"):
         np.testing.assert_array_equal(npz(tmp_path / "one.npz")[name], npz(tmp_path / "two.npz")[name])
 
@@ -248,7 +258,7 @@ def test_processes_share_the_parts(tmp_path, run, folder, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("out", "options", "said"),
     [
-        ("x.txt", {}, r"must end with one of \.npz, \.csv, \.parquet"),
+        ("x.txt", {}, r"end with \.npz or \.csv or \.parquet"),
         ("x.npz", {"shard": "2/2"}, "give i/n"),
         ("x.npz", {"shard": "a"}, "give i/n"),
         ("x.npz", {"predict": 3}, "has no classifier; give a fine-tuned run"),
@@ -313,7 +323,7 @@ def test_searches_that_cannot_be(tmp_path, index, folder):
     page = str(tmp_path / "page.html")
     with pytest.raises(UserError, match=r"nobody\.jpg is neither a file nor a name in the index"):
         search.neighbors(str(index), ["nobody.jpg"], page, 3)
-    with pytest.raises(UserError, match=r"must end with \.html"):
+    with pytest.raises(UserError, match=r"end with \.html"):
         search.duplicates(str(index), 0.9, str(tmp_path / "page.htm"))
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     with pytest.raises(UserError, match=r"other\.npz is no \.npz of python -m cvsa_jax\.embed"):
@@ -323,6 +333,30 @@ def test_searches_that_cannot_be(tmp_path, index, folder):
     np.savez(tmp_path / "old.npz", **arrays)
     with pytest.raises(UserError, match=r"no longer has 1 images of the index: gull/gone\.png"):
         search.duplicates(str(tmp_path / "old.npz"), 0.9, page)
+
+
+def test_an_index_of_other_images_or_weights_is_outdated(tmp_path, run, folder):
+    weights.export_run(str(run), tmp_path / "out", ("safetensors",), "none")
+    file, birds = tmp_path / "out" / "model.safetensors", tmp_path / "birds"
+    shutil.copytree(folder, birds)
+    (birds / "tern" / "b.png").write_bytes(b"nothing")
+    options = embed.Options(pooling="attention", skip=True)
+    embed.embed(str(file), str(birds), str(tmp_path / "x.npz"), options)
+    picture = tmp_path / "picture.png"
+    shutil.copy(birds / "gull" / "a,05.png", picture)
+
+    def nearest() -> dict:
+        search.neighbors(str(tmp_path / "x.npz"), [str(picture)], str(tmp_path / "page.html"), 1)
+        return json.loads((tmp_path / "page.json").read_text())["queries"][0]["neighbors"][0]
+
+    assert nearest() == {"name": "gull/a,05.png", "cosine": pytest.approx(1, abs=1e-5)}
+    other = {name: tensor + 0.1 for name, tensor in load_file(file).items()}
+    save_file(other, file, {"stem": "small", "size": "32", "resize": "32"})
+    with pytest.raises(UserError, match=r"model\.safetensors has changed since the index was made"):
+        nearest()
+    shutil.copy(birds / "gull" / "a,07.png", birds / "gull" / "a,09.png")
+    with pytest.raises(UserError, match=r"the images in .* have changed since the index was made"):
+        nearest()
 
 
 # Side by side.

@@ -228,7 +228,7 @@ def test_file_of_another_width_or_stem_says_which_keys_to_set(tmp_path, mesh_of,
 @pytest.mark.parametrize(("file", "model"), [("same", "symmetric"), ("symmetric", "same")])
 def test_the_padding_of_a_file_is_that_of_the_model(tmp_path, mesh_of, file, model):
     path, config = tmp_path / "w.safetensors", tiny().model
-    save_file(torch_weights(8, 4, stem=3), path, {"padding": file})
+    save_file(torch_weights(8, 4, stem=3), path, {"padding": file, "stem": "small"})
     config.padding = model
     with pytest.raises(UserError, match=rf"whose padding is '{file}': set config\.model\.padding to it"):
         backbones.load_file(path, settings.model(config), mesh_of(1))

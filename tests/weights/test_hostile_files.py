@@ -6,6 +6,7 @@ import os
 import pickle
 import resource
 import subprocess
+import time
 import zipfile
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def attacks(target: Path) -> dict[str, object]:
         "builtins.eval": Call(eval, code),
         "builtins.exec": Call(exec, code),
         "io.open": Call(open, str(target), "w"),
-        "builtins.getattr": Call(getattr, Call(builtins.__import__, "os"), "system"),
+        "builtins.getattr": Call(getattr, "text", "format"),
         "builtins.__import__": Call(builtins.__import__, "os"),
         "pickle.loads": Call(pickle.loads, pickle.dumps(Call(os.system, command))),
         "nested": [{"a": ({"b": Call(os.system, command)},)}],
@@ -159,6 +160,58 @@ def test_bombs_are_not_blown_up(tmp_path, kind):
     said = "compressed, which torch.save never does" if kind == "pth" else "said to be larger than 4 GiB"
     with pytest.raises(UserError, match=said):
         files.read(path)
+
+
+def test_an_npz_is_read_as_far_as_its_header_says(tmp_path):
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in WEIGHTS.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, array)
+                file.write(bytes(30_000_000 if name == "bn1.bias" else 0))
+        with archive.open("cvsa_jax.json.npy", "w") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<U90000000", "fortran_order": False, "shape": ()})
+            file.write(bytes(30_000_000))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    np.testing.assert_array_equal(files.read(path).tensors["bn1.bias"], WEIGHTS["bn1.bias"])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 20_000
+
+
+def test_what_only_looks_like_an_attack_is_read(tmp_path):
+    member = Instance(Named("builtins", "getattr"), None, (Named("project.system", "Kind"), "FIRST"))
+    tree = WEIGHTS | {"config": Instance(Named("code.config", "Args"), {"a": 1}), "kind": member}
+    np.testing.assert_array_equal(
+        files.read(torch_save(tmp_path / "w.pth", tree)).tensors["bn1.bias"], WEIGHTS["bn1.bias"]
+    )
+
+
+def nested(start: bytes, depth: int) -> bytes:
+    """A tuple of a tuple twice, and so on, as a key."""
+    return start + b"".join(b"q" + bytes([k]) + b"h" + bytes([k]) + b"\x86" for k in range(depth))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x05\x96" + (3 * 2**30).to_bytes(8, "little") + b".",  # a bytearray that is not there
+        b"\x80\x02}" + nested(b")", 60) + b"K\x01s.",  # 2⁶⁰ hashes
+        b"\x80\x04\x8f(" + nested(b")", 60) + b"\x90.",  # the same in a set
+        b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
+        _pickled([Instance(Named("_codecs", "encode"), None, ("x" * 10**6, "latin1"))] * 300),
+        _pickled(
+            Instance(Named("numpy.core.numeric", "_frombuffer"), None, (2**32, Named("numpy", "dtype"), (1,), "C"))
+        ),
+    ],
+    ids=["bytearray", "keys", "set", "lists", "encode", "integer"],
+)
+def test_small_files_cost_little(tmp_path, content):
+    path, began = tmp_path / "w.pkl", time.monotonic()
+    path.write_bytes(content)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"w\.pkl"):
+        files.read(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 300_000
+    assert time.monotonic() - began < 20  # hours, where it went wrong
 
 
 def test_opcodes_that_ask_for_much_memory_get_none(tmp_path):

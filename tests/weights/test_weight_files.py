@@ -94,6 +94,12 @@ FAMILIES = {
          "dino_loss": {"center": LITTLE}} | OPTIMIZER,
         "teacher/backbone.",
     ),
+    "DINO, within one dictionary": (
+        "checkpoint.pth",
+        {"model": below("module.student_backbone.", WRONG) | below("module.teacher_backbone.")
+         | {"module.student_head.last_layer.weight": LITTLE}},
+        "model/module.teacher_backbone.",
+    ),
     "solo-learn": (
         "byol-cifar-ep=99.ckpt",
         {"state_dict": below("momentum_backbone.", WRONG) | below("backbone.") | {"classifier.weight": LITTLE},
@@ -219,6 +225,11 @@ def test_equal_but_for_one_number_is_not_equal(tmp_path):
             r"object \(torchvision\.models.*ResNet\)",
         ),
         ({"model": Instance(Named("my", "Net"), {})}, r"pickled objects \(my\.Net\) and no tensors"),
+        (RIGHT | {"layer1.0.se.fc1.weight": LITTLE}, r"no plain ResNet: it also has layer1\.0\.se\.fc1\.weight"),
+        (RIGHT | {"layer1.0.conv1.bias": LITTLE}, r"no plain ResNet: it also has layer1\.0\.conv1\.bias"),
+        (RIGHT | {"conv1.weight": np.zeros((8, 3, 7, 7), np.int64)}, r"whole numbers \(conv1\.weight\)"),
+        (RIGHT | {"bn1.bias": np.full(8, np.nan, np.float32)}, r"NaN or Inf in bn1\.bias"),
+        (torch_weights(8, 4, stem=3), "a 3x3 stem, as networks for CIFAR"),
         ([1, 2], "no tensors by name"),
         ({}, "no tensors by name"),
     ],
