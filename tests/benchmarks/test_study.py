@@ -99,6 +99,8 @@ def test_a_row_changes_only_what_it_names():
     assert config(study_rows.CVSA, "telling").data.procedural.background == "telling"
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
 def test_a_loop_teaches_each_round_with_the_attention_of_the_one_before(tmp_path, monkeypatch):
     monkeypatch.setitem(study_rows.SUITES["loop"], "loop_1", study_rows.Row({"optim.warmup_steps": 1}, maps="encoder"))
     for row in ("byol", "loop_2"):
