@@ -41,18 +41,19 @@ def load_zip(path: Path) -> Any:
 
         return Storage(_dtype(kind, order == b"big"), int(numel), read)
 
-    return Unpickler(io.BytesIO(content), storage).load()
+    return Unpickler(io.BytesIO(content), len(content), storage).load()
 
 
 def load_pickle(path: Path) -> Any:
     """The object in a file that begins with a pickle: of `torch.save` before 2020, or a plain one."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        first = Unpickler(content).load()
+        size = content.size()
+        first = Unpickler(content, size).load()
         if first != _LEGACY_MAGIC:
             return first
-        if (version := Unpickler(content).load()) != _LEGACY_VERSION:
+        if (version := Unpickler(content, size).load()) != _LEGACY_VERSION:
             raise UserError(f"it is a file of torch.save of a version {version!r} that is not known")
-        Unpickler(content).load()  # of the machine that wrote it
+        Unpickler(content, size).load()  # of the machine that wrote it
         places: dict[str, tuple[int, int]] = {}
         kinds: dict[str, np.dtype | None] = {}
 
@@ -70,8 +71,8 @@ def load_pickle(path: Path) -> Any:
 
             return Storage(dtype, count, read)
 
-        tree = Unpickler(content, storage).load()
-        for key in Unpickler(content).load():
+        tree = Unpickler(content, size, storage).load()
+        for key in Unpickler(content, size).load():
             numel = int.from_bytes(content.read(8), "little", signed=True)
             width = 1 if kinds.get(str(key)) is None else kinds[str(key)].itemsize
             left = content.size() - content.tell()

@@ -76,7 +76,7 @@ _DENIED = {
 }
 _DENIED_PARTS = {"os", "sys", "subprocess", "builtins", "__builtin__", "__import__", "eval", "exec"}
 _GETATTR = {"builtins.getattr", "__builtin__.getattr"}  # how Python pickles what is in an enumeration
-_SPARE = 2**26  # bytes that may be made of a pickle of any size
+_SPARE = 2**26  # bytes that may be made of a pickle of any size, beside a few times its own
 _HARMLESS = {
     f"{module}.{name}"
     for module in ("builtins", "__builtin__")
@@ -89,6 +89,7 @@ class Unpickler(pickle._Unpickler):  # the one in Python: its every step can be 
     """Reads one pickle from `file`, which has `read` and `readline`.
 
     Args:
+        size: bytes of the file, of which a few times as many may be made.
         storage: persistent id -> `Storage`, of what PyTorch keeps outside of the pickle.
 
     Raises:
@@ -98,10 +99,10 @@ class Unpickler(pickle._Unpickler):  # the one in Python: its every step can be 
 
     dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)
 
-    def __init__(self, file: Any, storage: Callable[[Any], Storage] | None = None):
+    def __init__(self, file: Any, size: int, storage: Callable[[Any], Storage] | None = None):
         super().__init__(file, encoding="latin1")
         self._storage_of = storage
-        self._left = _SPARE  # what calls may still make, in bytes or entries
+        self._left = _SPARE + 4 * size  # what calls may still make, in bytes or entries
 
     def find_class(self, module: str, name: str) -> Global:
         full = f"{module}.{name}"

@@ -269,13 +269,13 @@ def never_a_traceback(path: Path) -> None:
         assert "conv1.weight" in read.tensors
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(tree=TREES, legacy=st.booleans())
 def test_any_tree_is_read_or_refused(tmp_path, tree, legacy):
     never_a_traceback(torch_save(tmp_path / "w.pth", tree, legacy))
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     start=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x08" + bytes(7) + b"{"]),
     rest=st.binary(max_size=200),
@@ -293,7 +293,7 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
     return {name: torch_save(folder / name, small, legacy).read_bytes() for name, legacy in kinds.items()}
 
 
-@settings(max_examples=1200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(kind=st.sampled_from(["zip", "legacy"]), data=st.data())
 def test_files_with_wrong_bytes_are_read_or_refused(tmp_path, whole, kind, data):
     content = bytearray(whole[kind])
