@@ -3,12 +3,15 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from torch_files import torch_save, torch_weights
 
 from cvsa_jax.data import sources
 from cvsa_jax.data.sources import procedural
@@ -93,6 +96,15 @@ def folder(tmp_path_factory) -> Path:
             Image.fromarray(source.mask(i)).save(mask)
             rows.append(f"{label}/{file},{name.split('/')[0]},{label}")
         (folder / root / "splits.csv").write_text("\n".join(rows) + "\n")
+    # What others made: weights, features, images.
+    torch_save(folder / "resnet50.pth", torch_weights(18, 4))
+    sides = {"left": 0, "right": 1}
+    nets = {f"module.{side}.{n}": a for side, seed in sides.items() for n, a in torch_weights(18, 4, seed=seed).items()}
+    torch_save(folder / "FILE", {"state_dict": nets})
+    names = [row.split(",")[0] for row in rows[1:]]
+    np.savez(folder / "dinov2.npz", names=names, vectors=np.random.default_rng(0).normal(size=(len(names), 5)))
+    shutil.copytree(folder / "my_images" / "images", folder / "new")
+    Image.open(folder / "my_images" / "images" / names[0]).save(folder / "photo.jpg")
     return folder
 
 
