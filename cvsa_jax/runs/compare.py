@@ -63,7 +63,7 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
             folder / f"curves_{name}.png", read_metrics(as_path(origin)), PANELS, f"Curves of {name}."
         )
         for name, origin in named.items()
-        if candidates[name].network is not None and not as_path(origin).is_file()
+        if candidates[name].pretrained_here
     ]
     sentences, measured = findings(comparison), tables(comparison, probe.amounts)
     notes = _protocol(source, train, test, probe)

@@ -11,7 +11,7 @@ from cvsa_jax.models.resnet import PADDINGS
 from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.weights import haiku, nets, torch_file
 from cvsa_jax.weights.tensors import Tensor, array
-from cvsa_jax.weights.unpickler import Record, _Array
+from cvsa_jax.weights.unpickler import _Array, nodes
 
 ABOUT = "cvsa_jax.json"  # name of the array in an npz of ours that says what the others are
 
@@ -89,21 +89,11 @@ def _tree(path: Path) -> Any:
 
 def _arrays(tree: Any) -> Any:
     """The tree with arrays of NumPy as tensors, in place."""
-    waiting, seen = [tree], set()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
+    for node in nodes(tree):
         if isinstance(node, dict):
             for key, value in node.items():
                 if isinstance(value, _Array) and value.array is not None:
                     node[key] = array(value.array)
-            waiting += node.values()
-        elif isinstance(node, list | tuple):
-            waiting += node
-        elif isinstance(node, Record):
-            waiting += [*node.args, node.state, *node.items]
     return tree
 
 

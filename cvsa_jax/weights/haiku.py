@@ -4,14 +4,13 @@ Its networks pad as TensorFlow's SAME does, asymmetrically where the stride is 2
 """
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from cvsa_jax.weights.nets import Net
 from cvsa_jax.weights.tensors import Tensor
-from cvsa_jax.weights.unpickler import Record
+from cvsa_jax.weights.unpickler import nodes
 
 _PLACE = re.compile(r"(?:block_group_(\d)/~/block_(\d+)/~/)?(\w+?)(?:/~/(mean|var)_ema)?")
 _PARTS = {"initial_conv": "conv1", "initial_batchnorm": "bn1"}
@@ -24,7 +23,11 @@ _LEAVES = {"w": "weight", "scale": "weight", "offset": "bias"}
 
 def net_of(tree: Any) -> Net | None:
     """The online network of a checkpoint of DeepMind's, or None where it is none."""
-    groups = [group for group in _dicts(tree) if any(re.search(r"res_net\d+.*initial_", str(key)) for key in group)]
+    groups = [
+        group
+        for group in nodes(tree)
+        if isinstance(group, dict) and any(re.search(r"res_net\d+.*initial_", str(key)) for key in group)
+    ]
     params = next((group for group in groups if any(str(key).endswith("initial_conv") for key in group)), None)
     state = next((group for group in groups if any(str(key).endswith("mean_ema") for key in group)), None)
     if params is None or state is None:
@@ -55,18 +58,3 @@ def _theirs(leaf: str, value: Tensor) -> Tensor:
 
 def _flat(value: Tensor) -> Tensor:
     return Tensor((int(np.prod(value.shape, dtype=object)),), value.dtype, lambda: np.ravel(value.read()))
-
-
-def _dicts(tree: Any) -> Iterator[dict]:
-    """Dictionaries in a tree in their order: the online network's stand before the target's."""
-    waiting, seen = [tree], set()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, dict):
-            yield node
-            waiting += reversed(list(node.values()))
-        elif isinstance(node, list | tuple | Record):
-            waiting += reversed(list(node.args if isinstance(node, Record) else node))

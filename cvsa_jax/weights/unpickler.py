@@ -7,7 +7,7 @@ only an attack would hold ends the reading.
 
 import dataclasses
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -190,6 +190,23 @@ class Unpickler(pickle._Unpickler):  # the one in Python: its every step can be 
     # Sets are lists: what lies in them would be hashed, which takes for ever where it is nested in itself.
     dispatch |= {pickle.EMPTY_SET[0]: pickle._Unpickler.load_empty_list, pickle.ADDITEMS[0]: load_additems}
     dispatch[pickle.FROZENSET[0]] = load_list_of_mark
+
+
+def nodes(tree: Any) -> Iterator[Any]:
+    """Everything in a tree that was read, each object once, and what comes first in it first."""
+    waiting, seen = [tree], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        if isinstance(node, dict):
+            waiting += reversed(list(node.values()))
+        elif isinstance(node, list | tuple):
+            waiting += reversed(node)
+        elif isinstance(node, Record):
+            waiting += reversed([*node.args, node.state, *node.items])
 
 
 def _attack(name: str) -> UserError:
