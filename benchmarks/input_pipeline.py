@@ -4,7 +4,8 @@
     python -m benchmarks.input_pipeline --images=8 --seconds=0.3    # to try it
 
 The images are JPEGs of 689x500 pixels, cut out of a photograph that scikit-image brings along, so that all sides
-measure the same files. Every stage runs on one core, in turn over several rounds, each in a process of its own,
+measure the same files; `kept` are the images of `config.data.cache`, `small` those of 256 px. Every stage runs on one
+core, in turn over several rounds, each in a process of its own,
 so that none has the other's memory. Writes benchmarks/results/input_pipeline.json.
 """
 
@@ -14,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 
@@ -30,6 +32,7 @@ _SECONDS = flags.DEFINE_float("seconds", 4, "Of each stage in a round.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Of all stages.")
 _STAGE = flags.DEFINE_string("stage", None, "Measure this one here, and print images/s: what the command calls itself.")
 HEIGHT, WIDTH, QUALITY = 500, 689, 90
+CROP, SWAP = {"views.kind": "random_resized_crop"}, {"views.kind": "saliency_swap"}
 
 
 def main(argv: list[str]) -> None:
@@ -129,17 +132,17 @@ def decode() -> float:
     return _rate(_forever(lambda file, k: to_array(file)))
 
 
-def _views(*changes: str) -> float:
+def _views(changes: dict) -> float:
     """The whole pipeline of training, as a config with such changes has it."""
     from configs import common
     from cvsa_jax import settings
     from cvsa_jax.data.pipeline import Order, train_batches
     from cvsa_jax.data.sources import Source
+    from cvsa_jax.data.stored import Squares
 
     config = common.pretrain()
     config.views.size = _SIZE.value
-    for key, value in (change.split("=") for change in changes):
-        config.views[key] = value
+    config.update_from_flattened_dict(changes)
     files, batch = encoded(), 16
     names, everything = tuple(map(str, range(len(files)))), np.arange(len(files))
     source = Source("pieces", names, None, (), {"train": everything}, files.__getitem__, None, "")
@@ -149,15 +152,23 @@ def _views(*changes: str) -> float:
     order = Order(batch, range(10**6), 0, config.data.shuffle_rounds)
     spec = settings.view_spec(config, 32)
     swapped = spec.kind == "saliency_swap"
-    return _rate(batch for _ in train_batches(source, everything, maps if swapped else None, spec, order))
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        opener = Squares(source, everything, spec.square) if config.data.cache else None
+        batches = train_batches(source, everything, maps if swapped else None, spec, order, opener=opener)
+        return _rate(batch for _ in batches)
 
 
 STAGES = {
     "pillow_decode_two_crops": pillow_decode_two_crops,
     "pillow_decode": pillow_decode,
     "decode": decode,
-    "random_resized_crop": lambda: _views("kind=random_resized_crop"),
-    "saliency_swap": lambda: _views("kind=saliency_swap"),
+    "random_resized_crop": lambda: _views(CROP),
+    "saliency_swap": lambda: _views(SWAP),
+    "random_resized_crop_kept": lambda: _views(CROP | {"data.cache": True}),
+    "saliency_swap_kept": lambda: _views(SWAP | {"data.cache": True}),
+    "random_resized_crop_kept_small": lambda: _views(CROP | {"data.cache": True, "views.stored": 256}),
+    "saliency_swap_kept_small": lambda: _views(SWAP | {"data.cache": True, "views.stored": 256}),
 }
 
 

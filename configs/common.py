@@ -22,6 +22,8 @@ def pretrain() -> ConfigDict:
     # weights, of torchvision, timm, MoCo, SimSiam, SwAV, solo-learn, lightly, … (docs/weights.md)
 
     config.data = _data()
+    # True: training images are decoded once, kept in ~/.cache/cvsa_jax as squares, and all crops are cut out of these.
+    config.data.cache = False
 
     config.saliency = ConfigDict()
     config.saliency.detector = "masks"  # the store read: saliency/<data set>/<detector>
@@ -44,7 +46,7 @@ def pretrain() -> ConfigDict:
     config.views.canvas_min = 1.0  # smallest side of the part of the background that is shown
     config.views.crop_area = (0.08, 1.0)  # of Random Resized Crop
     config.views.where = "host"  # makes the views; or device, which then holds all images and maps in its memory
-    config.views.stored = placeholder(int)  # px of the squares that the device holds; 2 · views.size if not given
+    config.views.stored = placeholder(int)  # px of the squares of where=device and of data.cache; 2 · size if not given
 
     config.augment = ConfigDict()
     config.augment.view1 = _photometric(blur_prob=1.0, solarize_prob=0.0)
@@ -127,6 +129,7 @@ def finetune() -> ConfigDict:
     config.seed = 0  # of the data order, the crops, the validation part and the lists of labels
     config.init_from = ""  # workdir of a pre-training run, whose model it then is; or a file of weights; or scratch
     config.data = _data()
+    config.data.cache = False  # True: as in pretrain
     config.label_fractions = (1.0,)  # of the train images, drawn by class: a sweep and a training for each
     config.learning_rates = (0.001, 0.003, 0.01, 0.03, 0.1)  # per 256 images of batch; one: no sweep
     config.validation_share = 0.2  # of the labelled images, by class, on which the learning rate is chosen
@@ -246,6 +249,9 @@ def _data() -> ConfigDict:
     data.test_split = "test"
     data.shuffle_rounds = 8  # of the cipher that orders an epoch's images; 4 continues runs of before it was a key
     data.on_bad_image = "stop"  # or skip: leave unreadable images out, and say which
+    # True: training images are decoded once and kept in ~/.cache/cvsa_jax as squares of twice the views' side (of
+    # views.stored px, where that is set); the host's views, and crops to learn from labels, are cut out of them.
+    data.cache = False
     data.procedural = ConfigDict()
     data.procedural.seed = 0
     data.procedural.classes = 12

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import warnings
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -31,6 +32,16 @@ class Unreadable(Exception):
     """Says, in one line, why bytes are not an image."""
 
 
+@runtime_checkable
+class Opened(Protocol):
+    """An image whose size is known and whose pixels are not read yet."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+    def pixels(self, least: np.ndarray | None = None) -> Image.Image: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoded:
     """An image of which the header alone is read. `turn`: how it must be turned to stand upright, as its EXIF data say;
@@ -48,6 +59,24 @@ class Encoded:
             width, height = height, width
         return width, height - self.cut
 
+    def pixels(self, least: np.ndarray | None = None) -> Image.Image:
+        """The image in RGB, read, upright, over white where it is transparent. Where `least`, (2,) height and width
+        in px, allows it, a JPEG is read at a half, a quarter or an eighth of its size, which is no smaller. Raises
+        Unreadable."""
+        image = self.image
+        with _explained():
+            if least is not None and not self.cut:
+                height, width = (
+                    max(1, int(np.ceil(side))) for side in (least if self.turn is None else [max(least)] * 2)
+                )
+                image.draft("RGB", (width, height))
+            if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would cut off what is above 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image = _over_background(image) if image.has_transparency_data else _in_rgb(image)
+            if self.turn is not None:
+                image = image.transpose(self.turn)
+            return image.crop((0, 0, image.width, image.height - self.cut)) if self.cut else image
+
 
 def opened(encoded: bytes, cut: int = 0) -> Encoded:
     """An image whose size is known and whose pixels are not read yet; raises Unreadable."""
@@ -64,27 +93,9 @@ def opened(encoded: bytes, cut: int = 0) -> Encoded:
     return read
 
 
-def pixels(encoded: Encoded, least: np.ndarray | None = None) -> Image.Image:
-    """The image in RGB, read, upright, over white where it is transparent. Where `least`, (2,) height and width in px,
-    allows it, a JPEG is read at a half, a quarter or an eighth of its size, which is no smaller. Raises Unreadable."""
-    image = encoded.image
-    with _explained():
-        if least is not None and not encoded.cut:
-            height, width = (
-                max(1, int(np.ceil(side))) for side in (least if encoded.turn is None else [max(least)] * 2)
-            )
-            image.draft("RGB", (width, height))
-        if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would cut off what is above 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = _over_background(image) if image.has_transparency_data else _in_rgb(image)
-        if encoded.turn is not None:
-            image = image.transpose(encoded.turn)
-        return image.crop((0, 0, image.width, image.height - encoded.cut)) if encoded.cut else image
-
-
 def to_array(encoded: bytes) -> np.ndarray:
     """Encoded bytes -> (H, W, 3) uint8; raises Unreadable."""
-    return np.asarray(pixels(opened(encoded)))
+    return np.asarray(opened(encoded).pixels())
 
 
 def _in_rgb(image: Image.Image) -> Image.Image:

@@ -77,7 +77,7 @@ def _see(source: Source, i: int, has_mask: bool) -> Seen:
     try:
         content = hashlib.sha256(source.read(i)).hexdigest()
         encoded = open_image(source, i)
-        image = decode.pixels(encoded)
+        image = encoded.pixels()
     except (decode.Unreadable, OSError) as error:
         return Seen(unreadable=str(error))
     mask_error, share, box_error = "", None, ""

@@ -1,6 +1,7 @@
 """Host input: batches of views for training, and padded batches of whole images for evaluation, as NumPy arrays."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
@@ -17,6 +18,7 @@ from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.workers import in_threads
 
 Batch = dict[str, np.ndarray]
+Opener = Callable[[int], decode.Opened]  # image i of a source, its size known and its pixels not yet read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,7 @@ def train_batches(
     spec: ViewSpec,
     order: Order,
     labels: np.ndarray | None = None,
+    opener: Opener | None = None,
 ) -> Iterator[Batch]:
     """This process's rows of the batches of views.
 
@@ -68,6 +71,7 @@ def train_batches(
         pool: indices into the source that take part; one pass over them is an epoch.
         saliency: maps of the whole source, or None where no view needs one.
         labels: (N,) int32 of the whole source, or None where nothing needs them.
+        opener: opens the images; the source's own files where it is not given.
 
     Yields:
         What `group_views` gives, and `position` (b, 2) uint32, and with labels `label` (b,) int32.
@@ -78,10 +82,11 @@ def train_batches(
     if len(pool) < spec.group:
         raise UserError(f"{source.name}: {len(pool)} images are fewer than config.views.group={spec.group}")
     maps_of = None if saliency is None else MapReader(saliency, spec)
+    opener = opener or functools.partial(open_image, source)
 
     def make_group(positions: np.ndarray) -> Batch:
         examples = order.examples(pool, positions)
-        images = [open_image(source, int(i)) for i in examples]
+        images = [opener(int(i)) for i in examples]
         words, maps = position_words(positions), None if maps_of is None else maps_of(examples)
         batch = group_views(images, examples, words, maps, spec, order.seed)
         return batch | {"position": words} | ({} if labels is None else {"label": labels[examples].astype(np.int32)})
@@ -91,14 +96,21 @@ def train_batches(
 
 
 def crop_batches(
-    source: Source, pool: np.ndarray, order: Order, *, area: tuple[float, ...], size: int
+    source: Source,
+    pool: np.ndarray,
+    order: Order,
+    *,
+    area: tuple[float, ...],
+    size: int,
+    opener: Opener | None = None,
 ) -> Iterator[Batch]:
     """This process's rows of batches of augmented crops with their labels: `image` (b, size, size, 3) uint8 and `label`
-    (b,) int32. `area` is the crop's range of fractions of the image."""
+    (b,) int32. `area` is the crop's range of fractions of the image; `opener` as in `train_batches`."""
+    opener = opener or functools.partial(open_image, source)
 
     def make(position: np.ndarray) -> Batch:
         (example,), (words,) = order.examples(pool, position), position_words(position)
-        image = labelled_crop(open_image(source, int(example)), words, area, size, order.seed)
+        image = labelled_crop(opener(int(example)), words, area, size, order.seed)
         return {"image": image, "label": source.labels[example].astype(np.int32)}
 
     places = (part for step in order.steps for part in order.positions(step)[:, None])
@@ -115,7 +127,7 @@ def image_batches(
     """
 
     def make(index: np.integer) -> Batch:
-        image = decode.pixels(open_image(source, int(index)))
+        image = open_image(source, int(index)).pixels()
         whole = np.array([0, 0, 1, 1])
         return {"image": centre_crop(image, resize, size) if resize else np.asarray(resized(image, whole, [size] * 2))}
 
@@ -175,7 +187,7 @@ def unreadable(source: Source, indices: np.ndarray) -> dict[str, str]:
 
 def load_image(source: Source, i: int) -> np.ndarray:
     """Image i as (H, W, 3) uint8; `decode.Unreadable` says why it cannot be read or decoded."""
-    return np.asarray(decode.pixels(open_image(source, i)))
+    return np.asarray(open_image(source, i).pixels())
 
 
 def open_image(source: Source, i: int) -> decode.Encoded:

@@ -1,5 +1,6 @@
 """Decoded images of one size on disk: made once, used again by every run on the same images."""
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -11,9 +12,39 @@ from PIL import Image
 from cvsa_jax.data import decode
 from cvsa_jax.data.pipeline import open_image, unreadable, unreadable_error
 from cvsa_jax.data.sources import Source
+from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import cache_folder, read_json, write_json_atomically
 from cvsa_jax.runtime.progress import Progress
 from cvsa_jax.runtime.workers import in_threads
+
+
+@dataclasses.dataclass(frozen=True)
+class Square:
+    """An image as a (P, P, 3) uint8 square, with the width and height in px that it had before."""
+
+    square: np.ndarray
+    size: tuple[int, int]
+
+    def pixels(self, least: np.ndarray | None = None) -> Image.Image:
+        """The square, whatever is asked for."""
+        del least
+        return Image.fromarray(self.square)
+
+
+class Squares:
+    """Opens images of a source, by their index in it, from their stored squares instead of their files."""
+
+    def __init__(self, source: Source, indices: np.ndarray, size: int):
+        self.images, shapes = stored_squares(source, indices, size)
+        self.sizes = shapes[:, ::-1].astype(int)
+        self.places = np.full(len(source), -1)
+        self.places[indices] = np.arange(len(indices))
+
+    def __call__(self, i: int) -> Square:
+        place = self.places[i]
+        if place < 0:
+            raise IndexError(f"image {i} is none of those that are stored")
+        return Square(self.images[place], tuple(self.sizes[place].tolist()))
 
 
 def stored_squares(source: Source, indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -21,13 +52,14 @@ def stored_squares(source: Source, indices: np.ndarray, size: int) -> tuple[np.n
     (N, 2) float32 heights and widths in px. They lie in the user's cache, from where they may be deleted.
 
     Raises:
-        UserError: an image cannot be decoded (all such images are named).
+        UserError: an image cannot be decoded (all such images are named), or the disk is too small for them.
     """
     identity = {"fingerprint": source.fingerprint, "indices": np.asarray(indices).tolist(), "size": size}
     identity["decoder"] = decode.DECODER
     folder = cache_folder() / f"images-{source.fingerprint}-{size}-{len(indices)}-{decode.DECODER}"
     if not (folder / "identity.json").is_file() or read_json(folder / "identity.json") != identity:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _check_fits(len(indices) * 3 * size**2, size, folder.parent)
         # Elsewhere first: several processes may begin at once, and one that is killed leaves nothing half done.
         half = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
         try:
@@ -52,7 +84,7 @@ def write_squares(source: Source, indices: np.ndarray, images: np.ndarray) -> np
     def square(i: np.integer) -> tuple[np.ndarray, tuple[int, int]]:
         image = open_image(source, int(i))
         shape = image.size[::-1]
-        read = decode.pixels(image, np.array([size, size], float))
+        read = image.pixels(np.array([size, size], float))
         return np.asarray(read.resize((size, size), Image.Resampling.BILINEAR)), shape
 
     shapes, progress = np.zeros((len(indices), 2), np.float32), Progress("decode", len(indices))
@@ -63,3 +95,13 @@ def write_squares(source: Source, indices: np.ndarray, images: np.ndarray) -> np
     except decode.Unreadable:
         raise unreadable_error(source, unreadable(source, indices)) from None
     return shapes
+
+
+def _check_fits(needed: int, size: int, folder: Path) -> None:
+    there = shutil.disk_usage(folder).free
+    if needed > there:
+        raise UserError(
+            f"{folder}: the decoded images, as squares of {size} px, need {needed:,} bytes, and {there:,} are free there: "
+            "name a larger disk in XDG_CACHE_HOME, set config.views.stored lower, or config.data.cache=False and "
+            "config.views.where=host"
+        )

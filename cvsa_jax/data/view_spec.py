@@ -10,6 +10,7 @@ PASTES = ("bounded", "keep_aspect", "stretch")
 HOLES = ("cover", "size")
 BACKGROUNDS = ("different", "common")
 WHERE = ("host", "device")
+SQUARE = 2  # sides of the view that an image has where it is kept as a square, unless config.views.stored says another
 MASK_STRIDE = 4  # pixels of the view per cell of the mask that travels to the device
 
 
@@ -33,7 +34,8 @@ class ViewSpec:
         canvas_min: smallest side of the canvas window as a fraction of the background; 1 takes it whole.
         crop_area: range of the share of Random Resized Crop.
         where: the views are made on the `host`, as the batches come, or on the `device`, which then holds all images,
-            squeezed to squares of `stored` px, and all maps.
+            as squares, and all maps.
+        stored: side in px of the squares to which images are squeezed where they are kept decoded; see `square`.
         threshold: `config.saliency.threshold`: the cells from there on are the object. A map without any shows no
             object, and its boxes lie in the middle.
     """
@@ -73,6 +75,11 @@ class ViewSpec:
             raise UserError(f"config.views.canvas_min={self.canvas_min:g} does not lie in (0, 1]")
         if self.stored is not None:
             checks.at_least("config.views.stored", self.stored, 1)
+
+    @property
+    def square(self) -> int:
+        """Side in px of the squares in which decoded images are kept."""
+        return self.stored or SQUARE * self.size
 
     def check_stride(self, stride: int) -> None:
         """UserError unless the backbone's stride divides the size."""

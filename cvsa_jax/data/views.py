@@ -13,7 +13,7 @@ from cvsa_jax.data.view_spec import ViewSpec
 
 
 def group_views(
-    images: list[decode.Encoded],
+    images: Sequence[decode.Opened],
     examples: np.ndarray,
     positions: np.ndarray,
     maps: SaliencyMaps | None,
@@ -23,7 +23,7 @@ def group_views(
     """Two views of each image of a group; the images lend each other their backgrounds.
 
     Args:
-        images: g images of any sizes, as `decode.opened` gives them.
+        images: g images of any sizes.
         examples: (g,) which examples they are: an image is never its own background.
         positions: (g, 2) uint32 places in the data order, as words; with `seed` they decide every random choice.
         maps: of each image, or None where nothing needs them.
@@ -44,7 +44,7 @@ def group_views(
     sources = None if maps is None else maps.take(own)
     made = plan.plan_views(seed, positions, shapes, sources, backgrounds, spec, np, search)
     least = _least_sizes(made, own, lent, g, spec)
-    read = [decode.pixels(image, size) for image, size in zip(images, least, strict=True)]
+    read = [image.pixels(size) for image, size in zip(images, least, strict=True)]
 
     views = rendered(read, own, lent, made, spec)
     batch = {"view1": views[:g], "view2": views[g:]}
@@ -76,13 +76,13 @@ def rendered(
 
 
 def labelled_crop(
-    image: decode.Encoded, position: np.ndarray, area: tuple[float, ...], size: int, seed: int
+    image: decode.Opened, position: np.ndarray, area: tuple[float, ...], size: int, seed: int
 ) -> np.ndarray:
     """A Random Resized Crop of an image, perhaps flipped, as (size, size, 3) uint8: the only augmentation of the
     protocols that learn from labels. `position` (2,) uint32 and `seed` decide it."""
     shape = np.array([image.size[::-1]], np.float32)
     (box,), (flip,) = plan.labelled_crops(seed, position[None], shape, area, np)
-    read = decode.pixels(image, size / (box[2:] - box[:2]))
+    read = image.pixels(size / (box[2:] - box[:2]))
     return _flipped(np.asarray(resized(read, box, [size] * 2)), flip)
 
 

@@ -1,6 +1,5 @@
 """Exact nearest neighbours by cosine, on the device, block by block: no matrix of all pairs is ever made."""
 
-import functools
 from collections.abc import Iterator
 
 import jax
@@ -24,37 +23,36 @@ def nearest(
         k: fewer are returned where the gallery holds fewer.
         among_themselves: query i is row i of the gallery, and not its own neighbour.
     """
-    queries, gallery = unit(queries), unit(gallery)
     k = min(k, len(gallery) - among_themselves)
     size = min(GALLERY, len(gallery))
-    blocks = jnp.asarray(np.pad(gallery, [(0, -len(gallery) % size), (0, 0)])).reshape(-1, size, gallery.shape[1])
-    search = functools.partial(_search, blocks, len(gallery), k=k)
+    blocks = [jnp.asarray(_padded(gallery[start : start + size], size)) for start in range(0, len(gallery), size)]
     for start in range(0, len(queries), QUERIES):
-        chunk = queries[start : start + QUERIES]
+        rows = slice(start, min(start + QUERIES, len(queries)))
         own = start + np.arange(QUERIES) if among_themselves else np.full(QUERIES, -1)
-        padded = np.pad(chunk, [(0, QUERIES - len(chunk)), (0, 0)])
-        similarity, rows = (np.asarray(part)[: len(chunk)] for part in search(padded, own))
-        yield slice(start, start + len(chunk)), similarity, rows
+        chunk = _padded(queries[rows], QUERIES)
+        best = jnp.full((QUERIES, k), -jnp.inf), jnp.full((QUERIES, k), -1)
+        for number, block in enumerate(blocks):
+            best = _merged(best, block, number * size, len(gallery), chunk, own)
+        similarity, found = (np.asarray(part)[: rows.stop - start] for part in best)
+        yield rows, similarity, found
 
 
-@functools.partial(jax.jit, static_argnames="k")
-def _search(blocks: Float[Array, "b s d"], rows, chunk, own, *, k: int):
-    """The k best of all blocks for each row of the chunk; rows from `rows` on are padding."""
-    size = blocks.shape[1]
+@jax.jit
+def _merged(best: tuple[jax.Array, jax.Array], block: Float[Array, "s d"], first, rows, chunk, own):
+    """The best of those found before and of a block, whose rows begin at `first`; from `rows` on they are padding."""
+    row = first + jnp.arange(len(block))
+    similarity = jnp.matmul(chunk, block.T, precision="highest")
+    similarity = jnp.where((row < rows) & (row != own[:, None]), similarity, -jnp.inf)
+    # What was found before stands first, and top_k keeps the order of equals.
+    values = jnp.concatenate([best[0], similarity], 1)
+    indices = jnp.concatenate([best[1], jnp.broadcast_to(row, similarity.shape)], 1)
+    top, place = jax.lax.top_k(values, best[0].shape[1])
+    return top, jnp.take_along_axis(indices, place, 1)
 
-    def merge(best, block):
-        number, vectors = block
-        row = number * size + jnp.arange(size)
-        similarity = jnp.matmul(chunk, vectors.T, precision="highest")
-        similarity = jnp.where((row < rows) & (row != own[:, None]), similarity, -jnp.inf)
-        # What was found before stands first, and top_k keeps the order of equals.
-        values = jnp.concatenate([best[0], similarity], 1)
-        indices = jnp.concatenate([best[1], jnp.broadcast_to(row, similarity.shape)], 1)
-        top, place = jax.lax.top_k(values, k)
-        return (top, jnp.take_along_axis(indices, place, 1)), None
 
-    nothing = (jnp.full((len(chunk), k), -jnp.inf), jnp.full((len(chunk), k), -1))
-    return jax.lax.scan(merge, nothing, (jnp.arange(len(blocks)), blocks))[0]
+def _padded(rows: Float[np.ndarray, "n d"], count: int) -> Float[np.ndarray, "count d"]:
+    """Rows of length 1, and zeros up to so many."""
+    return np.pad(unit(rows), [(0, count - len(rows)), (0, 0)])
 
 
 def unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:

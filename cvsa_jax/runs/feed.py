@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from cvsa_jax.data import pipeline
 from cvsa_jax.data.pipeline import Order
 from cvsa_jax.data.sources import Source
+from cvsa_jax.data.stored import Squares
 from cvsa_jax.data.view_spec import ViewSpec
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.store import SaliencyStore
@@ -37,8 +38,9 @@ def feed_of(
         return Order(config.batch_size, steps, config.seed, config.data.shuffle_rounds, *place)
 
     if views.where == "host":
+        opener = Squares(source, pool, views.square) if config.data.cache else None
         return Feed(
-            lambda steps: pipeline.train_batches(source, pool, store, views, order(steps), labels),
+            lambda steps: pipeline.train_batches(source, pool, store, views, order(steps), labels, opener),
             None,
             lambda batch: batch,
         )

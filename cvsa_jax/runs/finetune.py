@@ -19,6 +19,8 @@ from cvsa_jax import settings
 from cvsa_jax.data import pipeline
 from cvsa_jax.data.pipeline import Order
 from cvsa_jax.data.sources import Source
+from cvsa_jax.data.stored import Squares
+from cvsa_jax.data.view_spec import SQUARE
 from cvsa_jax.evaluation.accuracy import accuracy, cross_entropy
 from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.labelled import fraction_rows, fraction_suffix, validation_rows
@@ -49,6 +51,7 @@ class _Job:
     origin: str
     evaluator: Evaluator
     images: int
+    opener: pipeline.Opener | None  # of the train images; None: from their files
 
 
 def finetune(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
@@ -74,7 +77,8 @@ def finetune(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     model = settings.classifier(architecture, len(source.classes))
     checks.choice("config.eval.pooling of a fine-tuned network", config.eval.pooling, ("average",))
     evaluator = Evaluator(model, mesh, source, settings.evaluation(config.eval, config))
-    job = _Job(config, source, mesh, model, backbone, origin, evaluator, len(train))
+    opener = Squares(source, train, SQUARE * config.views.size) if config.data.cache else None
+    job = _Job(config, source, mesh, model, backbone, origin, evaluator, len(train), opener)
     print(f"{source.name}: {len(train)} train and {len(test)} test images, {len(source.classes)} classes", flush=True)
 
     # 2) One sweep and one final training for each fraction of the labels.
@@ -160,7 +164,8 @@ def _train(job: _Job, images: np.ndarray, rate: float, workdir: AnyPath) -> Netw
     place = jax.process_index(), jax.process_count()
     order = Order(config.batch_size, run.steps, config.seed, config.data.shuffle_rounds, *place)
     area = tuple(config.views.crop_area)
-    stream = pipeline.crop_batches(job.source, images, order, area=area, size=config.views.size)
+    size, opener = config.views.size, job.opener
+    stream = pipeline.crop_batches(job.source, images, order, area=area, size=size, opener=opener)
     state, _ = run_steps(run, make_finetune_step(job.model, optimizer, job.mesh), stream, schedule)
     return state.network
 

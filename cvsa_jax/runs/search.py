@@ -181,7 +181,7 @@ def _vectors(index: Index, source: Source, queries: list[str]) -> np.ndarray:
 
 
 def _picture(path: Path) -> np.ndarray:
-    return squeezed(np.asarray(decode.pixels(decode.opened(path.read_bytes()))), _SIZE)
+    return squeezed(np.asarray(decode.opened(path.read_bytes()).pixels()), _SIZE)
 
 
 def _pictured(source: Source, index: Index, rows) -> np.ndarray:

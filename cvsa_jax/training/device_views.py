@@ -43,7 +43,7 @@ def load(source: Source, pool: np.ndarray, saliency: Maps | None, spec: ViewSpec
     Raises:
         UserError: they do not fit (bytes needed and there are named), or an image cannot be decoded.
     """
-    side = spec.stored or 2 * spec.size
+    side = spec.square
     each = 3 * side**2 + (0 if saliency is None else saliency.shape[1] * (saliency.shape[1] + 1))
     _check_fits(-(-len(pool) // mesh.size) * each, mesh, side)
     images, shapes = stored_squares(source, pool, side)

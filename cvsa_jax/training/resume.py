@@ -26,7 +26,7 @@ BOUND = (
     *("size", "with_procedural", "objective", "contrast.queue", "watch.online_probe", "optim.predictor"),
     *("target.reference_batch", "align.balance"),
 )
-FREE = ("data.root", "data.test_split", "model.remat", "views.where", "views.stored")
+FREE = ("data.root", "data.test_split", "model.remat", "views.where", "views.stored", "data.cache")
 # What runs did from before a key existed.
 BEFORE = {"data.shuffle_rounds": 4, "views.hole": "size", "views.cover": 0.95, "views.background": "different"}
 BEFORE |= {"optim.predictor": "scheduled", "align.temperature": 0.2, "eval.pooling": "average"}

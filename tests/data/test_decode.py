@@ -49,7 +49,7 @@ def test_a_turned_jpeg_is_read_smaller_by_its_upright_sides():
     exif = Image.Exif()
     exif[0x0112] = 6
     content = encoded(four_corners().resize((1600, 960)), "JPEG", exif=exif)
-    read = decode.pixels(decode.opened(content), np.array([300.0, 180.0]))
+    read = decode.opened(content).pixels(np.array([300.0, 180.0]))
     assert 300 <= read.height < 1600 and read.height / read.width == pytest.approx(1600 / 960)
     assert corners(np.asarray(read)) == ["grey", "red", "green", "blue"]
 
@@ -85,7 +85,7 @@ def test_the_lowest_rows_are_cut_before_the_size_is_known():
     content = encoded(four_corners())
     read = decode.opened(content, cut=20)
     assert read.size == (80, 28)
-    np.testing.assert_array_equal(np.asarray(decode.pixels(read)), np.asarray(four_corners())[:28])
+    np.testing.assert_array_equal(np.asarray(read.pixels()), np.asarray(four_corners())[:28])
     with pytest.raises(decode.Unreadable, match="80 x 48 px, of which the lowest 48 rows are cut off"):
         decode.opened(content, cut=48)
 

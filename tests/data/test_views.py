@@ -276,8 +276,8 @@ def test_large_jpegs_are_read_smaller_and_look_the_same(spec, monkeypatch):
     file, image = jpeg(12 * SIZE)
     saliency = random_group()[1]
     whole = run([image] * GROUP, saliency, spec)
-    read, pixels = [], decode.pixels
-    monkeypatch.setattr(decode, "pixels", lambda *a: read.append(pixels(*a)) or read[-1])
+    read, pixels = [], decode.Encoded.pixels
+    monkeypatch.setattr(decode.Encoded, "pixels", lambda *a: read.append(pixels(*a)) or read[-1])
     maps = saliency_maps(saliency, np.zeros((GROUP, GRID), np.uint8), spec.threshold, np)
     words = position_words(np.arange(8, 12))
     rows = group_views([decode.opened(file) for _ in range(GROUP)], np.array([3, 0, 2, 1]), words, maps, spec, 1)
@@ -292,5 +292,5 @@ def test_large_jpegs_are_read_smaller_and_look_the_same(spec, monkeypatch):
 def test_a_jpeg_is_never_read_smaller_than_what_is_asked_for():
     file, _ = jpeg(160)
     for least, expected in ((160, 160), (81, 160), (80, 80), (41, 80), (40, 40), (20, 20), (3, 20), (500, 160)):
-        assert decode.pixels(decode.opened(file), np.array([least, least / 2])).size == (expected, expected)
-    assert decode.pixels(decode.opened(file)).size == (160, 160)
+        assert decode.opened(file).pixels(np.array([least, least / 2])).size == (expected, expected)
+    assert decode.opened(file).pixels().size == (160, 160)

@@ -176,6 +176,18 @@ def test_killed_twice_and_continued_is_uninterrupted_bit_for_bit(tmp_path, finet
         assert logged(workdir / name) == logged(finetuned.workdir / name)
 
 
+def test_images_that_are_kept_decoded_are_read_from_their_files_no_more(tmp_path, finetuned, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = tiny(rates=(FAST,))
+    config.data.cache = True
+    with watched() as trainings:
+        finetune.finetune(config, tmp_path / "run")
+    assert not trainings[TRAININGS[2]].read
+    # Squares of twice the size blur a crop a little.
+    ours, files = (logged(folder / TRAININGS[2])[1]["train/loss"] for folder in (tmp_path / "run", finetuned.workdir))
+    assert ours != files and ours == pytest.approx(files, rel=0.05)
+
+
 def test_fractions_of_the_labels(tmp_path, finetuned, capsys):
     workdir = shutil.copytree(finetuned.workdir, tmp_path / "run")
     config = tiny()

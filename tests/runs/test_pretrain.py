@@ -244,6 +244,18 @@ def test_views_made_on_the_device_train_as_those_of_the_host(tmp_path, finished,
     assert (tmp_path / "run" / "report" / "views.png").is_file()
 
 
+def test_views_cut_out_of_kept_images_train_as_those_of_the_files(tmp_path, finished, cvsa_config, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = cvsa_config()
+    config.data.cache, config.views.stored = True, 32  # the images' own size
+    pretrain.train(config, tmp_path / "run")
+    (kept,) = (tmp_path / "cache" / "cvsa_jax").glob("images-*")
+    assert np.load(kept / "images.npy", mmap_mode="r").shape == (21, 32, 32, 3)
+    ours, files = (read_metrics(workdir)[0] for workdir in (tmp_path / "run", finished))
+    for figure in ("train/loss", "train/align", "health/projection_std", "health/residual"):
+        assert ours[figure] == files[figure]
+
+
 def test_workdir_of_another_config(finished, cvsa_config):
     config = cvsa_config()
     config.model.width = 8
