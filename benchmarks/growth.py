@@ -1,7 +1,7 @@
-"""What a step and a search cost as work grows: images/s against batch, views' size and devices; seconds against gallery.
+"""What a step and a search cost as work grows: images/s against batch, px and devices; seconds against gallery.
 
-    python -m benchmarks.growth
-    python -m benchmarks.growth --galleries=1000 --queries=256 --batches=8 --sizes=32 --devices=1 --rounds=1  # to try it
+    python -m benchmarks.growth                                # and to try it:
+    python -m benchmarks.growth --galleries=1000 --queries=256 --batches=8 --sizes=32 --devices=1 --rounds=1
 
 The step is that of benchmarks/train_step.py, a ResNet-8 on a CPU. The devices are simulated on the cores of this
 machine, so they show what splitting a step costs, not what a second chip brings. Each setting has a process of its

@@ -118,7 +118,7 @@ def ours(net: Net, align_weight: float) -> Callable[[int], float]:
     """What runs so many of our steps and says how many seconds they took."""
     mesh = make_mesh()
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    model = Siamese(net.depth, net.width, net.stem, net.hidden, net.out, dtype, "data")
+    model = Siamese(net.depth, net.width, net.stem, net.hidden, net.out, dtype=dtype, axis_name="data")
     optimizer = optim.make_optimizer(
         optim.learning_rate(0.45, net.batch, 10, 1000), optim.OptimizerSpec("lars", 1e-6, 0.9)
     )

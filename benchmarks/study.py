@@ -33,12 +33,13 @@ from cvsa_jax import settings
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.labelled import validation_rows
 from cvsa_jax.runs import pretrain
-from cvsa_jax.runs.linear import load_run
 from cvsa_jax.runtime import interruption
+from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.detector import Detection, Detector, scaled
 from cvsa_jax.saliency.registry import Options, build
 from cvsa_jax.saliency.store import MANIFEST
+from cvsa_jax.weights import frozen
 
 LINES = "study.jsonl"
 
@@ -170,8 +171,8 @@ class Pair:
 
 def attention(source: Source, workdir: Path) -> Detector:
     """The cross-view attention of a trained network as a detector of this source's images."""
-    evaluator, network = load_run(str(workdir), source, common.linear().eval)
-    maps = evaluator.maps(network, np.arange(len(source)))["attention"]
+    of = frozen.candidate("", str(workdir), source, common.linear().eval, make_mesh())
+    maps = of.evaluator.maps(of.network, np.arange(len(source)))["attention"]
 
     def detect(rows: list[np.ndarray]) -> list[Detection]:
         return [Detection(scaled(maps[int(row)]), 1.0) for row in rows]
@@ -189,7 +190,8 @@ def measure(source: Source, workdir: str, seed: int, on: str) -> dict[str, float
     config.seed = seed
     for pooling in study_tables.POOLINGS:
         config.eval.pooling = pooling
-        evaluator, network = load_run(workdir, source, config.eval)
+        of = frozen.candidate("", workdir, source, config.eval, make_mesh())
+        evaluator, network = of.evaluator, of.network
         knn, probe = settings.knn(config.eval), settings.probe(config)
         found = evaluator.recognition(network, train, test, knn=knn, probe=probe).figures
         figures |= {f"{pooling}_{key}": found[key] for key in ("linear_top1", "knn_top1", "map_at_r")}

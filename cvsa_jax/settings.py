@@ -160,7 +160,7 @@ def notes(config: ConfigDict, images: int) -> list[str]:
     if (steps := images // config.batch_size) < FEW_STEPS:
         said.append(
             f"warning: an epoch has {steps} steps of config.batch_size={config.batch_size}, of which the learning rate "
-            f"is a multiple: a batch below {max(1, images // FEW_STEPS)} suits {images} images better"
+            f"is a multiple: a batch of {max(config.views.group, images // FEW_STEPS)} suits {images} images better"
         )
     if config.views.kind == "saliency_swap" and not config.init_from:
         said.append(

@@ -325,7 +325,7 @@ def test_the_recipe_from_scratch_has_the_figures_of_its_source():
     ("changes", "images", "said"),
     [
         ({"init_from": "runs/stage1"}, 5994, ()),
-        ({"init_from": "runs/stage1", "batch_size": 1024}, 5994, ("an epoch has 5 steps .* a batch below 599 suits",)),
+        ({"init_from": "runs/stage1", "batch_size": 1024}, 5994, ("an epoch has 5 steps .* a batch of 599 suits",)),
         ({}, 5994, ("stage 2 begins from random weights",)),
         ({"views__kind": "random_resized_crop"}, 5994, ()),
         ({}, 300, ("an epoch has 1 steps", "stage 2 begins")),

@@ -12,8 +12,7 @@ from PIL import Image
 from cvsa_jax.data import decode
 from cvsa_jax.data.pipeline import open_image, unreadable, unreadable_error
 from cvsa_jax.data.sources import Source
-from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import cache_folder, read_json, write_json_atomically
+from cvsa_jax.runtime.files import cache_folder, check_room, read_json, write_json_atomically
 from cvsa_jax.runtime.progress import Progress
 from cvsa_jax.runtime.workers import in_threads
 
@@ -59,7 +58,13 @@ def stored_squares(source: Source, indices: np.ndarray, size: int) -> tuple[np.n
     folder = cache_folder() / f"images-{source.fingerprint}-{size}-{len(indices)}-{decode.DECODER}"
     if not (folder / "identity.json").is_file() or read_json(folder / "identity.json") != identity:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _check_fits(len(indices) * 3 * size**2, size, folder.parent)
+        check_room(
+            folder.parent,
+            len(indices) * 3 * size**2,
+            f"the decoded images, as squares of {size} px,",
+            "name a larger disk in XDG_CACHE_HOME, set config.views.stored lower, or config.data.cache=False and "
+            "config.views.where=host",
+        )
         # Elsewhere first: several processes may begin at once, and one that is killed leaves nothing half done.
         half = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
         try:
@@ -95,13 +100,3 @@ def write_squares(source: Source, indices: np.ndarray, images: np.ndarray) -> np
     except decode.Unreadable:
         raise unreadable_error(source, unreadable(source, indices)) from None
     return shapes
-
-
-def _check_fits(needed: int, size: int, folder: Path) -> None:
-    there = shutil.disk_usage(folder).free
-    if needed > there:
-        raise UserError(
-            f"{folder}: the decoded images, as squares of {size} px, need {needed:,} bytes, and {there:,} are free there: "
-            "name a larger disk in XDG_CACHE_HOME, set config.views.stored lower, or config.data.cache=False and "
-            "config.views.where=host"
-        )

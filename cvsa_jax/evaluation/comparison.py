@@ -77,7 +77,7 @@ def compare(
         maps = evaluator.maps(network, test)
         if maps:
             masks = None if evaluator.source.mask is None else evaluator.masks(test)
-            comparison.attention[name] = maps.get("attention", maps["component"])
+            comparison.attention[name] = maps["attention" if "attention" in maps else "component"]
             if "attention" not in maps:
                 comparison.without_heads.append(name)
         figures = comparison.figures[name] = {}

@@ -1,9 +1,6 @@
 """The figures of one network on one data set, as every command reports them."""
 
-import contextlib
 import functools
-import time
-from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -13,10 +10,10 @@ from cvsa_jax.data import background
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.augmented import fit_crops
-from cvsa_jax.evaluation.boxes import box_score, true_box
 from cvsa_jax.evaluation.encode import make_attended_encoder, make_class_activation, make_encoder
 from cvsa_jax.evaluation.features import evenly, extract
 from cvsa_jax.evaluation.knn import leave_one_out
+from cvsa_jax.evaluation.localizer import Localizer
 from cvsa_jax.evaluation.probe import Standardization, logits
 from cvsa_jax.evaluation.protocol import EvalSpec, Knn, Probe
 from cvsa_jax.evaluation.recognition import Labelled, Recognition, recognized
@@ -29,9 +26,8 @@ from cvsa_jax.training.state import Network
 _KEY_IMAGES = 1024  # from which the foreground's key is averaged
 
 
-class Evaluator:
-    """Evaluates networks of one model on one source, with images as `spec` says. `perf`: `<part>_s`, the seconds
-    that each part has taken so far, for the commands' JSON."""
+class Evaluator(Localizer):
+    """Evaluates networks of one model on one source, with images as `spec` says."""
 
     def __init__(self, model: Siamese | Classifier, mesh: Mesh, source: Source, spec: EvalSpec):
         self.encode = {maps: make_encoder(model, mesh, maps=maps) for maps in (False, True)}
@@ -39,19 +35,8 @@ class Evaluator:
         self.attend = None
         if spec.pooling == "attention":
             self.attend = make_attended_encoder(model, mesh, spec.reading, spec.temperature)
-        self.mesh, self.source, self.spec = mesh, source, spec
-        self.perf: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self.perf[f"{part}_s"] = self.perf.get(f"{part}_s", 0) + time.monotonic() - began
-
-    @property
-    def size(self) -> int:
-        """Side of the evaluated images, px."""
-        return self.spec.size
+        super().__init__(source, spec.size)
+        self.mesh, self.spec = mesh, spec
 
     def key(self, network: Network, images: np.ndarray) -> np.ndarray | None:
         """What pooling by attention needs to know of the train images, (D,); None of pooling by average. No label or
@@ -95,27 +80,6 @@ class Evaluator:
         activation = self._extract(self.activate, (network, placed), indices, 0)
         return {"cam": activation.cam, "grad_cam": activation.grad_cam}
 
-    def masks(self, indices: np.ndarray) -> np.ndarray:
-        """(k, size, size) bool ground-truth masks of the same squares; nothing of images that have none."""
-        if (known := self.source.has_mask(indices)).sum() < len(indices):
-            print(f"{known.sum()} of {len(indices)} images have a mask: figures against masks are of these")
-        return localization.square_masks(self.source, indices, self.size)
-
-    def localization(self, maps: np.ndarray, indices: np.ndarray, masks: np.ndarray | None) -> dict[str, float]:
-        """Figures of maps (k, h, w) against the images' masks, as `masks` gives them, and boxes (those around the
-        masks where the source has none); {} where there is neither."""
-        with self._timed("maps_against_masks"):
-            known = self.source.has_mask(indices)
-            figures = localization.score(maps[known], masks[known]) if masks is not None and known.any() else {}
-            figures |= {"images_with_masks": int(known.sum())} if 0 < known.sum() < len(indices) else {}
-        truths = [None] * len(indices) if masks is None else masks
-        boxes = [true_box(self.source, int(i), mask) for i, mask in zip(indices, truths, strict=True)]
-        known = [k for k, box in enumerate(boxes) if box is not None]
-        if not known:
-            return figures
-        with self._timed("maps_against_boxes"):
-            return figures | box_score(maps[known], np.stack([boxes[k] for k in known]), self.size)
-
     def recognition(
         self, network: Network, train: np.ndarray, test: np.ndarray, *, knn: Knn, probe: Probe | None = None
     ) -> Recognition:
@@ -127,7 +91,7 @@ class Evaluator:
         if probe is not None and probe.crop_area is not None:
             fit = functools.partial(self._fit_crops, network, key, train)
         halves = Labelled(features[: len(train)], labels[train]), Labelled(features[len(train) :], labels[test])
-        found = recognized(*halves, len(self.source.classes), knn=knn, probe=probe, timed=self._timed, fit=fit)
+        found = recognized(*halves, len(self.source.classes), knn=knn, probe=probe, timed=self.timed, fit=fit)
         return found._replace(key=key)
 
     def neighbors(self, network: Network, indices: np.ndarray, knn: Knn) -> dict[str, float]:
@@ -158,7 +122,7 @@ class Evaluator:
 
     def _extract(self, encode, network, indices: np.ndarray, resize: int, source: Source | None = None):
         encode, source = functools.partial(encode, network), source or self.source
-        with self._timed("network"):
+        with self.timed("network"):
             return extract(
                 encode, self.mesh, source, indices, size=self.size, resize=resize, batch_size=self.spec.batch_size
             )

@@ -1,16 +1,21 @@
 """Features that another program made, under the same protocol as those of our networks."""
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.evaluator import labels_of
+from cvsa_jax.evaluation.localizer import Localizer
 from cvsa_jax.evaluation.protocol import Knn, Probe
 from cvsa_jax.evaluation.recognition import Labelled, Recognition, recognized
+from cvsa_jax.models.activation import READOUTS
 from cvsa_jax.runtime.errors import UserError, some
+
+PLACED = {"maps": "(n, h, w)", "patches": "(n, h, w, C)"}  # what may say where a model looks
+CHUNK = 256  # images whose patches are read at a time
 
 
 def is_features(path: Path) -> bool:
@@ -22,24 +27,38 @@ def is_features(path: Path) -> bool:
     return False
 
 
-class GivenFeatures:
+class GivenFeatures(Localizer):
     """In the place of an `Evaluator`: features (n, C) of a source's images from an npz of `names` (n,), as the source
-    names its images or with folders before that, and `vectors` (n, C). There is no network, and so there are no maps.
+    names its images or with folders before that, and `vectors` (n, C).
+
+    There is no network. Where it looks can be told by `maps` (n, h, w), which are measured as an attention is, and by
+    `patches` (n, h, w, C), features of the cells, of which the mean and the first component are taken as of a
+    backbone's; both of whole images, squeezed to squares.
 
     Raises:
         UserError: it cannot be read, or an image of the source has no vector, or has two.
     """
 
-    def __init__(self, path: Path, source: Source):
+    def __init__(self, path: Path, source: Source, size: int):
+        super().__init__(source, size)
         try:
             with np.load(path) as arrays:
                 names, vectors = arrays["names"], np.asarray(arrays["vectors"], np.float32)
+                placed = {name: np.asarray(arrays[name], np.float32) for name in PLACED if name in arrays}
         except Exception as error:  # a broken file raises whatever its reader stumbles over
             raise UserError(f"cannot read the features in {path}: {str(error).splitlines()[0][:160]}") from None
         if vectors.ndim != 2 or not vectors.shape[1] or len(vectors) != len(names) or not np.isfinite(vectors).all():
             raise UserError(f"{path}: `vectors` must be (n, C) finite numbers, one row for each of the n `names`")
-        self.path, self.source, self.perf = path, source, {}
-        self.vectors = vectors[_rows(path, [str(name) for name in names], source.names)]
+        for name, values in placed.items():
+            fits = values.ndim == len(PLACED[name].split(",")) and len(values) == len(names) and values.size
+            if not fits or not np.isfinite(values).all():
+                raise UserError(
+                    f"{path}: `{name}` must be {PLACED[name]} finite numbers, a row for each of the `names`"
+                )
+        self.path = path
+        rows = _rows(path, [str(name) for name in names], source.names)
+        self.vectors = vectors[rows]
+        self.placed = {name: values[rows] for name, values in placed.items()}
 
     def recognition(
         self, network: None, train: np.ndarray, test: np.ndarray, *, knn: Knn, probe: Probe | None = None
@@ -49,17 +68,18 @@ class GivenFeatures:
             raise UserError(f"{self.path} holds features of whole images: config.probe.augmented needs a network")
         labels = labels_of(self.source)
         halves = (Labelled(self.vectors[rows], labels[rows]) for rows in (train, test))
-        return recognized(*halves, len(self.source.classes), knn=knn, probe=probe, timed=self._timed)
+        return recognized(*halves, len(self.source.classes), knn=knn, probe=probe, timed=self.timed)
 
     def maps(self, network: None, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """None."""
-        return {}
+        """As `Evaluator.maps`, of what the file holds."""
+        maps = {"attention": self.placed["maps"][indices]} if "maps" in self.placed else {}
+        if "patches" in self.placed:
+            patches, chunks = self.placed["patches"], np.array_split(indices, -(-len(indices) // CHUNK))
+            for name, read in READOUTS.items():
+                maps[name] = np.concatenate([np.asarray(read(jnp.asarray(patches[rows]))[0]) for rows in chunks])
+        return maps
 
     class_maps = background = lambda self, *_: {}
-
-    @contextlib.contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        yield
 
 
 def _rows(path: Path, names: list[str], wanted: tuple[str, ...]) -> np.ndarray:

@@ -1,17 +1,12 @@
 """Networks side by side on one data set, in one page: runs, weights of others, and features of any model."""
 
-from pathlib import Path
-
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
 from cvsa_jax.data import pipeline
 from cvsa_jax.data.sources import Source
-from cvsa_jax.evaluation import given
-from cvsa_jax.evaluation.comparison import Candidate, compare
-from cvsa_jax.evaluation.evaluator import Evaluator
+from cvsa_jax.evaluation.comparison import compare
 from cvsa_jax.evaluation.protocol import Probe
 from cvsa_jax.report import html, pictures
 from cvsa_jax.report.columns import GUESSES, PANELS
@@ -52,7 +47,7 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
     source = settings.load_source(config.data)
     train, test = pipeline.readable_splits(source, config.data)
     mesh = make_mesh()
-    candidates = {name: _candidate(name, origin, source, config.eval, mesh) for name, origin in named.items()}
+    candidates = {name: frozen.candidate(name, origin, source, config.eval, mesh) for name, origin in named.items()}
     comparison = compare(candidates, train, test, knn=knn, probe=probe)
     if not is_first():
         return comparison.figures
@@ -81,15 +76,6 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
     lines = [*sentences, "", *(f"{table.as_text()}\n" for table in measured), *notes, f"report: {page}"]
     print("\n" + "\n".join(lines))
     return comparison.figures
-
-
-def _candidate(name: str, origin: str, source: Source, evaluation: ConfigDict, mesh: Mesh) -> Candidate:
-    path = Path(origin).expanduser()
-    if given.is_features(path):
-        return Candidate(name, given.GivenFeatures(path, source), None, pretrained_here=False)
-    network = frozen.load(origin, mesh)
-    evaluator = Evaluator(network.model, mesh, source, network.spec(evaluation))
-    return Candidate(name, evaluator, network.network, pretrained_here=network.pretrained_here)
 
 
 def _protocol(source: Source, train: np.ndarray, test: np.ndarray, probe: Probe) -> list[str]:

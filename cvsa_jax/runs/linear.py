@@ -1,4 +1,4 @@
-"""The linear probe, kNN and retrieval of one pre-training run."""
+"""The linear probe, kNN and retrieval of one network, or of features."""
 
 import re
 
@@ -6,33 +6,30 @@ from ml_collections import ConfigDict
 
 from cvsa_jax import settings
 from cvsa_jax.data import pipeline
-from cvsa_jax.data.sources import Source
-from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.report.columns import percent, share
 from cvsa_jax.runtime.distributed import is_first, make_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import AnyPath, write_json_atomically
-from cvsa_jax.training.state import Network
-from cvsa_jax.weights import backbones
+from cvsa_jax.weights import frozen
 
 
 def linear_probe(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
-    """Linear probe and kNN of the run `config.init_from`; writes `workdir/report/results.json` and returns it.
+    """Linear probe and kNN of `config.init_from`; writes `workdir/report/results.json` and returns it.
 
     Raises:
-        UserError: no such pre-training run, or no labels.
+        UserError: it is no run, no file of weights and no file of features; or there are no labels.
     """
     if not config.init_from:
-        raise UserError("config.init_from is not set: give the --workdir of a pre-training run")
+        raise UserError("config.init_from is not set: give the --workdir of a run, a file of weights, or of features")
     source = settings.load_source(config.data)
     train, test = pipeline.readable_splits(source, config.data)
     knn, probe = settings.knn(config.eval), settings.probe(config)
-    evaluator, network = load_run(config.init_from, source, config.eval)
-    figures = evaluator.recognition(network, train, test, knn=knn, probe=probe).figures
+    of = frozen.candidate("", config.init_from, source, config.eval, make_mesh())
+    figures = of.evaluator.recognition(of.network, train, test, knn=knn, probe=probe).figures
     if not is_first():
         return figures
     results = workdir / "report" / "results.json"
-    write_json_atomically(results, figures | {"perf": evaluator.perf})
+    write_json_atomically(results, figures | {"perf": of.evaluator.perf})
     print(f"{source.name}, {len(train)} train and {len(test)} test images:")
     for amount in probe.amounts:
         print(_line(figures, amount.suffix, f"linear, {amount.title}"))
@@ -41,14 +38,6 @@ def linear_probe(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     recall, precision = (percent(figures.get(key)) for key in ("recall_at_1", "map_at_r"))
     print(f"retrieval: recall@1 {recall} %, mAP@R {precision} %\nresults: {results}")
     return figures
-
-
-def load_run(workdir: str, source: Source, evaluation: ConfigDict) -> tuple[Evaluator, Network]:
-    """The online network of a pre-training run, and what evaluates it on a source, at the sizes of `config.eval` or
-    else the run's own."""
-    mesh = make_mesh()
-    run, model, network, _ = backbones.load_run(workdir, mesh)
-    return Evaluator(model, mesh, source, settings.evaluation(evaluation, run)), network
 
 
 def _line(figures: dict[str, float], suffix: str, title: str) -> str:

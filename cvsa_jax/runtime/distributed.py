@@ -4,6 +4,7 @@ import glob
 import math
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -57,6 +58,21 @@ def initialize(coordinator: str | None = None, processes: int | None = None, ind
 def is_first() -> bool:
     """True in the one process that speaks and writes for all."""
     return jax.process_index() == 0
+
+
+def first_alone(work: Callable[[], Any]) -> Any:
+    """What `work` gives in the first process, None in the others; where it raises a UserError there, all do."""
+    if jax.process_count() == 1:
+        return work()
+    result = refusal = None
+    if is_first():
+        try:
+            result = work()
+        except UserError as error:
+            refusal = error
+    if bool(multihost_utils.broadcast_one_to_all(np.array(refusal is not None))):
+        raise refusal or UserError("process 0 cannot begin, for the reason that it gives")
+    return result
 
 
 def check_shared(folder: AnyPath) -> None:

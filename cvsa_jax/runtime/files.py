@@ -35,6 +35,13 @@ def is_local(path: AnyPath) -> bool:
     return isinstance(path, Path)
 
 
+def check_room(folder: Path, needed: int, what: str, advice: str) -> None:
+    """UserError, with this advice, where the disk of a folder has fewer bytes free than what is to be written."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(f"{folder}: {what} need {needed:,} bytes, and {free:,} are free there: {advice}")
+
+
 class LocalCopy:
     """A folder without sub-folders in reach of programs that need a disk: itself, or of one in a bucket a copy, which
     goes with this object."""

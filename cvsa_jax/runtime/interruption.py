@@ -45,21 +45,29 @@ def deferred() -> Iterator[Callable[[], int]]:
     from jax.experimental import multihost_utils
 
     if jax.process_count() > 1:
-        # JAX has taken SIGTERM over, and agrees with the others on a step that none has passed yet. The steps asked
-        # about must go up, also from one training of a process to its next.
-        yield lambda: signal.SIGTERM * multihost_utils.reached_preemption_sync_point(next(_sync_points))
+        # JAX has taken SIGTERM over, and agrees with the others on a step that none has passed yet; Ctrl-C becomes
+        # one. The steps asked about must go up, also from one training of a process to its next.
+        with _handled({signal.SIGINT: lambda got, frame: os.kill(os.getpid(), signal.SIGTERM)}):
+            yield lambda: signal.SIGTERM * multihost_utils.reached_preemption_sync_point(next(_sync_points))
         return
     notices: list[int] = []
-    before = {number: signal.signal(number, lambda got, frame: notices.append(got)) for number in CODES}
+    with _handled(dict.fromkeys(CODES, lambda got, frame: notices.append(got))):
+        yield lambda: notices[0] if notices else 0
+    if notices:  # came after the last question
+        _end(notices[0], None)
+
+
+@contextlib.contextmanager
+def _handled(handlers: dict[int, Callable]) -> Iterator[None]:
+    """Inside, these handle the signals, and none of them ends the process."""
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     _waits_for_step.set()
     try:
-        yield lambda: notices[0] if notices else 0
+        yield
     finally:
         _waits_for_step.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
-    if notices:  # came after the last question
-        _end(notices[0], None)
 
 
 def leave(code: int, text: str) -> None:

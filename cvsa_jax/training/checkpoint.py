@@ -14,9 +14,9 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from cvsa_jax.models.siamese import TARGET_PARTS
-from cvsa_jax.runtime.distributed import is_first, replicated
+from cvsa_jax.runtime.distributed import first_alone, is_first, replicated
 from cvsa_jax.runtime.errors import UserError, some
-from cvsa_jax.runtime.files import AnyPath, is_local
+from cvsa_jax.runtime.files import AnyPath, check_room, is_local
 from cvsa_jax.runtime.lock import Lock
 from cvsa_jax.training.state import Network
 
@@ -30,12 +30,20 @@ class Checkpointer:
     asynchronous and atomic. UserError where the workdir is in use or cannot be used."""
 
     def __init__(self, workdir: AnyPath):
-        self._lock = Lock(workdir) if is_first() else None
-        self.manager = _manager(workdir, create=True)
+        self._lock = first_alone(lambda: Lock(workdir))
+        self.workdir, self.manager = workdir, _manager(workdir, create=True)
 
     @property
     def latest(self) -> int | None:
         return self.manager.latest_step()
+
+    def check_room(self, state: Any) -> None:
+        """UserError where the disk is too small for the checkpoints of such a state that are to come."""
+        if is_local(folder := self.workdir) and is_first():
+            each = sum(leaf.nbytes for name in _items(state) for leaf in jax.tree.leaves(getattr(state, name)))
+            count = max(KEPT - len(self.manager.all_steps()), 1)
+            advice = "make room there, or name a --workdir on another disk"
+            check_room(folder, count * each, f"{count} checkpoint(s)", advice)
 
     def save(self, state: Any, meta: dict) -> None:
         """Starts to save; returns when the state's arrays may be changed. `meta` is small and JSON-like. UserError

@@ -96,6 +96,8 @@ def begin(
             origin = f"{workdir} at step {int(state.step)}"
         elif start_from is not None:
             state, origin = start_from(state)
+        if int(state.step) < total:
+            checkpoints.check_room(state)
         refused.pop_all()
     write_config(config, workdir)
     table = parameter_overview.get_parameter_overview(state.params, include_stats=False)

@@ -7,6 +7,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
+from cvsa_jax.data.sources import Source
+from cvsa_jax.evaluation import given
+from cvsa_jax.evaluation.comparison import Candidate
+from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.labelled import fraction_suffix
 from cvsa_jax.evaluation.protocol import EvalSpec
 from cvsa_jax.models.classifier import Classifier
@@ -69,6 +73,17 @@ def load(origin: str, mesh: Mesh) -> Frozen:
         return _finetuned(origin, config, mesh)
     config, model, network, step = backbones.load_run(origin, mesh)
     return Frozen(config, model, network, f"{origin} at step {step}")
+
+
+def candidate(name: str, origin: str, source: Source, evaluation: ConfigDict, mesh: Mesh) -> Candidate:
+    """What is measured under a name on a source, with images as `config.eval` says: the features of a file, as
+    `evaluation.given` reads it, or a network, as `load` does."""
+    if given.is_features(as_path(origin)):
+        features = given.GivenFeatures(as_path(origin), source, evaluation.size or SIZE)
+        return Candidate(name, features, None, pretrained_here=False)
+    network = load(origin, mesh)
+    evaluator = Evaluator(network.model, mesh, source, network.spec(evaluation))
+    return Candidate(name, evaluator, network.network, pretrained_here=network.pretrained_here)
 
 
 def _of_file(origin: str, mesh: Mesh) -> Frozen:

@@ -35,12 +35,14 @@ def test_rows_are_found_by_name_in_any_order(tmp_path, prefix):
     order = RNG.permutation(len(SOURCE))
     names = [prefix + SOURCE.names[i] for i in order]
     extra = [*names, "another/picture.png"]
-    features = given.GivenFeatures(saved(tmp_path / "x.npz", extra, np.vstack([VECTORS[order], VECTORS[:1]])), SOURCE)
+    features = given.GivenFeatures(
+        saved(tmp_path / "x.npz", extra, np.vstack([VECTORS[order], VECTORS[:1]])), SOURCE, 32
+    )
     np.testing.assert_array_equal(features.vectors, VECTORS)
 
 
 def test_figures_are_those_of_the_vectors(tmp_path):
-    features = given.GivenFeatures(saved(tmp_path / "x.npz"), SOURCE)
+    features = given.GivenFeatures(saved(tmp_path / "x.npz"), SOURCE, 32)
     found = features.recognition(None, TRAIN, TEST, knn=Knn((5,), 0.07), probe=probe()).figures
     # scikit-learn's kNN with the same votes.
     unit = VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True)
@@ -56,6 +58,49 @@ def test_figures_are_those_of_the_vectors(tmp_path):
     )
 
 
+def test_maps_are_measured_as_an_attention_is(tmp_path):
+    size = 24
+    masks = np.stack([SOURCE.mask(i) for i in range(len(SOURCE))]) > 127
+    order = RNG.permutation(len(SOURCE))
+    path = saved(tmp_path / "x.npz", np.array(SOURCE.names)[order], VECTORS[order], maps=masks[order].astype(np.uint8))
+    features = given.GivenFeatures(path, SOURCE, size)
+    maps = features.maps(None, TEST)
+    assert maps.keys() == {"attention"}
+    np.testing.assert_array_equal(maps["attention"], masks[TEST])
+    figures = features.localization(maps["attention"], TEST, features.masks(TEST))
+    assert figures["pointing_game"] == figures["mask_iou"] == figures["corloc"] == 1
+    figures = features.localization(1 - maps["attention"], TEST, features.masks(TEST))
+    assert figures["pointing_game"] == figures["mask_iou"] == 0
+
+
+def test_patches_give_their_mean_and_first_component(tmp_path, monkeypatch):
+    monkeypatch.setattr(given, "CHUNK", 7)
+    patches = RNG.normal(size=(len(SOURCE), 4, 4, 6)).astype(np.float32)
+    patches[:, 1:3, 1:3] += 4 * np.eye(6, dtype=np.float32)[2]
+    features = given.GivenFeatures(saved(tmp_path / "x.npz", patches=patches), SOURCE, 24)
+    maps = features.maps(None, TEST)
+    assert maps.keys() == {"mean", "component"}
+    np.testing.assert_allclose(maps["mean"], patches[TEST].mean(-1), rtol=1e-5, atol=1e-6)
+    for found, cells in zip(maps["component"], patches[TEST].reshape(len(TEST), 16, 6), strict=True):
+        expected = np.linalg.svd(cells - cells.mean(0))[0][:, 0]
+        assert abs(np.corrcoef(found.ravel(), expected)[0, 1]) > 0.999
+    # With its own maps beside, these are the attention.
+    both = saved(tmp_path / "y.npz", patches=patches, maps=patches[..., 0])
+    np.testing.assert_array_equal(
+        given.GivenFeatures(both, SOURCE, 24).maps(None, TEST)["attention"], patches[TEST, ..., 0]
+    )
+
+
+@pytest.mark.parametrize(
+    "placed", [{"maps": VECTORS}, {"patches": VECTORS[:-1, None, None]}, {"maps": VECTORS[:, None] * np.inf}]
+)
+def test_maps_that_do_not_fit_are_refused(tmp_path, placed):
+    (name,) = placed
+    shape = {"maps": r"\(n, h, w\)", "patches": r"\(n, h, w, C\)"}[name]
+    with pytest.raises(UserError, match=rf"x\.npz: `{name}` must be {shape} finite numbers"):
+        given.GivenFeatures(saved(tmp_path / "x.npz", **placed), SOURCE, 24)
+
+
 @pytest.mark.parametrize(
     ("names", "vectors", "said"),
     [
@@ -68,11 +113,11 @@ def test_figures_are_those_of_the_vectors(tmp_path):
 )
 def test_features_that_do_not_fit_are_refused(tmp_path, names, vectors, said):
     with pytest.raises(UserError, match=rf"x\.npz.*{said}"):
-        given.GivenFeatures(saved(tmp_path / "x.npz", names, vectors), SOURCE)
+        given.GivenFeatures(saved(tmp_path / "x.npz", names, vectors), SOURCE, 32)
 
 
 def test_crops_need_a_network(tmp_path):
-    features = given.GivenFeatures(saved(tmp_path / "x.npz"), SOURCE)
+    features = given.GivenFeatures(saved(tmp_path / "x.npz"), SOURCE, 32)
     with pytest.raises(UserError, match=r"config\.probe\.augmented needs a network"):
         features.recognition(None, TRAIN, TEST, knn=Knn((), 0.07), probe=probe(crop_area=(0.1, 1.0)))
 

@@ -1,3 +1,4 @@
+import collections
 import dataclasses
 import functools
 import json
@@ -230,6 +231,14 @@ def test_batches_and_views_that_cannot_be(tmp_path, cvsa_config, changes, messag
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
         pretrain.train(config, tmp_path / "run")
+
+
+def test_a_disk_too_small_is_found_before_the_first_step(tmp_path, cvsa_config, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: collections.namedtuple("usage", "free")(1000))
+    for _ in range(2):  # the first leaves no lock
+        with pytest.raises(UserError, match=r"run: 2 checkpoint\(s\) need [\d,]+ bytes, and 1,000 are free there"):
+            pretrain.train(cvsa_config(), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_views_made_on_the_device_train_as_those_of_the_host(tmp_path, finished, cvsa_config, monkeypatch):

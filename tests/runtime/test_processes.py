@@ -1,6 +1,7 @@
 """Runs of real processes that talk over loopback, and what interrupts them."""
 
 import json
+import os
 import re
 import signal
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from benchmarks import tiny_run
 from benchmarks.tiny_run import ended, final_state, kill, wait_for_step
+from cvsa_jax.runtime.lock import Lock
 from cvsa_jax.training.log import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -94,11 +96,12 @@ def test_one_of_two_is_killed_and_both_go_on(tmp_path, launch, together):
     assert losses(workdir) == losses(together)
 
 
-def test_a_signal_to_one_of_two_is_a_checkpoint_of_both_and_one_goes_on_alone(tmp_path, launch, alone):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_of_two_is_a_checkpoint_of_both_and_one_goes_on_alone(tmp_path, launch, alone, number):
     workdir = tmp_path / "run"
     processes = launch([workdir] * 2, 2, STEPS)
     wait_for_step(workdir, 5, processes)
-    processes[1].send_signal(signal.SIGTERM)
+    processes[1].send_signal(number)
     said = ended(processes, 42)
     saved = [int(folder.name) for folder in (workdir / "ckpt").iterdir()]
     assert len(saved) == 1 and 5 < saved[0] < STEPS and saved[0] % 20
@@ -128,3 +131,11 @@ def test_a_workdir_that_not_all_see_is_refused(tmp_path, launch):
     for text in said:
         assert "of process 0 is not seen by process 1 of 2: all processes need the same folder" in text
     assert not (tmp_path / "here" / "ckpt").exists()
+
+
+def test_a_workdir_in_use_is_refused_in_every_process(tmp_path, launch):
+    held = Lock(tmp_path / "run")
+    said = ended(launch([tmp_path / "run"] * 2, 1, 6), 2)
+    held.release()
+    assert f"{tmp_path / 'run'} is being written by process {os.getpid()}" in said[0]
+    assert "process 0 cannot begin, for the reason that it gives" in said[1]

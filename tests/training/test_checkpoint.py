@@ -1,5 +1,6 @@
 """Checkpoints on a disk that is full, cut off, or left by a kill."""
 
+import collections
 import contextlib
 import dataclasses
 import os
@@ -124,6 +125,20 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, mesh_of):
             checkpoints.save(state(2, size), {})
             checkpoints.wait()
             assert checkpoints.latest == 2
+
+
+def test_a_disk_too_small_for_what_is_to_come_is_refused(tmp_path, workdir, monkeypatch):
+    free = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: collections.namedtuple("usage", "free")(free[-1]))
+    # Two of 4,000 bytes each; where two are kept, the next one, before the oldest goes.
+    for folder, count in ((tmp_path / "new", 2), (workdir, 1)):
+        with opened(folder) as checkpoints:
+            free.append(count * 4000)
+            checkpoints.check_room(state(0))
+            free.append(count * 4000 - 1)
+            needed = rf"{count} checkpoint\(s\) need {count * 4},000 bytes, and {count * 4 - 1},999 are free there"
+            with pytest.raises(UserError, match=needed):
+                checkpoints.check_room(state(0))
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

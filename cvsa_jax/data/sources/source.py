@@ -54,7 +54,10 @@ class Source:
             return np.arange(len(self))
         if name not in self.splits or not len(self.splits[name]):
             filled = {k: len(v) for k, v in self.splits.items() if len(v)}
-            raise UserError(f"data set {self.name} has no images in split {name!r}; it has {filled or 'no splits'}")
+            raise UserError(
+                f"data set {self.name} has no images in split {name!r}; it has {filled or 'no splits'}: set "
+                "config.data.train_split or config.data.test_split to one of them, or to 'all'"
+            )
         return self.splits[name]
 
     def described(self) -> dict:

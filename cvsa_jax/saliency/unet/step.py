@@ -47,6 +47,8 @@ class Geometry:
 
     def __post_init__(self):
         checks.probability("config.augment.composite_prob", self.composite_prob)
+        if len(self.side) != 2:
+            raise UserError(f"config.augment.side={self.side} is not a range of two numbers")
         low, high = self.side
         if self.aspect < 1 or not 0 < low <= high <= MAX_SIDE / self.aspect**0.5:
             raise UserError(
