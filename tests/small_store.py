@@ -52,7 +52,7 @@ def shards(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*"))}
 
 
-def watched(source: Source, *, dies_at: int | None = None):
+def watched(source: Source, *, dies_at: int | None = None, error: BaseException | None = None):
     """The mask detector, with the list of images it was asked for; it dies at one of them."""
     seen = []
     detector = masks(source)
@@ -60,7 +60,7 @@ def watched(source: Source, *, dies_at: int | None = None):
     def prepare(i: int, image: np.ndarray) -> np.ndarray:
         seen.append(i)
         if i == dies_at:
-            raise KeyboardInterrupt
+            raise error or KeyboardInterrupt
         return detector.prepare(i, image)
 
     return dataclasses.replace(detector, prepare=prepare), seen

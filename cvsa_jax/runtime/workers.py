@@ -25,6 +25,8 @@ def over_cores(function: Callable, items: Iterable[tuple], *, chunk: int, alone:
         alone: in this process, for what is done before others have started.
     """
     alone = alone or CORES == 1
+    # A command that is interrupted leaves no time to tidy up; joblib's own tracker does, and would say so.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     work = joblib.Parallel(
         1 if alone else CORES,
         return_as="generator",

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import numpy as np
 from cvsa_jax.data.decode import DECODER, Unreadable
 from cvsa_jax.data.pipeline import load_image, unreadable_error
 from cvsa_jax.data.sources import Source
-from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.errors import Interrupted, UserError
 from cvsa_jax.runtime.files import (
     AnyPath,
     is_local,
@@ -37,6 +38,8 @@ from cvsa_jax.saliency.store import (
 LATER = ("decoder", "settings.annotation_hash")
 BLANK, FULL = 0.01, 0.95  # shares of the image at the threshold below and above which a map says nothing
 TIMING = "timing.json"
+BEGUN = ".begun"  # ending of the records of a file that is not complete
+KEEP_SECONDS = 60.0  # after which they are written again
 STALE = 3600  # seconds after which a file that is not finished belongs to nobody; one is written in less than one
 
 
@@ -77,24 +80,32 @@ def compute(
     missing = [k for k in range(shard[0], len(paths), shard[1]) if not paths[k].exists()]
     members = {k: range(k * SHARD_SIZE, min((k + 1) * SHARD_SIZE, len(source))) for k in missing}
     problems: dict[str, str] = {}
-    started, done, total = time.monotonic(), 0, sum(map(len, members.values()))
+    started, seen = time.monotonic(), itertools.count(1)
+    begun = {k: _begun(paths[k], len(members[k])) for k in missing}
+    total = sum(len(members[k]) - len(begun[k]) for k in missing)
     progress = Progress("saliency", total)
     with ThreadPoolExecutor() as pool:
         for k in missing:
-            rows, bad = np.zeros(len(members[k]), RECORD), {}
-            for i, result in _detections(source, detector, members[k], pool):
-                if isinstance(result, Unreadable):
-                    bad[source.names[i]] = str(result)
-                else:
-                    rows[i - members[k].start] = make_record(result.saliency, result.confidence, threshold)
-                done += 1
-                progress.update(done)
+            rows, bad, saved = list(begun[k]), {}, time.monotonic()
+            try:
+                for i, result in _detections(source, detector, members[k][len(rows) :], pool):
+                    if isinstance(result, Unreadable):
+                        bad[source.names[i]] = str(result)
+                        rows.append(np.zeros((), RECORD))
+                    else:
+                        rows.append(make_record(result.saliency, result.confidence, threshold))
+                    progress.update(next(seen))
+                    if time.monotonic() - saved > KEEP_SECONDS and not bad:
+                        _write(rows, paths[k].with_suffix(BEGUN))
+                        saved = time.monotonic()
+            except Interrupted:
+                if rows and not bad:
+                    _write(rows, paths[k].with_suffix(BEGUN))
+                raise
             problems |= bad
             if not bad or on_bad_image == "skip":
-                # NumPy writes to a file past Python, and then does not say that the disk is full.
-                encoded = io.BytesIO()
-                np.save(encoded, rows)
-                write_atomically(paths[k], lambda file, encoded=encoded: file.write(encoded.getbuffer()))
+                _write(rows, paths[k])
+                paths[k].with_suffix(BEGUN).unlink(missing_ok=True)
     if problems and on_bad_image == "stop":
         raise unreadable_error(source, problems)
     if total:
@@ -102,6 +113,22 @@ def compute(
         timing = {"images": total, "seconds": seconds, "ms_per_image": 1000 * seconds / total}
         write_json_atomically(folder / TIMING, timing)
     return finish_store(source, folder)
+
+
+def _write(rows: list[np.void | np.ndarray], path: Path) -> None:
+    # NumPy writes to a file past Python, and then does not say that the disk is full.
+    encoded = io.BytesIO()
+    np.save(encoded, np.array(rows, RECORD))
+    write_atomically(path, lambda file: file.write(encoded.getbuffer()))
+
+
+def _begun(path: Path, most: int) -> np.ndarray:
+    """The first records of a file that an interrupted pass had begun."""
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        rows = np.load(path.with_suffix(BEGUN))
+        if rows.dtype == RECORD and len(rows) <= most:
+            return rows
+    return np.zeros(0, RECORD)
 
 
 def finish_store(source: Source, folder: Path) -> dict | None:

@@ -23,7 +23,7 @@ GRID = 64  # cells along each side of a stored map
 _MAPPED = 64  # files
 _ASKED = 500  # images whether they are turned, of a store of before
 MOSTLY, HALF = 0.8, 0.5  # a map's share of the image that is mostly object, and the share of such maps that is odd
-SHARD_SIZE = 256  # images per file: what a killed pass loses at most, and the smallest share of a machine
+SHARD_SIZE = 256  # images per file, the smallest share of a machine
 # `box` is (y0, x0, y1, x1) in fractions of the image around the map's cells at or above the manifest's threshold;
 # `area` the share of these cells; `confidence` the detector's raw maximum in [0, 1]; `usable` is False for an image
 # that could not be decoded and was left out.

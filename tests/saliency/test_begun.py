@@ -1,0 +1,64 @@
+"""A pass of a detector that is interrupted in the middle of a file goes on from the image it had come to."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from small_store import SHARD, N, make, source_of, watched
+
+from cvsa_jax.runtime.errors import Interrupted
+from cvsa_jax.saliency import compute as compute_module
+
+AT = SHARD + 2  # an image in the middle of the second file
+
+pytestmark = pytest.mark.usefixtures("small_shards")
+
+
+def stopped(folder, error: BaseException) -> None:
+    detector, _ = watched(source_of(), dies_at=AT, error=error)
+    with pytest.raises(type(error)):
+        make(source_of(), folder, dataclasses.replace(detector, batch_size=1))
+
+
+def maps(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("shard-*")}
+
+
+def test_an_interruption_loses_nothing(tmp_path):
+    make(source_of(), tmp_path / "whole")
+    stopped(tmp_path / "run", Interrupted("now", 130))
+    assert len(np.load(tmp_path / "run" / "shard-00001.begun")) == AT - SHARD
+    detector, seen = watched(source_of())
+    make(source_of(), tmp_path / "run", detector)
+    assert sorted(seen) == list(range(AT, N))
+    assert maps(tmp_path / "run") == maps(tmp_path / "whole")
+
+
+def test_a_kill_loses_what_came_after_the_last_writing(tmp_path, monkeypatch):
+    make(source_of(), tmp_path / "whole")
+    stopped(tmp_path / "late", KeyboardInterrupt())
+    assert not list((tmp_path / "late").glob("*.begun"))
+    monkeypatch.setattr(compute_module, "KEEP_SECONDS", 0.0)
+    stopped(tmp_path / "run", KeyboardInterrupt())
+    detector, seen = watched(source_of())
+    make(source_of(), tmp_path / "run", detector)
+    assert sorted(seen) == list(range(AT, N))
+    assert maps(tmp_path / "run") == maps(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", "cut", "longer", "others"])
+def test_what_cannot_be_what_was_begun_is_made_again(tmp_path, content):
+    make(source_of(), tmp_path / "whole")
+    stopped(tmp_path / "run", Interrupted("now", 130))
+    begun = tmp_path / "run" / "shard-00001.begun"
+    if content == "longer":
+        longer = np.repeat(np.load(begun), SHARD)
+        np.save(begun.open("wb"), longer)
+    elif content == "others":
+        np.save(begun.open("wb"), np.zeros(2, np.float32))
+    else:
+        begun.write_bytes(begun.read_bytes()[:-10] if content == "cut" else content)
+    detector, seen = watched(source_of())
+    make(source_of(), tmp_path / "run", detector)
+    assert sorted(seen) == list(range(SHARD, N))
+    assert maps(tmp_path / "run") == maps(tmp_path / "whole")
