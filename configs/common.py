@@ -85,7 +85,8 @@ def pretrain() -> ConfigDict:
 
 
 def linear() -> ConfigDict:
-    """Keys of `mode = 'linear'`: probe the frozen backbone of the run `init_from`; its model is that run's."""
+    """Keys of `mode = 'linear'`: probe what `init_from` names: a run, whose model it then is, a file of weights, or
+    of features (docs/comparing.md)."""
     config = ConfigDict()
     config.mode = "linear"
     config.seed = 0  # of the validation part, the order of the batches, the lists of labels, and the backgrounds
@@ -249,9 +250,6 @@ def _data() -> ConfigDict:
     data.test_split = "test"
     data.shuffle_rounds = 8  # of the cipher that orders an epoch's images; 4 continues runs of before it was a key
     data.on_bad_image = "stop"  # or skip: leave unreadable images out, and say which
-    # True: training images are decoded once and kept in ~/.cache/cvsa_jax as squares of twice the views' side (of
-    # views.stored px, where that is set); the host's views, and crops to learn from labels, are cut out of them.
-    data.cache = False
     data.procedural = ConfigDict()
     data.procedural.seed = 0
     data.procedural.classes = 12

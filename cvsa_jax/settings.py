@@ -157,10 +157,11 @@ def total_steps(config: ConfigDict, images: int) -> int:
 def notes(config: ConfigDict, images: int) -> list[str]:
     """What a pre-training on so many images says at its start: warnings, and how fast the target follows."""
     said = []
+    group = config.views.group
     if (steps := images // config.batch_size) < FEW_STEPS:
         said.append(
             f"warning: an epoch has {steps} steps of config.batch_size={config.batch_size}, of which the learning rate "
-            f"is a multiple: a batch of {max(config.views.group, images // FEW_STEPS)} suits {images} images better"
+            f"is a multiple: a batch of {max(group, images // FEW_STEPS // group * group)} suits {images} images better"
         )
     if config.views.kind == "saliency_swap" and not config.init_from:
         said.append(

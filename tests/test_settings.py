@@ -303,7 +303,8 @@ def test_inaturalist_is_that_of_2018_unless_told_otherwise():
 def test_the_three_configs_of_a_set_are_on_one_set(name):
     configs = [importlib.import_module(f"configs.{name}{kind}").get_config() for kind in ("", "_linear", "_finetune")]
     assert [config.mode for config in configs] == ["pretrain", "linear", "finetune"]
-    assert all(config.data == configs[0].data for config in configs)
+    data = [{key: value for key, value in config.data.items() if key != "cache"} for config in configs]
+    assert all(one == data[0] for one in data)
     assert configs[0].data.kind in sources.OFFICIAL
 
 
@@ -325,7 +326,7 @@ def test_the_recipe_from_scratch_has_the_figures_of_its_source():
     ("changes", "images", "said"),
     [
         ({"init_from": "runs/stage1"}, 5994, ()),
-        ({"init_from": "runs/stage1", "batch_size": 1024}, 5994, ("an epoch has 5 steps .* a batch of 599 suits",)),
+        ({"init_from": "runs/stage1", "batch_size": 1024}, 5994, ("an epoch has 5 steps .* a batch of 596 suits",)),
         ({}, 5994, ("stage 2 begins from random weights",)),
         ({"views__kind": "random_resized_crop"}, 5994, ()),
         ({}, 300, ("an epoch has 1 steps", "stage 2 begins")),

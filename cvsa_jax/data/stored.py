@@ -1,6 +1,8 @@
 """Decoded images of one size on disk: made once, used again by every run on the same images."""
 
 import dataclasses
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -12,7 +14,8 @@ from PIL import Image
 from cvsa_jax.data import decode
 from cvsa_jax.data.pipeline import open_image, unreadable, unreadable_error
 from cvsa_jax.data.sources import Source
-from cvsa_jax.runtime.files import cache_folder, check_room, read_json, write_json_atomically
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.files import cache_folder, check_room, write_json_atomically
 from cvsa_jax.runtime.progress import Progress
 from cvsa_jax.runtime.workers import in_threads
 
@@ -55,27 +58,34 @@ def stored_squares(source: Source, indices: np.ndarray, size: int) -> tuple[np.n
     """
     identity = {"fingerprint": source.fingerprint, "indices": np.asarray(indices).tolist(), "size": size}
     identity["decoder"] = decode.DECODER
-    folder = cache_folder() / f"images-{source.fingerprint}-{size}-{len(indices)}-{decode.DECODER}"
-    if not (folder / "identity.json").is_file() or read_json(folder / "identity.json") != identity:
+    told = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_folder() / f"images-{source.fingerprint}-{size}-{told}"
+    if not (folder / "identity.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         check_room(
             folder.parent,
             len(indices) * 3 * size**2,
             f"the decoded images, as squares of {size} px,",
-            "name a larger disk in XDG_CACHE_HOME, set config.views.stored lower, or config.data.cache=False and "
-            "config.views.where=host",
+            "make room there, name another disk in XDG_CACHE_HOME, set config.data.cache=False, or with "
+            "config.views.where=device config.views.stored lower",
         )
         # Elsewhere first: several processes may begin at once, and one that is killed leaves nothing half done.
         half = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
         try:
             images = np.lib.format.open_memmap(half / "images.npy", "w+", np.uint8, (len(indices), size, size, 3))
+            if hasattr(os, "posix_fallocate"):  # a disk that fills up would end the process at a write to the map
+                with open(half / "images.npy", "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, os.path.getsize(file.name))
             np.save(half / "shapes.npy", write_squares(source, indices, images))
             write_json_atomically(half / "identity.json", identity)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(half, folder)
-        except OSError:
-            if not (folder / "identity.json").is_file():  # else another process was first
-                raise
+            if not (folder / "identity.json").is_file():  # else another process was first, with the same
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(half, folder)
+        except OSError as error:
+            if not (folder / "identity.json").is_file():
+                raise UserError(
+                    f"the decoded images cannot be written to {folder}: {error.strerror or error}"
+                ) from None
         finally:
             shutil.rmtree(half, ignore_errors=True)
     return np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "shapes.npy")

@@ -1,6 +1,8 @@
 """Features that another program made, under the same protocol as those of our networks."""
 
 import contextlib
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from cvsa_jax.models.activation import READOUTS
 from cvsa_jax.runtime.errors import UserError, some
 
 PLACED = {"maps": "(n, h, w)", "patches": "(n, h, w, C)"}  # what may say where a model looks
-CHUNK = 256  # images whose patches are read at a time
+CHUNK = 256  # images whose patches are converted at a time
 
 
 def is_features(path: Path) -> bool:
@@ -44,21 +46,17 @@ class GivenFeatures(Localizer):
         try:
             with np.load(path) as arrays:
                 names, vectors = arrays["names"], np.asarray(arrays["vectors"], np.float32)
-                placed = {name: np.asarray(arrays[name], np.float32) for name in PLACED if name in arrays}
+                self.placed = [name for name in PLACED if name in arrays]
         except Exception as error:  # a broken file raises whatever its reader stumbles over
             raise UserError(f"cannot read the features in {path}: {str(error).splitlines()[0][:160]}") from None
         if vectors.ndim != 2 or not vectors.shape[1] or len(vectors) != len(names) or not np.isfinite(vectors).all():
             raise UserError(f"{path}: `vectors` must be (n, C) finite numbers, one row for each of the n `names`")
-        for name, values in placed.items():
-            fits = values.ndim == len(PLACED[name].split(",")) and len(values) == len(names) and values.size
-            if not fits or not np.isfinite(values).all():
-                raise UserError(
-                    f"{path}: `{name}` must be {PLACED[name]} finite numbers, a row for each of the `names`"
-                )
-        self.path = path
-        rows = _rows(path, [str(name) for name in names], source.names)
-        self.vectors = vectors[rows]
-        self.placed = {name: values[rows] for name, values in placed.items()}
+        for name in self.placed:
+            shape, numeric = _header(path, name)
+            if not numeric or len(shape) != len(PLACED[name].split(",")) or shape[0] != len(names) or 0 in shape:
+                raise _misfit(path, name)
+        self.path, self.rows = path, _rows(path, [str(name) for name in names], source.names)
+        self.vectors = vectors[self.rows]
 
     def recognition(
         self, network: None, train: np.ndarray, test: np.ndarray, *, knn: Knn, probe: Probe | None = None
@@ -72,14 +70,38 @@ class GivenFeatures(Localizer):
 
     def maps(self, network: None, indices: np.ndarray) -> dict[str, np.ndarray]:
         """As `Evaluator.maps`, of what the file holds."""
-        maps = {"attention": self.placed["maps"][indices]} if "maps" in self.placed else {}
+        maps = {}
+        if "maps" in self.placed:
+            maps["attention"] = np.concatenate(list(self._chunks("maps", indices)))
         if "patches" in self.placed:
-            patches, chunks = self.placed["patches"], np.array_split(indices, -(-len(indices) // CHUNK))
-            for name, read in READOUTS.items():
-                maps[name] = np.concatenate([np.asarray(read(jnp.asarray(patches[rows]))[0]) for rows in chunks])
+            read = [[of(jnp.asarray(part))[0] for of in READOUTS.values()] for part in self._chunks("patches", indices)]
+            maps |= {name: np.concatenate(parts) for name, parts in zip(READOUTS, zip(*read, strict=True), strict=True)}
         return maps
 
+    def _chunks(self, name: str, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Rows of an array of the file, float32, few at a time: patches may be larger than all else."""
+        with np.load(self.path) as arrays:
+            values = arrays[name]
+        for part in np.array_split(self.rows[indices], -(-len(indices) // CHUNK)):
+            chunk = np.asarray(values[part], np.float32)
+            if not np.isfinite(chunk).all():
+                raise _misfit(self.path, name)
+            yield chunk
+
     class_maps = background = lambda self, *_: {}
+
+
+def _header(path: Path, name: str) -> tuple[tuple[int, ...], bool]:
+    """Shape of an array in an npz, and whether it is of numbers, without reading it."""
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+        first = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    return shape, dtype.kind in "fiub"
+
+
+def _misfit(path: Path, name: str) -> UserError:
+    return UserError(f"{path}: `{name}` must be {PLACED[name]} finite numbers, a row for each of the `names`")
 
 
 def _rows(path: Path, names: list[str], wanted: tuple[str, ...]) -> np.ndarray:

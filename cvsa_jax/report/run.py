@@ -52,15 +52,14 @@ def report_run(
             f"warning: the run has ended at step {run.total} and is kept, but its report could not be made: {error}. "
             "The same command makes it again"
         )
+        for name in ("results.json", "index.html") if run.steps else ():  # those there are of an earlier step
+            (run.workdir / "report" / name).unlink(missing_ok=True)
         return {}
 
 
 def _report(run: Run, network: Network, evaluator: Evaluator, train, test, batch) -> dict[str, float]:
     source, config, folder = evaluator.source, run.config, run.workdir / "report"
     figures: dict[str, float] = {}
-    if is_first():  # where this report cannot be made, none of an earlier step stands in its place
-        for name in ("results.json", "index.html"):
-            (folder / name).unlink(missing_ok=True)
     if test is not None and source.labels is not None and config.eval.knn:
         figures |= evaluator.recognition(network, train, test, knn=settings.knn(config.eval)).figures
     measured = test is not None and not (source.mask is None and source.box is None)

@@ -87,6 +87,7 @@ def _protocol(source: Source, train: np.ndarray, test: np.ndarray, probe: Probe)
         f"{error:.1f} points from the choice of test images alone; other seeds of training vary too. Linear probe: "
         f"{probe.epochs} epochs on {crops}{seeds}; its learning rate and the k of kNN are chosen on train images.",
         "CAM and Grad-CAM are those of the probe's predicted class, so they know the labels of the train images; the "
-        "other maps know none. The attention of a run without the alignment loss, or of the mask_head control, is read "
-        "from heads that nothing trained for it; files of weights and fine-tuned runs have none.",
+        "other maps of our networks know none. The attention of a run without the alignment loss, or of the mask_head "
+        "control, is read from heads that nothing trained for it; files of weights and fine-tuned runs have none, and "
+        "that of a file of features is what the file calls its maps.",
     ]

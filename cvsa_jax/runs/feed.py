@@ -13,6 +13,7 @@ from cvsa_jax.data.pipeline import Order
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.stored import Squares
 from cvsa_jax.data.view_spec import ViewSpec
+from cvsa_jax.runtime.distributed import together
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.store import SaliencyStore
 from cvsa_jax.training import device_views
@@ -38,7 +39,7 @@ def feed_of(
         return Order(config.batch_size, steps, config.seed, config.data.shuffle_rounds, *place)
 
     if views.where == "host":
-        opener = Squares(source, pool, views.square) if config.data.cache else None
+        opener = together(lambda: Squares(source, pool, views.square)) if config.data.cache else None
         return Feed(
             lambda steps: pipeline.train_batches(source, pool, store, views, order(steps), labels, opener),
             None,

@@ -29,7 +29,7 @@ from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.report.columns import percent
 from cvsa_jax.report.finetuned import write_finetuned_page
 from cvsa_jax.runtime import checks
-from cvsa_jax.runtime.distributed import check_batch_size, check_shared, is_first, make_mesh, replicated
+from cvsa_jax.runtime.distributed import check_batch_size, check_shared, is_first, make_mesh, replicated, together
 from cvsa_jax.runtime.errors import Diverged, UserError
 from cvsa_jax.runtime.files import AnyPath, write_json_atomically
 from cvsa_jax.training.finetune_step import ClassifierState, init_classifier, make_finetune_step
@@ -77,7 +77,8 @@ def finetune(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     model = settings.classifier(architecture, len(source.classes))
     checks.choice("config.eval.pooling of a fine-tuned network", config.eval.pooling, ("average",))
     evaluator = Evaluator(model, mesh, source, settings.evaluation(config.eval, config))
-    opener = Squares(source, train, SQUARE * config.views.size) if config.data.cache else None
+    side = SQUARE * config.views.size
+    opener = together(lambda: Squares(source, train, side)) if config.data.cache else None
     job = _Job(config, source, mesh, model, backbone, origin, evaluator, len(train), opener)
     print(f"{source.name}: {len(train)} train and {len(test)} test images, {len(source.classes)} classes", flush=True)
 

@@ -102,6 +102,7 @@ def _run(start: Callable[[list[str]], None]) -> None:
         text = f"interrupted: {notice} The same command goes on from there."
         if not _processes:
             interruption.leave(notice.code, text)
+        interruption.ends()
         print(text, file=sys.stderr)
         sys.exit(notice.code)  # of several processes each tells the others
 

@@ -60,19 +60,25 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def first_alone(work: Callable[[], Any]) -> Any:
-    """What `work` gives in the first process, None in the others; where it raises a UserError there, all do."""
+def together(work: Callable[[], Any]) -> Any:
+    """What `work` gives in this process; where it raises a UserError in one process, all raise one, so that none waits
+    for it."""
     if jax.process_count() == 1:
         return work()
     result = refusal = None
-    if is_first():
-        try:
-            result = work()
-        except UserError as error:
-            refusal = error
-    if bool(multihost_utils.broadcast_one_to_all(np.array(refusal is not None))):
-        raise refusal or UserError("process 0 cannot begin, for the reason that it gives")
+    try:
+        result = work()
+    except UserError as error:
+        refusal = error
+    refused = np.flatnonzero(multihost_utils.process_allgather(np.array(refusal is not None)))
+    if len(refused):
+        raise refusal or UserError(f"process {refused[0]} cannot begin, for the reason that it gives")
     return result
+
+
+def first_alone(work: Callable[[], Any]) -> Any:
+    """What `work` gives in the first process, None in the others; a UserError is raised by all."""
+    return together(lambda: work() if is_first() else None)
 
 
 def check_shared(folder: AnyPath) -> None:

@@ -20,6 +20,7 @@ CODES = {signal.SIGTERM: INTERRUPTED, signal.SIGINT: 130}
 GRACE = 3.0  # seconds for the main thread to end by itself, outside of a loop
 _sync_points = itertools.count()
 _waits_for_step = threading.Event()  # set inside a loop
+_ends = threading.Event()  # set when the command is on its way out
 
 
 def listen() -> None:
@@ -70,6 +71,11 @@ def _handled(handlers: dict[int, Callable]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def ends() -> None:
+    """From now on only another signal ends the process early: it waits for others that save, and has its code."""
+    _ends.set()
+
+
 def leave(code: int, text: str) -> None:
     """Ends the process with a line, without tearing down what may still be at work: a compilation that goes on while
     the interpreter ends crashes."""
@@ -95,7 +101,7 @@ def _watch(reading: int) -> None:
 def _end_after_grace(number: int) -> None:
     """Where no loop waits for its step, ends the process that has not ended by itself."""
     time.sleep(GRACE)
-    if not _waits_for_step.is_set():
+    if not _waits_for_step.is_set() and not _ends.is_set():
         leave(CODES[number], "interrupted: what was finished is kept. The same command goes on from there.")
 
 

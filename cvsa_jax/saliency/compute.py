@@ -79,14 +79,14 @@ def compute(
     paths = shard_paths(folder, len(source))
     missing = [k for k in range(shard[0], len(paths), shard[1]) if not paths[k].exists()]
     members = {k: range(k * SHARD_SIZE, min((k + 1) * SHARD_SIZE, len(source))) for k in missing}
-    problems: dict[str, str] = {}
-    started, seen = time.monotonic(), itertools.count(1)
+    problems, started, seen = {}, time.monotonic(), itertools.count(1)
     begun = {k: _begun(paths[k], len(members[k])) for k in missing}
     total = sum(len(members[k]) - len(begun[k]) for k in missing)
     progress = Progress("saliency", total)
     with ThreadPoolExecutor() as pool:
         for k in missing:
-            rows, bad, saved = list(begun[k]), {}, time.monotonic()
+            rows, bad, saved, kept = list(begun[k]), {}, time.monotonic(), paths[k].with_suffix(BEGUN)
+            whole = len(rows)  # records before the first image that cannot be read
             try:
                 for i, result in _detections(source, detector, members[k][len(rows) :], pool):
                     if isinstance(result, Unreadable):
@@ -94,24 +94,24 @@ def compute(
                         rows.append(np.zeros((), RECORD))
                     else:
                         rows.append(make_record(result.saliency, result.confidence, threshold))
+                    whole += not bad
                     progress.update(next(seen))
-                    if time.monotonic() - saved > KEEP_SECONDS and not bad:
-                        _write(rows, paths[k].with_suffix(BEGUN))
+                    if time.monotonic() - saved > KEEP_SECONDS:
+                        _write(rows[:whole], kept)
                         saved = time.monotonic()
             except Interrupted:
-                if rows and not bad:
-                    _write(rows, paths[k].with_suffix(BEGUN))
+                with contextlib.suppress(OSError, UserError):  # the command was asked to end, with its code
+                    _write(rows[:whole], kept)
                 raise
             problems |= bad
             if not bad or on_bad_image == "skip":
                 _write(rows, paths[k])
-                paths[k].with_suffix(BEGUN).unlink(missing_ok=True)
+                kept.unlink(missing_ok=True)
     if problems and on_bad_image == "stop":
         raise unreadable_error(source, problems)
     if total:
-        seconds = time.monotonic() - started
-        timing = {"images": total, "seconds": seconds, "ms_per_image": 1000 * seconds / total}
-        write_json_atomically(folder / TIMING, timing)
+        timing = {"images": total, "seconds": (seconds := time.monotonic() - started)}
+        write_json_atomically(folder / TIMING, timing | {"ms_per_image": 1000 * seconds / total})
     return finish_store(source, folder)
 
 
@@ -136,6 +136,8 @@ def finish_store(source: Source, folder: Path) -> dict | None:
     paths = shard_paths(folder, len(source))
     if not all(path.exists() for path in paths):
         return None
+    for path in folder.glob(f"*{BEGUN}"):  # of another pass, which was slower
+        path.unlink(missing_ok=True)
     manifest = read_json(folder / IDENTITY) | _counts(source, paths)
     write_json_atomically(folder / MANIFEST, manifest)
     return manifest
@@ -160,6 +162,8 @@ def _detections(
         except Unreadable as problem:
             return problem
 
+    if not members:
+        return
     batches = [members[k : k + detector.batch_size] for k in range(0, len(members), detector.batch_size)]
     ahead = pool.map(prepare, batches[0])
     for batch, following in zip(batches, [*batches[1:], range(0)], strict=True):

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from cvsa_jax.models.siamese import TARGET_PARTS
-from cvsa_jax.runtime.distributed import first_alone, is_first, replicated
+from cvsa_jax.runtime.distributed import first_alone, replicated
 from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.files import AnyPath, check_room, is_local
 from cvsa_jax.runtime.lock import Lock
@@ -37,13 +37,15 @@ class Checkpointer:
     def latest(self) -> int | None:
         return self.manager.latest_step()
 
-    def check_room(self, state: Any) -> None:
-        """UserError where the disk is too small for the checkpoints of such a state that are to come."""
-        if is_local(folder := self.workdir) and is_first():
-            each = sum(leaf.nbytes for name in _items(state) for leaf in jax.tree.leaves(getattr(state, name)))
-            count = max(KEPT - len(self.manager.all_steps()), 1)
-            advice = "make room there, or name a --workdir on another disk"
-            check_room(folder, count * each, f"{count} checkpoint(s)", advice)
+    def check_room(self, state: Any, saves: int) -> None:
+        """UserError, in every process, where the disk is too small for so many more checkpoints of such a state; the
+        oldest of those kept goes when a new one is whole."""
+        if not is_local(self.workdir):
+            return
+        each = sum(leaf.nbytes for name in _items(state) for leaf in jax.tree.leaves(getattr(state, name)))
+        count = min(KEPT + 1 - len(self.manager.all_steps()), saves)
+        advice = "make room there, or name a --workdir on another disk"
+        first_alone(lambda: check_room(self.workdir, count * each, f"{count} checkpoint(s)", advice))
 
     def save(self, state: Any, meta: dict) -> None:
         """Starts to save; returns when the state's arrays may be changed. `meta` is small and JSON-like. UserError

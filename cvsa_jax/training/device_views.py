@@ -19,7 +19,7 @@ from cvsa_jax.data.saliency_maps import covering_rows, fills, object_integral, s
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.stored import stored_squares
 from cvsa_jax.data.view_spec import ViewSpec
-from cvsa_jax.runtime.distributed import AXIS, to_host, to_mesh
+from cvsa_jax.runtime.distributed import AXIS, to_host, to_mesh, together
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.workers import in_threads
 
@@ -46,7 +46,7 @@ def load(source: Source, pool: np.ndarray, saliency: Maps | None, spec: ViewSpec
     side = spec.square
     each = 3 * side**2 + (0 if saliency is None else saliency.shape[1] * (saliency.shape[1] + 1))
     _check_fits(-(-len(pool) // mesh.size) * each, mesh, side)
-    images, shapes = stored_squares(source, pool, side)
+    images, shapes = together(lambda: stored_squares(source, pool, side))
     return placed(images, shapes, None if saliency is None else saliency[pool], spec, mesh)
 
 

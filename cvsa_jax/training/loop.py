@@ -46,7 +46,7 @@ def run_steps(
         UserError: the loss or the gradient is not finite (it names the step), or a checkpoint cannot be written.
         Interrupted: after a checkpoint of the step at which the signal was noticed.
     """
-    config, state, start, total = run.config, run.state, int(run.state.step), run.total
+    config, state, start, total = run.config, run.state, run.start, run.total
     if start >= total:
         run.checkpoints.close()
         return state, None

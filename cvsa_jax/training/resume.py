@@ -40,7 +40,8 @@ FREE_IN = {"finetune": ("model.head_bias",)}
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A training that begins or goes on: `identity` is what its data are recognised by, `total` its last step."""
+    """A training that begins or goes on: `identity` is what its data are recognised by, `start` the step that it
+    has come to, `total` its last one."""
 
     config: ConfigDict
     workdir: AnyPath
@@ -48,12 +49,13 @@ class Run:
     state: Any
     checkpoints: Checkpointer
     identity: dict
+    start: int
     total: int
 
     @property
     def steps(self) -> range:
         """Those that are still to be done, counted from 0."""
-        return range(int(self.state.step), self.total)
+        return range(self.start, self.total)
 
 
 def begin(
@@ -96,8 +98,8 @@ def begin(
             origin = f"{workdir} at step {int(state.step)}"
         elif start_from is not None:
             state, origin = start_from(state)
-        if int(state.step) < total:
-            checkpoints.check_room(state)
+        start = int(state.step)
+        checkpoints.check_room(state, -(-(total - start) // config.checkpoint_steps))
         refused.pop_all()
     write_config(config, workdir)
     table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
@@ -105,7 +107,7 @@ def begin(
         write_text_atomically(workdir / "parameters.txt", table + "\n")
     print(
         f"{mesh.size} {mesh.devices.flat[0].platform} device(s), {config.model.dtype}; {about}; steps "
-        f"{int(state.step)} to {total} of {config.batch_size}; "
+        f"{start} to {total} of {config.batch_size}; "
         f"{parameter_overview.count_parameters(state.params) / 1e6:.1f} M parameters from {origin}",
         flush=True,
     )
@@ -113,7 +115,7 @@ def begin(
         print(f"changed since {workdir} began: {change}")
     if config.log_parameters:
         print(table, flush=True)
-    return Run(config, workdir, mesh, state, checkpoints, identity, total)
+    return Run(config, workdir, mesh, state, checkpoints, identity, start, total)
 
 
 def compare_config(config: ConfigDict, workdir: AnyPath) -> list[str]:

@@ -79,7 +79,11 @@ def candidate(name: str, origin: str, source: Source, evaluation: ConfigDict, me
     """What is measured under a name on a source, with images as `config.eval` says: the features of a file, as
     `evaluation.given` reads it, or a network, as `load` does."""
     if given.is_features(as_path(origin)):
-        features = given.GivenFeatures(as_path(origin), source, evaluation.size or SIZE)
+        size = evaluation.size or SIZE
+        EvalSpec(size, size, evaluation.batch_size, evaluation.attention, evaluation.pooling)  # which checks itself
+        if evaluation.pooling != "average":
+            print(f"{origin}: its features are taken as they are; config.eval.pooling is for networks")
+        features = given.GivenFeatures(as_path(origin), source, size)
         return Candidate(name, features, None, pretrained_here=False)
     network = load(origin, mesh)
     evaluator = Evaluator(network.model, mesh, source, network.spec(evaluation))

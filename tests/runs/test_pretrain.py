@@ -12,6 +12,7 @@ from tiny_runs import LOCALIZATION, kill_at, tiny, tiny_probe
 
 from cvsa_jax import settings
 from cvsa_jax.evaluation import evaluator as summary
+from cvsa_jax.report import run as report
 from cvsa_jax.runs import linear, pretrain
 from cvsa_jax.runs.compare import compare_runs
 from cvsa_jax.runtime.distributed import replicated
@@ -236,9 +237,22 @@ def test_batches_and_views_that_cannot_be(tmp_path, cvsa_config, changes, messag
 def test_a_disk_too_small_is_found_before_the_first_step(tmp_path, cvsa_config, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: collections.namedtuple("usage", "free")(1000))
     for _ in range(2):  # the first leaves no lock
-        with pytest.raises(UserError, match=r"run: 2 checkpoint\(s\) need [\d,]+ bytes, and 1,000 are free there"):
+        with pytest.raises(UserError, match=r"run: \d checkpoint\(s\) need [\d,]+ bytes, and 1,000 are free there"):
             pretrain.train(cvsa_config(), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_report_that_fails_leaves_none_of_an_earlier_step(tmp_path, finished, cvsa_config, monkeypatch):
+    def broken(*_):
+        raise ValueError("broken")
+
+    workdir, config = shutil.copytree(finished, tmp_path / "run"), cvsa_config()
+    monkeypatch.setattr(report, "_report", broken)
+    assert pretrain.train(config, workdir) == {}
+    assert (workdir / "report" / "results.json").is_file()  # of this very step
+    config.total_steps += 1
+    assert pretrain.train(config, workdir) == {}
+    assert not (workdir / "report" / "results.json").exists() and not (workdir / "report" / "index.html").exists()
 
 
 def test_views_made_on_the_device_train_as_those_of_the_host(tmp_path, finished, cvsa_config, monkeypatch):

@@ -22,7 +22,7 @@ import cvsa_jax
 from cvsa_jax import api, settings
 from cvsa_jax.data.sources import load
 from cvsa_jax.report.card import model_card
-from cvsa_jax.runs import compare, embed, pretrain, search, weights
+from cvsa_jax.runs import compare, embed, linear, pretrain, search, weights
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.weights import files, frozen
 from cvsa_jax.weights.export import stablehlo
@@ -386,6 +386,14 @@ def test_a_run_its_export_and_its_features_have_the_same_figures(tmp_path, run):
     # Features alone have a page as well.
     figures = compare.compare_runs(config, [f"given={tmp_path / 'x.npz'}"], tmp_path / "alone")
     assert figures["given"]["knn_top1"] == recognition["knn_top1"]
+    # The probe's own command takes each of the three.
+    for entry in entries:
+        config.init_from = entry.partition("=")[2]
+        probed = linear.linear_probe(config, tmp_path / "probed")
+        assert {key: probed[key] for key in recognition if key in probed} == pytest.approx(
+            {key: value for key, value in recognition.items() if key in probed}
+        )
+        assert {"linear_top1", "knn_top1", "map_at_r"} <= probed.keys() & recognition.keys()
 
 
 def test_files_are_read_once_more(tmp_path, run):

@@ -62,3 +62,29 @@ def test_what_cannot_be_what_was_begun_is_made_again(tmp_path, content):
     make(source_of(), tmp_path / "run", detector)
     assert sorted(seen) == list(range(SHARD, N))
     assert maps(tmp_path / "run") == maps(tmp_path / "whole")
+
+
+def test_a_file_that_was_begun_to_its_end_is_finished(tmp_path):
+    make(source_of(), tmp_path / "whole")
+    stopped(tmp_path / "run", Interrupted("now", 130))
+    np.save(tmp_path / "run" / "shard-00001", np.load(tmp_path / "whole" / "shard-00001.npy"))
+    (tmp_path / "run" / "shard-00001.npy").rename(tmp_path / "run" / "shard-00001.begun")
+    detector, seen = watched(source_of())
+    make(source_of(), tmp_path / "run", detector)
+    assert sorted(seen) == list(range(2 * SHARD, N))
+    assert maps(tmp_path / "run") == maps(tmp_path / "whole")
+    assert not list((tmp_path / "run").glob("*.begun"))
+
+
+def test_what_comes_before_an_unreadable_image_is_kept(tmp_path):
+    source = source_of(bad=(SHARD + 1,))
+    detector, _ = watched(source, dies_at=AT, error=Interrupted("now", 130))
+    with pytest.raises(Interrupted):
+        make(source, tmp_path, dataclasses.replace(detector, batch_size=1), on_bad_image="skip")
+    assert len(np.load(tmp_path / "shard-00001.begun")) == 1
+    detector, seen = watched(source)
+    make(source, tmp_path, detector, on_bad_image="skip")
+    assert sorted(seen) == list(range(AT, N))  # image SHARD + 1 is not decoded, so not asked for
+    whole = tmp_path / "whole"
+    make(source, whole, on_bad_image="skip")
+    assert maps(tmp_path) == maps(whole)

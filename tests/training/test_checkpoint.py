@@ -130,15 +130,15 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, mesh_of):
 def test_a_disk_too_small_for_what_is_to_come_is_refused(tmp_path, workdir, monkeypatch):
     free = []
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: collections.namedtuple("usage", "free")(free[-1]))
-    # Two of 4,000 bytes each; where two are kept, the next one, before the oldest goes.
-    for folder, count in ((tmp_path / "new", 2), (workdir, 1)):
+    # Of 4,000 bytes each: two are kept, and the oldest goes when a third is whole; of a short run there are fewer.
+    for folder, saves, count in ((tmp_path / "new", 9, 3), (workdir, 9, 1), (tmp_path / "short", 2, 2)):
         with opened(folder) as checkpoints:
             free.append(count * 4000)
-            checkpoints.check_room(state(0))
+            checkpoints.check_room(state(0), saves)
             free.append(count * 4000 - 1)
             needed = rf"{count} checkpoint\(s\) need {count * 4},000 bytes, and {count * 4 - 1},999 are free there"
             with pytest.raises(UserError, match=needed):
-                checkpoints.check_room(state(0))
+                checkpoints.check_room(state(0), saves)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
