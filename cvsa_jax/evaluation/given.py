@@ -46,13 +46,12 @@ class GivenFeatures(Localizer):
         try:
             with np.load(path) as arrays:
                 names, vectors = arrays["names"], np.asarray(arrays["vectors"], np.float32)
-                self.placed = [name for name in PLACED if name in arrays]
+                self.placed = {name: _header(path, name) for name in PLACED if name in arrays}
         except Exception as error:  # a broken file raises whatever its reader stumbles over
             raise UserError(f"cannot read the features in {path}: {str(error).splitlines()[0][:160]}") from None
         if vectors.ndim != 2 or not vectors.shape[1] or len(vectors) != len(names) or not np.isfinite(vectors).all():
             raise UserError(f"{path}: `vectors` must be (n, C) finite numbers, one row for each of the n `names`")
-        for name in self.placed:
-            shape, numeric = _header(path, name)
+        for name, (shape, numeric) in self.placed.items():
             if not numeric or len(shape) != len(PLACED[name].split(",")) or shape[0] != len(names) or 0 in shape:
                 raise _misfit(path, name)
         self.path, self.rows = path, _rows(path, [str(name) for name in names], source.names)

@@ -176,6 +176,7 @@ def test_killed_twice_and_continued_is_uninterrupted_bit_for_bit(tmp_path, finet
         assert logged(workdir / name) == logged(finetuned.workdir / name)
 
 
+@pytest.mark.slow
 def test_images_that_are_kept_decoded_are_read_from_their_files_no_more(tmp_path, finetuned, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = tiny(rates=(FAST,))
