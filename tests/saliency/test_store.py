@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from small_store import SHARD, N, detected, make, rectangle, shards, source_of, 
 
 from cvsa_jax.data import pipeline
 from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.workers import in_threads
 from cvsa_jax.saliency import store as store_module
 from cvsa_jax.saliency.detectors.annotation import center, masks
 from cvsa_jax.saliency.store import GRID, SaliencyStore, make_record, store_path
@@ -308,3 +310,22 @@ def test_more_files_than_may_be_open(tmp_path, monkeypatch):
     assert len(set(opened)) == len(shards(tmp_path)) > 2
     if sys.platform == "linux":
         assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+def test_threads_that_open_files_at_once(tmp_path, monkeypatch):
+    """Collecting garbage lets another thread run in the middle of reading a header, which CPython 3.11 cannot do."""
+    source = source_of()
+    make(source, tmp_path)
+    monkeypatch.setattr(store_module, "_MAPPED", 1)
+    store = SaliencyStore(tmp_path, source)
+    expected = store[np.arange(N)]
+    images = list(range(N)) * 100
+    others, when = (lambda *_: time.sleep(0)), gc.get_threshold()
+    gc.callbacks.append(others)
+    gc.set_threshold(5)
+    try:
+        for i, record in zip(images, in_threads(store.record, images, ahead=8), strict=True):
+            np.testing.assert_array_equal(record["map"], expected[i])
+    finally:
+        gc.set_threshold(*when)
+        gc.callbacks.remove(others)
