@@ -320,9 +320,9 @@ def test_threads_that_open_files_at_once(tmp_path, monkeypatch):
     store = SaliencyStore(tmp_path, source)
     expected = store[np.arange(N)]
     images = list(range(N)) * 100
-    others, when = (lambda *_: time.sleep(0)), gc.get_threshold()
+    others, when = (lambda *_: time.sleep(1e-5)), gc.get_threshold()
     gc.callbacks.append(others)
-    gc.set_threshold(5)
+    gc.set_threshold(50)
     try:
         for i, record in zip(images, in_threads(store.record, images, ahead=8), strict=True):
             np.testing.assert_array_equal(record["map"], expected[i])
