@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 
 import jax
@@ -41,6 +42,12 @@ def assert_moved(got, old):
 def unit(x: np.ndarray) -> np.ndarray:
     """Vectors of length 1 along the last axis."""
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file."""
+    with np.load(path) as arrays:
+        return dict(arrays)
 
 
 def on_mesh(function: Callable, mesh) -> Callable:

@@ -3,8 +3,10 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
+from cvsa_jax.data import decode
 from cvsa_jax.data.view_spec import ViewSpec
 
 GROUP = 3  # the smallest; building the graph of a larger one takes seconds
@@ -27,6 +29,11 @@ CROP = ViewSpec(
     threshold=0.5,
 )
 SWAP = dataclasses.replace(CROP, kind="saliency_swap")
+
+
+def decoded(encoded: bytes) -> np.ndarray:
+    """(H, W, 3) uint8."""
+    return np.asarray(decode.opened(encoded).pixels())
 
 
 def write_image(path: Path, width: int = 6, height: int = 5, level: int = 100, mode: str = "RGB"):

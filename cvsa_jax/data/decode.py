@@ -93,11 +93,6 @@ def opened(encoded: bytes, cut: int = 0) -> Encoded:
     return read
 
 
-def to_array(encoded: bytes) -> np.ndarray:
-    """Encoded bytes -> (H, W, 3) uint8; raises Unreadable."""
-    return np.asarray(opened(encoded).pixels())
-
-
 def _in_rgb(image: Image.Image) -> Image.Image:
     if image.mode != "RGB":
         return image.convert("RGB")

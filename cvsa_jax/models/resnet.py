@@ -119,7 +119,8 @@ class ResNet(nn.Module):
         x = conv(self.width, (size, size), strides=2, padding=pad, dtype=self.dtype, name="stem_conv")(x)
         x = norm(relu=True, dtype=self.dtype, name="stem_bn")(x)
         if self.stem == "imagenet":
-            x = convolution.max_pool(x) if self.padding == "symmetric" else nn.max_pool(x, (3, 3), (2, 2), "SAME")
+            same = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding="SAME")
+            x = same(x) if self.padding == "same" else convolution.max_pool(x)
         for stage, blocks in enumerate(STAGE_SIZES[self.depth]):
             run_stage = functools.partial(_stage, stage=stage, blocks=blocks, norm=norm)
             x = nn.remat(run_stage)(self, x) if self.remat else run_stage(self, x)

@@ -13,7 +13,7 @@ _FROM = flags.DEFINE_string("from", None, "import: a file of weights, of any kin
 _NET = flags.DEFINE_string("net", "", "import: of several networks the one of this name, as the error lists them.")
 _RUN = flags.DEFINE_string("run", None, "export: workdir of a run, or a file of weights.")
 _OUT = flags.DEFINE_string("out", None, "import: the .safetensors file; export: the folder.")
-_FORMATS = flags.DEFINE_list("formats", ["safetensors"], "export: of safetensors, npz, stablehlo.")
+_FORMATS = flags.DEFINE_list("formats", ["safetensors"], "export: of safetensors, npz, stablehlo, onnx.")
 _LICENCE = flags.DEFINE_string("licence", "not stated", "export: of the weights, for the model card.")
 
 

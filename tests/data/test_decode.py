@@ -6,6 +6,7 @@ import resource
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from small_sources import decoded
 
 from cvsa_jax.data import decode
 from cvsa_jax.data.pipeline import centre_crop
@@ -40,7 +41,7 @@ def test_exif_orientation_is_applied(orientation, kind):
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
     read = decode.opened(content)
     assert read.size == expected.size == ((80, 48) if orientation <= 4 else (48, 80))
-    pixels = decode.to_array(content)
+    pixels = decoded(content)
     assert pixels.shape == (*expected.size[::-1], 3)
     assert corners(pixels) == corners(np.asarray(expected.convert("RGB")))
 
@@ -58,27 +59,27 @@ def test_what_is_transparent_lies_over_white():
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[:2] = (10, 20, 30, 255)
     pixels[2:, :2] = (0, 0, 0, 128)
-    seen = decode.to_array(encoded(Image.fromarray(pixels, "RGBA")))
+    seen = decoded(encoded(Image.fromarray(pixels, "RGBA")))
     assert seen[0, 0].tolist() == [10, 20, 30] and seen[3, 3].tolist() == [255] * 3
     assert abs(int(seen[3, 0, 0]) - 127) <= 1
     grey = Image.fromarray(np.dstack([np.full((2, 2), 7, np.uint8), np.array([[255, 0]] * 2, np.uint8)]), "LA")
-    assert decode.to_array(encoded(grey))[0].tolist() == [[7] * 3, [255] * 3]
+    assert decoded(encoded(grey))[0].tolist() == [[7] * 3, [255] * 3]
     palette = Image.new("P", (2, 1))
     palette.putpalette([9, 8, 7, 1, 2, 3])
     palette.putpixel((1, 0), 1)
-    assert decode.to_array(encoded(palette, transparency=1))[0].tolist() == [[9, 8, 7], [255] * 3]
-    assert decode.to_array(encoded(palette))[0].tolist() == [[9, 8, 7], [1, 2, 3]]
+    assert decoded(encoded(palette, transparency=1))[0].tolist() == [[9, 8, 7], [255] * 3]
+    assert decoded(encoded(palette))[0].tolist() == [[9, 8, 7], [1, 2, 3]]
 
 
 def test_other_colour_spaces_and_depths():
     rgb = Image.new("RGB", (16, 16), (200, 40, 40))
     for mode in ("CMYK", "YCbCr"):
         kind = "JPEG" if mode == "CMYK" else "TIFF"
-        pixels = decode.to_array(encoded(rgb.convert(mode), kind))
+        pixels = decoded(encoded(rgb.convert(mode), kind))
         assert np.abs(pixels.astype(int) - (200, 40, 40)).max() < 12
     deep = Image.fromarray(np.full((4, 4), 0x80FF, np.uint16))
-    assert (decode.to_array(encoded(deep)) == 0x80).all()
-    assert decode.to_array(encoded(rgb.convert("1"))).shape == (16, 16, 3)
+    assert (decoded(encoded(deep)) == 0x80).all()
+    assert decoded(encoded(rgb.convert("1"))).shape == (16, 16, 3)
 
 
 def test_the_lowest_rows_are_cut_before_the_size_is_known():

@@ -4,7 +4,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from small_sources import CROP, SWAP
+from small_sources import CROP, SWAP, decoded
 
 from cvsa_jax.data import decode
 from cvsa_jax.data.index import example_order
@@ -313,7 +313,7 @@ def test_reason_of_a_cut_off_jpeg_is_the_decoder_s_alone():
     encoded = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(encoded, "JPEG")
     with pytest.raises(decode.Unreadable) as reason:
-        decode.to_array(encoded.getvalue()[: len(encoded.getvalue()) // 2])
+        decoded(encoded.getvalue()[: len(encoded.getvalue()) // 2])
     assert "truncated" in str(reason.value)
     assert "\n" not in str(reason.value)
 
@@ -329,4 +329,4 @@ def test_images_of_any_mode_become_rgb(mode):
         expected = image.convert("RGB")
     file = io.BytesIO()
     image.save(file, "TIFF" if mode == "CMYK" else "PNG")
-    np.testing.assert_array_equal(decode.to_array(file.getvalue()), np.asarray(expected))
+    np.testing.assert_array_equal(decoded(file.getvalue()), np.asarray(expected))

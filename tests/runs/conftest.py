@@ -1,15 +1,19 @@
-"""What the tests of fine-tuning share."""
+"""What the tests of fine-tuning share, and those of what is made of a run."""
 
 import functools
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from finetuning import Finished, tiny, watched
 from helpers import few_devices
+from PIL import Image
+from tiny_runs import tiny as tiny_pretraining
 
-from cvsa_jax import settings
+from cvsa_jax import api, settings
 from cvsa_jax.evaluation import evaluator as summary
-from cvsa_jax.runs import finetune, pretrain
+from cvsa_jax.runs import compare, embed, finetune, pretrain, search, weights
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +41,28 @@ def finetuned(tmp_path_factory, small_finetuning) -> Finished:
     with watched() as trainings:
         figures = finetune.finetune(tiny(), workdir)
     return Finished(workdir, figures, trainings)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(quick_compilation):
+    with few_devices(1, pretrain, api, embed, search, weights, compare):
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, on_one_device) -> Path:
+    workdir = tmp_path_factory.mktemp("pretrained") / "run"
+    pretrain.train(tiny_pretraining("byol"), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Fourteen labelled images, of which two are equal and one name has a comma."""
+    root, rng = tmp_path_factory.mktemp("images") / "birds", np.random.default_rng(0)
+    for k in range(14):
+        place = root / ("gull" if k % 2 else "tern") / f"a,{k:02d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (34 + k, 40, 3), np.uint8)).save(place)
+    (root / "tern" / "copy.png").write_bytes((root / "gull" / "a,03.png").read_bytes())
+    return root

@@ -20,34 +20,22 @@ def _published(title: str, year: str, classes: int, train: int, val: int, archiv
     return Official(title, f"{_PAGE}{year}", named, f"inat{year}", classes, counts)
 
 
-_TABLES_2018 = {"train2018.json": None, "val2018.json": None}
-_ARCHIVES_2021 = {"val": 8_400_000_000, "val.json": None}
+_ARCHIVES_2018 = {"train_val2018": 120 * 10**9, "train2018.json": None, "val2018.json": None}
+_VAL_2021 = {"val": 8_400_000_000, "val.json": None}
+_ARCHIVES_2021 = {"train": 224 * 10**9, "train.json": None} | _VAL_2021
+_ARCHIVES_MINI = {"train_mini": 42 * 10**9, "train_mini.json": None} | _VAL_2021
 # Year -> what is published, with sizes in bytes where they are; split -> its JSON file.
 SETS = {
     "2018": (
-        _published("iNaturalist 2018", "2018", 8142, 437_513, 24_426, {"train_val2018": 120 * 10**9} | _TABLES_2018),
+        _published("iNaturalist 2018", "2018", 8142, 437_513, 24_426, _ARCHIVES_2018),
         {"train": "train2018.json", "val": "val2018.json"},
     ),
     "2021": (
-        _published(
-            "iNaturalist 2021",
-            "2021",
-            10_000,
-            2_686_843,
-            100_000,
-            {"train": 224 * 10**9, "train.json": None} | _ARCHIVES_2021,
-        ),
+        _published("iNaturalist 2021", "2021", 10_000, 2_686_843, 100_000, _ARCHIVES_2021),
         {"train": "train.json", "val": "val.json"},
     ),
     "mini": (
-        _published(
-            "iNaturalist 2021 mini",
-            "2021",
-            10_000,
-            500_000,
-            100_000,
-            {"train_mini": 42 * 10**9, "train_mini.json": None} | _ARCHIVES_2021,
-        ),
+        _published("iNaturalist 2021 mini", "2021", 10_000, 500_000, 100_000, _ARCHIVES_MINI),
         {"train": "train_mini.json", "val": "val.json"},
     ),
 }

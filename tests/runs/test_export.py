@@ -1,0 +1,216 @@
+"""Export and import by their commands' functions, and what is exported beside the run on one page."""
+
+import dataclasses
+import io
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export as jax_export
+from PIL import Image
+from safetensors.numpy import load_file
+from tiny_runs import tiny, tiny_probe
+from torch_files import torch_weights, write
+
+import cvsa_jax
+from cvsa_jax import api, settings
+from cvsa_jax.report.card import model_card
+from cvsa_jax.runs import compare, linear, weights
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.training import photometric
+from cvsa_jax.weights import files, frozen
+from cvsa_jax.weights.export import CONVERTER, onnx, stablehlo
+
+pytestmark = pytest.mark.usefixtures("on_one_device")
+
+
+def test_what_is_exported_is_imported_bit_by_bit(tmp_path, run):
+    weights.export_run(str(run), tmp_path / "out", ("safetensors", "npz"), "MIT")
+    ours = cvsa_jax.load_backbone(str(run))
+    images = np.random.default_rng(0).integers(0, 256, (5, 40, 36, 3), np.uint8)
+    for name in ("model.safetensors", "model.npz"):
+        network = frozen.load(str(tmp_path / "out" / name), ours.mesh)
+        for part in ("params", "batch_stats"):
+            pairs = (getattr(n, part)["backbone"] for n in (network.network, ours.network))
+            jax.tree.map(np.testing.assert_array_equal, *pairs)
+        assert (network.spec().size, network.spec().resize) == (32, 32)
+        theirs = cvsa_jax.load_backbone(str(tmp_path / "out" / name))
+        np.testing.assert_array_equal(theirs.features(images), ours.features(images))
+    weights.import_file(str(tmp_path / "out" / "model.npz"), str(tmp_path / "new" / "again.safetensors"))
+    network = frozen.load(str(tmp_path / "new" / "again.safetensors"), ours.mesh)
+    assert (network.spec().size, network.spec().resize, network.model.stem) == (32, 32, "small")
+    first, again = load_file(tmp_path / "out" / "model.safetensors"), load_file(tmp_path / "new" / "again.safetensors")
+    assert first.keys() == again.keys()
+    for name, tensor in first.items():
+        np.testing.assert_array_equal(tensor, again[name], err_msg=name)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlicense: MIT\n") and "ResNet-8, width 4, stem small" in card
+    assert "Objective: byol on random_resized_crop, batches of 8; no labels" in card and "Saliency" not in card
+    assert "21 train" not in card and "procedural, 36 images in 3 classes (train 21, test 15)" in card
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model"]["width"] == 4
+
+
+def test_the_card_says_where_maps_and_labels_came_from(run):
+    config = tiny()
+    network = frozen.load(str(run), api.make_mesh())._replace(config=config)
+    data = {"name": "birds", "images": 9, "classes": 3, "splits": {"train": 9}, "fingerprint": "f00"}
+    told = {"figures": {"knn_top1": 0.125, "other": 1}, "licence": "none", "version": "1"}
+    maps = {"saliency": {"detector": "rbd", "supervision": "prior"}}
+    card = model_card(network, ["model.npz"], 45, data=data | maps, **told)
+    assert "- Saliency maps: rbd, supervision: prior" in card and "| kNN top-1 | 12.5 |" in card and "other" not in card
+    assert "timm and torchvision have no such network" in card
+    assert "supervision: not recorded" in model_card(network, [], 45, data=data, **told)
+    plain = network._replace(model=dataclasses.replace(network.model, depth=50, width=64, stem="imagenet"))
+    assert 'timm.create_model("resnet50", num_classes=0)' in model_card(plain, [], 45, data={}, **told)
+
+
+def test_preprocess_is_what_the_network_sees(tmp_path):
+    file = write(tmp_path / "w.npz", torch_weights(18, 8))
+    weights.export_run(str(file), tmp_path / "out", ("safetensors",), "none")
+    told = json.loads((tmp_path / "out" / "preprocess.json").read_text())
+    assert (told["resize"], told["crop"]) == (256, 224)
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (300, 400, 3), np.uint8))
+    scale = told["resize"] / 300
+    resized = picture.resize((round(400 * scale), told["resize"]), Image.Resampling.BILINEAR)
+    left, top = ((side - told["crop"]) // 2 for side in resized.size)
+    crop = np.asarray(resized.crop((left, top, left + 224, top + 224)), np.float32) / 255
+    x = (crop - np.array(told["mean"], np.float32)) / np.array(told["std"], np.float32)
+    backbone = cvsa_jax.load_backbone(str(tmp_path / "out" / "model.safetensors"))
+    expected = backbone.model.apply(backbone.network.variables, jnp.asarray(x[None]), method="features")[1]
+    found = backbone.features([np.asarray(picture)])
+    np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.01 * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("size", [32, 48])
+def test_stablehlo_takes_any_batch(tmp_path, run, size):
+    network = frozen.load(str(run), api.make_mesh())
+    spec = dataclasses.replace(network.spec(), size=size, resize=size)
+    read = jax_export.deserialize(bytearray(stablehlo(network, spec)))
+    assert set(read.platforms) == {"cpu", "cuda", "tpu"}
+    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
+    expected = dataclasses.replace(cvsa_jax.load_backbone(str(run)), spec=spec).features(images)
+    for count in (1, 3):
+        np.testing.assert_allclose(read.call(images[:count]), expected[:count], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("depth", "padding", "dtype", "size"),
+    [(18, "symmetric", "float32", 64), (18, "same", "float32", 65), (50, "symmetric", "bfloat16", 64)],
+)
+def test_onnx_takes_any_batch(tmp_path, depth, padding, dtype, size):
+    pytest.importorskip("jax2onnx", reason=f"run where the converter is installed: {CONVERTER}")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    tensors = torch_weights(depth, 8)
+    file = write(tmp_path / "w.npz", tensors)
+    network = frozen.load(str(file), api.make_mesh())
+    model = network.model.clone(padding=padding)
+    spec = dataclasses.replace(network.spec(), size=size, resize=size)
+    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
+    x = jnp.asarray((images / 255 - photometric.MEAN) / photometric.STD, jnp.float32)
+    expected = np.asarray(model.apply(network.network.variables, x, method="features")[1])
+    content = onnx(network._replace(model=model.clone(dtype=jnp.dtype(dtype))), spec)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for count in (1, 3):
+        (found,) = session.run(["features"], {"images": images[:count]})
+        np.testing.assert_allclose(found, expected[:count], rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    weights.export_run(str(file), tmp_path / "out", ("onnx",), "none")
+    assert (tmp_path / "out" / "model.onnx").stat().st_size > sum(a.nbytes for n, a in tensors.items() if "fc" not in n)
+
+
+def test_onnx_without_the_converter(tmp_path, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(UserError, match=r"needs the converter jax2onnx \(.*\): pip install"):
+        weights.export_run(str(run), tmp_path / "out", ("onnx",), "none")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pytorch_has_the_same_features(tmp_path):
+    torch = pytest.importorskip("torch", reason="compared where PyTorch is installed, which nothing else needs")
+    from safetensors.torch import load_file as load_torch
+    from torch_resnet import ResNet
+
+    for depth in (18, 50):
+        file = write(tmp_path / f"{depth}.npz", torch_weights(depth, 64))
+        weights.export_run(str(file), tmp_path / "out", ("safetensors",), "none")
+        module = ResNet(depth)
+        module.load_state_dict(load_torch(tmp_path / "out" / "model.safetensors"))  # every name, no other
+        network = frozen.load(str(file), api.make_mesh())
+        for size in (224, 225, 97):
+            x = np.random.default_rng(size).normal(size=(2, size, size, 3)).astype(np.float32)
+            with torch.no_grad():
+                theirs = module.eval()(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+            ours = np.asarray(network.model.apply(network.network.variables, jnp.asarray(x), method="features")[1])
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize(
+    ("run_name", "formats", "said"),
+    [
+        ("absent", ("npz",), "is not the workdir of a run"),
+        (None, ("pth",), "known are safetensors, npz, stablehlo, onnx"),
+        (None, (), "known are safetensors, npz, stablehlo, onnx"),
+    ],
+)
+def test_exports_that_cannot_be(tmp_path, run, run_name, formats, said):
+    with pytest.raises(UserError, match=said):
+        weights.export_run(run_name or str(run), tmp_path / "out", formats, "none")
+    assert not (tmp_path / "out").exists()
+
+
+def test_imports_that_cannot_be(tmp_path):
+    with pytest.raises(UserError, match="there is no such file"):
+        weights.import_file(str(tmp_path / "absent.pth"), str(tmp_path / "x.safetensors"))
+    file = write(tmp_path / "w.npz", torch_weights(18, 8))
+    (tmp_path / "d.safetensors").mkdir()
+    for out in ("x.npz", "d.safetensors", "d.safetensors/", "new.safetensors/"):
+        with pytest.raises(UserError, match=r"must be a file, and end with \.safetensors"):
+            weights.import_file(str(file), f"{tmp_path}/{out}")
+    with pytest.raises(UserError, match=r"--out: the folder .*w\.npz cannot be made"):
+        weights.import_file(str(file), str(file / "x.safetensors"))
+
+
+def test_a_file_of_an_unknown_depth_is_refused(tmp_path):
+    tensors = {n: a for n, a in torch_weights(18, 8).items() if not n.startswith("layer3.1")}
+    with pytest.raises(UserError, match=r"looks like depth 16 \(blocks 2, 2, 1, 2\).*not known here"):
+        frozen.load(str(write(tmp_path / "w.npz", tensors)), api.make_mesh())
+
+
+def test_a_run_its_export_and_its_features_have_the_same_figures(tmp_path, run):
+    weights.export_run(str(run), tmp_path / "out", ("safetensors",), "none")
+    config = tiny_probe()
+    config.eval.pooling = "average"
+    source = settings.load_source(config.data)
+    images = [np.asarray(Image.open(io.BytesIO(source.read(i)))) for i in range(len(source))]
+    vectors = cvsa_jax.load_backbone(str(run)).features(images)
+    np.savez(tmp_path / "x.npz", names=np.array(source.names), vectors=vectors)
+    entries = [f"ours={run}", f"file={tmp_path / 'out' / 'model.safetensors'}", f"given={tmp_path / 'x.npz'}"]
+    figures = compare.compare_runs(config, entries, tmp_path / "page")
+    recognition = {k: v for k, v in figures["given"].items() if not k.endswith("_s")}
+    for name in ("ours", "file"):
+        assert {key: figures[name][key] for key in recognition} == pytest.approx(recognition)
+    assert figures["file"]["component_pointing_game"] == figures["ours"]["component_pointing_game"]
+    assert "pointing_game" in figures["ours"] and "pointing_game" not in figures["file"]
+    assert not any("pointing" in key for key in figures["given"])
+    page = (tmp_path / "page" / "report" / "index.html").read_text()
+    assert "Of what has no heads for it (file), the first component" in page
+    assert page.count("Curves of") == 2  # the text beside the picture, and below it
+    with pytest.raises(UserError, match="two are called 'ours'"):
+        compare.compare_runs(config, [f"ours={run}", f"ours={run}"], tmp_path / "page")
+    # Features alone have a page as well.
+    figures = compare.compare_runs(config, [f"given={tmp_path / 'x.npz'}"], tmp_path / "alone")
+    assert figures["given"]["knn_top1"] == recognition["knn_top1"]
+    # The probe's own command takes each of the three.
+    for entry in entries:
+        config.init_from = entry.partition("=")[2]
+        probed = linear.linear_probe(config, tmp_path / "probed")
+        for key in ("linear_top1", "knn_top1", "map_at_r"):
+            assert probed[key] == pytest.approx(recognition[key])
+
+
+def test_files_are_read_once_more(tmp_path, run):
+    weights.export_run(str(run), tmp_path / "out", ("safetensors",), "none")
+    read = files.read(tmp_path / "out" / "model.safetensors")
+    assert (read.padding, read.size, read.resize) == ("symmetric", 32, 32)
