@@ -32,7 +32,7 @@ from configs import common
 from cvsa_jax import settings
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.labelled import validation_rows
-from cvsa_jax.runs import pretrain
+from cvsa_jax.runs import finetune, pretrain
 from cvsa_jax.runtime import interruption
 from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.saliency.compute import compute
@@ -124,6 +124,8 @@ class Pair:
     def run(self) -> None:
         """Trains and measures the rows whose lines are not there."""
         chosen = [row for row in self.rows if not self.args.rows or row in self.args.rows.split(",")]
+        if self.args.on == "validation":  # whose labels no row may see
+            chosen = [row for row in chosen if self.rows[row].start != "supervised"]
         pretrain.train(self.config(BYOL), self.stage1)
         for name in chosen:
             began, workdir = time.monotonic(), self.workdir(name)
@@ -140,8 +142,11 @@ class Pair:
             print(line, flush=True)
 
     def train(self, row: Row, workdir: Path) -> dict[str, float]:
-        """The row's network, and how strongly the alignment pulled at the end."""
+        """The row's network, and how strongly the alignment pulled at the end; of a supervised one, how often its own
+        classifier is right."""
         config = self.config(row)
+        if row.start == "supervised":
+            return {"supervised_top1": finetune.finetune(config, workdir)["finetune_top1"]}
         if row.start == "stage1":
             config.init_from = str(self.stage1)
         if row.start != "random" and (config.align.weight > 0 or config.views.kind == "saliency_swap"):
@@ -195,9 +200,9 @@ def measure(source: Source, workdir: str, seed: int, on: str) -> dict[str, float
         knn, probe = settings.knn(config.eval), settings.probe(config)
         found = evaluator.recognition(network, train, test, knn=knn, probe=probe).figures
         figures |= {f"{pooling}_{key}": found[key] for key in ("linear_top1", "knn_top1", "map_at_r")}
-    if source.mask is not None:
-        maps, masks = evaluator.maps(network, test)["attention"], evaluator.masks(test)
-        scores = evaluator.localization(maps, test, masks)
+    maps = {} if source.mask is None else evaluator.maps(network, test)
+    if "attention" in maps:  # which a supervised network has not
+        scores = evaluator.localization(maps["attention"], test, evaluator.masks(test))
         figures |= {key: scores[key] for key in ("pointing_game", "mask_iou", "mask_iou_best") if key in scores}
     return figures
 

@@ -27,7 +27,8 @@ class Row:
     Attributes:
         changes: of the config of stage 2, by key.
         options: the objective, and whether it keeps the swap and the alignment, as the configs take them.
-        start: `stage1`; `scratch`, of as many steps as stage 1 and stage 2; or `random`, which is not trained at all.
+        start: `stage1`; `scratch`, of as many steps as stage 1 and stage 2; `supervised`, of as many steps with
+            all labels of the train images; or `random`, which is not trained at all.
         maps: the detector of its maps; `args.detector` if not given; or `attention of <row>`, that of another row's
             network.
     """
@@ -52,6 +53,7 @@ SUITES = {
         "saliency_crop": Row(PLAIN | {"views.paste_area": (1.0, 1.0), "views.hole": "size"}),
         "saliency_crop_align": Row({"views.paste_area": (1.0, 1.0), "views.hole": "size"}),
         "random": Row(start="random"),
+        "supervised": Row(start="supervised"),
         "cvsa_scratch": Row(start="scratch"),
         "byol_scratch": Row(CROPS | PLAIN, start="scratch"),
     },
@@ -110,24 +112,27 @@ BASES = {"core": "byol", "objectives": "byol", "ablation": "cvsa", "balance": "c
 
 
 def config_of(row: Row, name: str, root: str, seed: int, scale: str, where: str) -> ConfigDict:
-    """The recipe of configs/folder.py:small at a scale (`depth=8,width=32,…`), with what the row changes."""
+    """The recipe of configs/folder.py:small, or of configs/folder_finetune.py:small, at a scale (`depth=8,width=32,…`),
+    with what the row changes."""
     sizes = {key: int(value) for key, value in (part.split("=") for part in scale.split(","))}
-    config = common.pretrain()
-    recipes.objective(config, set(row.options))
-    common.small(config)
-    config.seed, config.batch_size, config.total_steps = seed, sizes["batch"], sizes["steps"]
-    config.optim.lr = 8e-3 * 32 / config.batch_size  # 1e-3 at any batch size
+    config = common.finetune() if row.start == "supervised" else common.pretrain()
+    if row.start == "supervised":
+        common.finetune_options(config, "small")
+    else:
+        recipes.objective(config, set(row.options))
+        common.small(config)
+        config.optim.lr = 8e-3 * 32 / sizes["batch"]  # 1e-3 at any batch size
+        config.views.where, config.watch.knn_steps = where, 0
+    config.seed, config.batch_size = seed, sizes["batch"]
+    config.total_steps = sizes["steps"] * (2 if row.start in ("scratch", "supervised") else 1)
+    config.checkpoint_steps, config.log_steps = config.total_steps, 50
     config.model.depth, config.model.width = sizes["depth"], sizes["width"]
     config.views.size = sizes["size"]
     config.eval.size = config.eval.resize = sizes["size"] * 4 // 3
-    config.views.where = where
-    config.watch.knn_steps, config.checkpoint_steps, config.log_steps = 0, sizes["steps"], 50
     config.data.kind, config.data.root = ("procedural", "") if name in DRAWN else ("folder", root)
     config.data.procedural.seed = seed
     config.data.procedural.update(DRAWN.get(name, {}))
     config.update_from_flattened_dict(row.changes)
-    if row.start == "scratch":
-        config.total_steps, config.checkpoint_steps = 2 * sizes["steps"], 2 * sizes["steps"]
     if row.start == "random":
         config.total_steps, config.optim.warmup_steps, config.optim.lr = 1, 0, 0.0
         config.update_from_flattened_dict(CROPS | PLAIN)

@@ -6,6 +6,7 @@ import statistics
 
 import numpy as np
 import pytest
+from helpers import few_devices
 from PIL import Image
 
 from benchmarks import study, study_rows, study_tables
@@ -56,20 +57,36 @@ def test_what_has_a_line_is_not_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "measure", lambda source, workdir, seed, on: {"average_linear_top1": 0.5})
     monkeypatch.setattr(study, "compute", lambda *args, **kwargs: None)
     monkeypatch.setattr(study, "build", lambda *args: None)
-    suite = study_rows.SUITES["core"]
+    suite = [row for row in study_rows.SUITES["core"] if row != "supervised"]  # it would have seen the labels
     study.Pair(args(tmp_path), "procedural", "", 0).run()
     assert trained[0].startswith("stage1") and len(trained) == 1 + len(suite)
     lines = study.lines(tmp_path)
-    assert [entry["row"] for entry in lines] == list(suite)
+    assert [entry["row"] for entry in lines] == suite
     assert all(entry["health/align_gradient_share"] == 0.5 for entry in lines)
     # Killed before the last line was written, the same command does the last row alone; another seed does all.
     (tmp_path / study.LINES).write_text("".join(json.dumps(entry) + "\n" for entry in lines[:-1]))
     trained.clear()
     study.Pair(args(tmp_path), "procedural", "", 0).run()
-    assert [name.split("-")[0] for name in trained] == ["stage1", list(suite)[-1]]
+    assert [name.split("-")[0] for name in trained] == ["stage1", suite[-1]]
     trained.clear()
     study.Pair(args(tmp_path), "procedural", "", 1).run()
     assert len(trained) == 1 + len(suite)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_supervised_network_is_one_of_the_rows(tmp_path, monkeypatch):
+    monkeypatch.setitem(study_rows.DRAWN, "tiny", {"classes": 2, "train_per_class": 8, "test_per_class": 4, "size": 32})
+    monkeypatch.setattr(study.pretrain, "train", lambda *stage1: None)
+    given = args(tmp_path, "--rows=supervised", "--scale=depth=8,width=4,size=32,batch=8,steps=2", "--on=test")
+    with few_devices(1, study, study.finetune):
+        study.Pair(given, "tiny", "", 0).run()
+    (line,) = study.lines(tmp_path)
+    results = json.loads(next(tmp_path.glob("tiny/0/supervised-*/report/results.json")).read_text())
+    assert line["supervised_top1"] == results["finetune_top1"]
+    assert set(study_tables.RECOGNITION) <= line.keys()
+    steps = {path.parent.parent.name for path in tmp_path.glob("tiny/0/supervised-*/labels_100/lr_*/final/ckpt/4")}
+    assert len(steps) == 1  # as many steps as of both stages
 
 
 def test_networks_that_differ_have_folders_that_differ(tmp_path):
