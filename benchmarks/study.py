@@ -4,12 +4,12 @@
     python -m benchmarks.study --suite=ablation --sets=butterflies=data/butterflies --out=runs/study
     python -m benchmarks.study --tables --out=runs/study --docs=docs/study     # from the lines that are there
 
-A set is one that is drawn (`study_rows.DRAWN`), or a name and a folder as configs/folder.py takes it, with classes and
-splits. Its maps come from `--detector`. Of each set and seed there is one stage 1 (BYOL), from which every row goes on
-for equally many steps; `study_rows.SUITES` says what the rows are. A row is measured with features averaged over the
-cells, and pooled by where the network itself looks; with `--on=validation` on a fifth of the train images, by class,
-whose labels no row has seen: choices are made there, and the test split is read once, by `--on=test`, which measures
-the networks that are there and trains only what is not.
+A set is one that is drawn (`study_rows.DRAWN`), or a name and a folder as configs/folder.py takes it, with classes
+and splits. Its maps come from `--detector`. Of each set and seed there is one stage 1, BYOL on the set itself or the
+weights in the file `--init`, from which every row goes on for equally many steps; `study_rows.SUITES` says what the
+rows are. A row is measured with features averaged over the cells, and pooled by where the network itself looks; with
+`--on=validation` on a fifth of the train images, by class, whose labels no row has seen: choices are made there, and
+the test split is read once, by `--on=test`, which measures the networks that are there and trains only what is not.
 
 One run is one line of `<out>/study.jsonl`. The same command goes on where it was killed. Several processes share the
 work by `--shard=0/4`, `--shard=1/4`, … . `--again=<key>` does the run of a line anew, from its stage 1 on, and says
@@ -70,10 +70,15 @@ def parser() -> argparse.ArgumentParser:
     given.add_argument("--detector", default="rbd", choices=("rbd", "masks", "center"), help="of the maps")
     given.add_argument("--on", default="validation", choices=("validation", "test"), help="what is measured on")
     given.add_argument("--scale", default="depth=8,width=32,size=48,batch=32,steps=800", help="of all runs")
+    given.add_argument(
+        "--init", default="", help="file of weights that is stage 1, with a scale of its depth, width and stem"
+    )
     given.add_argument("--where", default="host", choices=("host", "device"), help="makes the views")
     given.add_argument("--out", default=Path("runs/study"), type=Path, help="folder of the runs and of study.jsonl")
     given.add_argument("--shard", default="0/1", help="i/n: every n-th pair of a set and a seed from the i-th on")
-    given.add_argument("--again", default="", help="key of a line; with --sets where its images are, and --where")
+    given.add_argument(
+        "--again", default="", help="key of a line; with --sets where its images are, --where and --init"
+    )
     given.add_argument("--tables", action="store_true", help="write the tables of the lines that are there, no more")
     given.add_argument("--docs", default=Path("docs/study"), type=Path, help="where they are written")
     return given
@@ -85,7 +90,8 @@ def again(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
     roots = dict(entry.partition("=")[::2] for entry in args.sets.split(","))
     if line is None or line["set"] not in roots:
         raise SystemExit(f"--again={args.again}: no such line in {args.out / LINES}, or --sets lacks its set")
-    told = {key: line[key] for key in ("suite", "on", "detector", "scale")} | {"rows": line["row"]}
+    told = {key: line[key] for key in ("suite", "on", "detector")} | {"rows": line["row"]}
+    told["scale"] = line["scale"].partition(", from ")[0]
     args = argparse.Namespace(**(vars(args) | told | {"out": args.out / f"again-{args.again}"}))
     Pair(args, line["set"], roots[line["set"]], line["seed"]).run()
     anew = lines(args.out)[-1]
@@ -101,7 +107,7 @@ class Pair:
     def __init__(self, args: argparse.Namespace, name: str, root: str, seed: int):
         self.args, self.name, self.root, self.seed = args, name, root, seed
         self.folder = args.out / name / str(seed)
-        self.stage1 = self.folder / f"stage1-{self.key(BYOL, 'any')}"
+        self.stage1 = Path(args.init) if args.init else self.folder / f"stage1-{self.key(BYOL, 'any')}"
         self.rows = SUITES[args.suite]
         self.source = settings.load_source(self.config(BYOL).data)
 
@@ -115,6 +121,7 @@ class Pair:
     def key(self, row: Row, maps: str) -> str:
         """Tells a network from all others, whatever the code's commit."""
         told = {"start": row.start, "maps": maps, "config": self.config(row).to_dict()}
+        told |= {"init": Path(self.args.init).name} if self.args.init else {}
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def workdir(self, name: str) -> Path:
@@ -126,16 +133,19 @@ class Pair:
         chosen = [row for row in self.rows if not self.args.rows or row in self.args.rows.split(",")]
         if self.args.on == "validation":  # whose labels no row may see
             chosen = [row for row in chosen if self.rows[row].start != "supervised"]
-        pretrain.train(self.config(BYOL), self.stage1)
+        if not self.args.init:
+            pretrain.train(self.config(BYOL), self.stage1)
         for name in chosen:
-            began, workdir = time.monotonic(), self.workdir(name)
-            told = {"key": workdir.name.rpartition("-")[2], "suite": self.args.suite, "set": self.name, "row": name}
+            began, row = time.monotonic(), self.rows[name]
+            workdir = self.stage1 if row.start == "as_it_is" else self.workdir(name)
+            told = {"key": self.key(row, self.maps_of(row)), "suite": self.args.suite, "set": self.name, "row": name}
             told |= {"seed": self.seed, "on": self.args.on}
             if any(told.items() <= line.items() for line in lines(self.args.out)):
                 continue
-            figures = self.train(self.rows[name], workdir)
-            figures |= measure(self.source, str(workdir), self.seed, self.args.on)
-            told |= {"detector": self.args.detector, "scale": self.args.scale, "commit": commit()}
+            figures = {} if row.start == "as_it_is" else self.train(row, workdir)
+            figures |= measure(self.source, str(workdir), self.seed, self.args.on, self.config(BYOL).eval.size)
+            start = f", from {Path(self.args.init).name}" if self.args.init else ""
+            told |= {"detector": self.args.detector, "scale": self.args.scale + start, "commit": commit()}
             line = json.dumps(told | {"seconds": time.monotonic() - began} | figures)
             with (self.args.out / LINES).open("a") as file:  # one write, so that lines of several processes do not mix
                 file.write(line + "\n")
@@ -185,17 +195,18 @@ def attention(source: Source, workdir: Path) -> Detector:
     return Detector("attention", "unsupervised", {"run": workdir.name}, lambda i, image: np.array(i), detect)
 
 
-def measure(source: Source, workdir: str, seed: int, on: str) -> dict[str, float]:
-    """Recognition by each pooling, and how well the attention fits masks where there are any."""
+def measure(source: Source, origin: str, seed: int, on: str, size: int) -> dict[str, float]:
+    """Recognition by each pooling, and how well the attention fits masks where there are any, of a run or a file, at
+    `size` px."""
     train, test = source.split("train"), source.split("test")
     if on == "validation":
         held = validation_rows(source.labels[train], 0.2, seed)
         train, test = train[~held], train[held]
     config, figures = common.linear(), {}
-    config.seed = seed
+    config.seed, config.eval.size, config.eval.resize = seed, size, size
     for pooling in study_tables.POOLINGS:
         config.eval.pooling = pooling
-        of = frozen.candidate("", workdir, source, config.eval, make_mesh())
+        of = frozen.candidate("", origin, source, config.eval, make_mesh())
         evaluator, network = of.evaluator, of.network
         knn, probe = settings.knn(config.eval), settings.probe(config)
         found = evaluator.recognition(network, train, test, knn=knn, probe=probe).figures

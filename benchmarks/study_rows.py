@@ -27,8 +27,9 @@ class Row:
     Attributes:
         changes: of the config of stage 2, by key.
         options: the objective, and whether it keeps the swap and the alignment, as the configs take them.
-        start: `stage1`; `scratch`, of as many steps as stage 1 and stage 2; `supervised`, of as many steps with
-            all labels of the train images; or `random`, which is not trained at all.
+        start: `stage1`; `as_it_is`, which is stage 1 and no further step; `scratch`, of as many steps as stage 1 and
+            stage 2; `supervised`, of as many steps with all labels of the train images; or `random`, which is not
+            trained at all.
         maps: the detector of its maps; `args.detector` if not given; or `attention of <row>`, that of another row's
             network.
     """
@@ -52,6 +53,7 @@ SUITES = {
         # The box goes over the whole view, so nothing of a background is left.
         "saliency_crop": Row(PLAIN | {"views.paste_area": (1.0, 1.0), "views.hole": "size"}),
         "saliency_crop_align": Row({"views.paste_area": (1.0, 1.0), "views.hole": "size"}),
+        "stage1": Row(start="as_it_is"),
         "random": Row(start="random"),
         "supervised": Row(start="supervised"),
         "cvsa_scratch": Row(start="scratch"),
@@ -112,21 +114,23 @@ BASES = {"core": "byol", "objectives": "byol", "ablation": "cvsa", "balance": "c
 
 
 def config_of(row: Row, name: str, root: str, seed: int, scale: str, where: str) -> ConfigDict:
-    """The recipe of configs/folder.py:small, or of configs/folder_finetune.py:small, at a scale (`depth=8,width=32,…`),
-    with what the row changes."""
-    sizes = {key: int(value) for key, value in (part.split("=") for part in scale.split(","))}
+    """The recipe of configs/folder.py:small, or of configs/folder_finetune.py:small, at a scale (`depth=8,width=32,…`;
+    `rate`: Adam's learning rate, 1e-3 if not given; `stem=imagenet`), with what the row changes."""
+    told = dict(part.split("=") for part in scale.split(","))
+    stem, rate = told.pop("stem", "small"), float(told.pop("rate", 1e-3))
+    sizes = {key: int(value) for key, value in told.items()}
     config = common.finetune() if row.start == "supervised" else common.pretrain()
     if row.start == "supervised":
         common.finetune_options(config, "small")
     else:
         recipes.objective(config, set(row.options))
         common.small(config)
-        config.optim.lr = 8e-3 * 32 / sizes["batch"]  # 1e-3 at any batch size
+        config.optim.lr = 8 * rate * 32 / sizes["batch"]  # which is per 256 images
         config.views.where, config.watch.knn_steps = where, 0
     config.seed, config.batch_size = seed, sizes["batch"]
     config.total_steps = sizes["steps"] * (2 if row.start in ("scratch", "supervised") else 1)
     config.checkpoint_steps, config.log_steps = config.total_steps, 50
-    config.model.depth, config.model.width = sizes["depth"], sizes["width"]
+    config.model.depth, config.model.width, config.model.stem = sizes["depth"], sizes["width"], stem
     config.views.size = sizes["size"]
     config.eval.size = config.eval.resize = sizes["size"] * 4 // 3
     config.data.kind, config.data.root = ("procedural", "") if name in DRAWN else ("folder", root)

@@ -156,7 +156,8 @@ def read_config(workdir: str) -> ConfigDict:
     """The config of a run, with what it did before a key existed; UserError where the folder holds none."""
     file = as_path(workdir) / "config.json"
     if not workdir or not file.is_file():
-        raise UserError(f"{workdir!r} is not the workdir of a run: there is no {file}")
+        why = f"there is no {file}" if not workdir or as_path(workdir).exists() else "it does not exist"
+        raise UserError(f"{workdir!r} is not the workdir of a run: {why}")
     config = ConfigDict(read_json(file))
     if "target" in config and "reference_batch" not in config.target:
         config.target.reference_batch = config.batch_size  # tau was not scaled

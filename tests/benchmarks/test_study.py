@@ -54,15 +54,17 @@ def test_what_has_a_line_is_not_run_again(tmp_path, monkeypatch):
         trained.append(workdir.name)
 
     monkeypatch.setattr(study.pretrain, "train", train)
-    monkeypatch.setattr(study, "measure", lambda source, workdir, seed, on: {"average_linear_top1": 0.5})
+    monkeypatch.setattr(study, "measure", lambda source, origin, *how: {"average_linear_top1": 0.5})
     monkeypatch.setattr(study, "compute", lambda *args, **kwargs: None)
     monkeypatch.setattr(study, "build", lambda *args: None)
     suite = [row for row in study_rows.SUITES["core"] if row != "supervised"]  # it would have seen the labels
     study.Pair(args(tmp_path), "procedural", "", 0).run()
-    assert trained[0].startswith("stage1") and len(trained) == 1 + len(suite)
+    assert trained[0].startswith("stage1") and len(trained) == len(suite)  # `stage1` is the first
     lines = study.lines(tmp_path)
     assert [entry["row"] for entry in lines] == suite
-    assert all(entry["health/align_gradient_share"] == 0.5 for entry in lines)
+    assert all(
+        entry.get("health/align_gradient_share") == (None if entry["row"] == "stage1" else 0.5) for entry in lines
+    )
     # Killed before the last line was written, the same command does the last row alone; another seed does all.
     (tmp_path / study.LINES).write_text("".join(json.dumps(entry) + "\n" for entry in lines[:-1]))
     trained.clear()
@@ -70,7 +72,30 @@ def test_what_has_a_line_is_not_run_again(tmp_path, monkeypatch):
     assert [name.split("-")[0] for name in trained] == ["stage1", suite[-1]]
     trained.clear()
     study.Pair(args(tmp_path), "procedural", "", 1).run()
-    assert len(trained) == 1 + len(suite)
+    assert len(trained) == len(suite)  # `stage1` is the first
+
+
+def test_a_file_of_weights_is_stage_1(tmp_path, monkeypatch):
+    trained, measured = [], []
+
+    def train(config, workdir):
+        workdir.mkdir(parents=True)
+        (workdir / "metrics.jsonl").write_text('{"step": 1}\n')
+        trained.append(config)
+
+    monkeypatch.setattr(study.pretrain, "train", train)
+    monkeypatch.setattr(study, "measure", lambda source, origin, *how: measured.append((origin, how)) or {})
+    file = tmp_path / "given" / "x.safetensors"
+    scale = f"{SCALE},rate=0.0002,stem=imagenet"
+    given = args(tmp_path, f"--init={file}", "--rows=byol,stage1", f"--scale={scale}", "--on=test")
+    study.Pair(given, "procedural", "", 0).run()
+    assert [config.init_from for config in trained] == [str(file)]
+    assert trained[0].model.stem == "imagenet" and trained[0].optim.lr == pytest.approx(0.0002 * 256 / 8)
+    assert [how for _, how in measured] == [(0, "test", 42)] * 2  # seed, split, px
+    assert measured[1][0] == str(file) and measured[0][0].startswith(f"{tmp_path}/procedural/0/byol-")
+    lines = study.lines(tmp_path)
+    assert [entry["row"] for entry in lines] == ["byol", "stage1"]
+    assert {entry["scale"] for entry in lines} == {f"{scale}, from x.safetensors"}
 
 
 @pytest.mark.slow

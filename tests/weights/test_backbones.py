@@ -280,8 +280,8 @@ def test_run_of_another_mode_is_refused(tmp_path, other_target, mesh_of, mode):
 
 
 def test_folder_or_name_that_is_no_run_is_refused(tmp_path, mesh_of):
-    for path in (tmp_path, tmp_path / "nowhere.npz"):
-        with pytest.raises(UserError, match=rf"^'{path}' is not the workdir of a run: there is no {path}/config\.json"):
+    for path, why in ((tmp_path, rf"there is no {tmp_path}/config\.json"), (tmp_path / "a.npz", "it does not exist")):
+        with pytest.raises(UserError, match=rf"^'{path}' is not the workdir of a run: {why}"):
             backbones.load(str(path), tiny().model, mesh_of(1))
 
 
