@@ -107,6 +107,7 @@ class Pair:
     def __init__(self, args: argparse.Namespace, name: str, root: str, seed: int):
         self.args, self.name, self.root, self.seed = args, name, root, seed
         self.folder = args.out / name / str(seed)
+        self.init = _hash(Path(args.init)) if args.init else ""
         self.stage1 = Path(args.init) if args.init else self.folder / f"stage1-{self.key(BYOL, 'any')}"
         self.rows = SUITES[args.suite]
         self.source = settings.load_source(self.config(BYOL).data)
@@ -120,8 +121,10 @@ class Pair:
 
     def key(self, row: Row, maps: str) -> str:
         """Tells a network from all others, whatever the code's commit."""
-        told = {"start": row.start, "maps": maps, "config": self.config(row).to_dict()}
-        told |= {"init": Path(self.args.init).name} if self.args.init else {}
+        config = self.config(row).copy_and_resolve_references()
+        del config.data.root, config.data.cache  # where the images are and how they are read is no part of it
+        told = {"start": row.start, "maps": maps, "config": config.to_dict()}
+        told |= {"init": self.init} if self.args.init else {}
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def workdir(self, name: str) -> Path:
@@ -130,9 +133,7 @@ class Pair:
 
     def run(self) -> None:
         """Trains and measures the rows whose lines are not there."""
-        chosen = [row for row in self.rows if not self.args.rows or row in self.args.rows.split(",")]
-        if self.args.on == "validation":  # whose labels no row may see
-            chosen = [row for row in chosen if self.rows[row].start != "supervised"]
+        chosen = self.chosen()
         if not self.args.init:
             pretrain.train(self.config(BYOL), self.stage1)
         for name in chosen:
@@ -144,12 +145,28 @@ class Pair:
                 continue
             figures = {} if row.start == "as_it_is" else self.train(row, workdir)
             figures |= measure(self.source, str(workdir), self.seed, self.args.on, self.config(BYOL).eval.size)
-            start = f", from {Path(self.args.init).name}" if self.args.init else ""
+            start = f", from {Path(self.args.init).name} ({self.init})" if self.args.init else ""
             told |= {"detector": self.args.detector, "scale": self.args.scale + start, "commit": commit()}
             line = json.dumps(told | {"seconds": time.monotonic() - began} | figures)
             with (self.args.out / LINES).open("a") as file:  # one write, so that lines of several processes do not mix
                 file.write(line + "\n")
             print(line, flush=True)
+
+    def chosen(self) -> list[str]:
+        """The rows that are asked for, without those that would mean nothing, which is said."""
+        asked = self.args.rows.split(",") if self.args.rows else list(self.rows)
+        if unknown := set(asked) - set(self.rows):
+            raise SystemExit(f"--rows={','.join(unknown)}: suite {self.args.suite} has {', '.join(self.rows)}")
+        kept = []
+        for name in (row for row in self.rows if row in asked):
+            start = self.rows[name].start
+            if self.args.on == "validation" and start == "supervised":
+                print(f"{name}: left out on validation, whose labels it would see")
+            elif self.args.init and start not in ("stage1", "as_it_is"):
+                print(f"{name}: left out with --init, of which it is not")
+            else:
+                kept.append(name)
+        return kept
 
     def train(self, row: Row, workdir: Path) -> dict[str, float]:
         """The row's network, and how strongly the alignment pulled at the end; of a supervised one, how often its own
@@ -216,6 +233,10 @@ def measure(source: Source, origin: str, seed: int, on: str, size: int) -> dict[
         scores = evaluator.localization(maps["attention"], test, evaluator.masks(test))
         figures |= {key: scores[key] for key in ("pointing_game", "mask_iou", "mask_iou_best") if key in scores}
     return figures
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:8]
 
 
 def lines(out: Path) -> list[dict]:

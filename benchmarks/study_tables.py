@@ -9,7 +9,9 @@ from benchmarks.study_rows import BASES, SUITES
 
 POOLINGS = ("average", "attention")
 RECOGNITION = tuple(f"{pooling}_{kind}" for pooling in POOLINGS for kind in ("linear_top1", "knn_top1"))
-LOCALISATION = ("pointing_game", "mask_iou_best")
+# Of some rows. `supervised_top1` is of the classifier itself: probe and kNN of a supervised network choose their
+# settings on images whose labels it has learned.
+MORE = ("pointing_game", "mask_iou_best", "supervised_top1")
 # What CVSA is compared with beside its suite's base, where both have been run with a seed.
 PAIRS = (
     *(("cvsa", other) for other in ("mask_head", "masked_dense", "swap", "align", "saliency_crop_align")),
@@ -42,7 +44,7 @@ def tables(done: list[dict]) -> str:
     for group, runs in sorted(_groups(done).items()):
         base = BASES[group[1]]
         by_row = _by_row(runs, group[1])
-        measured = [*RECOGNITION, *(key for key in LOCALISATION if any(key in run for run in runs))]
+        measured = [*RECOGNITION, *(key for key in MORE if any(key in run for run in runs))]
         blank = " | " * (len(measured) - len(RECOGNITION))
         text += [f"**{group[0]}**, suite {group[1]}, maps by {group[2]}, on {group[3]}; {group[4]}", ""]
         text += ["| row | seeds | " + " | ".join(_title(key) for key in measured) + " |"]

@@ -7,17 +7,20 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import uuid
 import weakref
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 from etils import epath
 
 from cvsa_jax.runtime.errors import UserError
 
 # On a disk, or in a bucket, which is reached through TensorFlow's file systems.
 AnyPath: TypeAlias = Path | epath.Path
+_READING = threading.Lock()
 
 
 def as_path(location: str | AnyPath) -> AnyPath:
@@ -102,6 +105,13 @@ def write_atomically(path: AnyPath, write) -> None:
         raise UserError(
             f"no space left to write {path}. What is finished is kept: make room and give the same command again"
         ) from None
+
+
+def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
+    """What `np.save` wrote, in memory or mapped from disk; raises what `np.load` raises. For threads: NumPy reads a
+    file's header with Python's parser, of which two at once can raise SystemError (CPython 3.11, issue 106905)."""
+    with _READING:
+        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
 
 
 def write_text_atomically(path: AnyPath, text: str) -> None:

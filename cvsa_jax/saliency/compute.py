@@ -17,6 +17,7 @@ from cvsa_jax.runtime.errors import Interrupted, UserError
 from cvsa_jax.runtime.files import (
     AnyPath,
     is_local,
+    load_array,
     read_json,
     write_atomically,
     write_json_atomically,
@@ -125,7 +126,7 @@ def _write(rows: list[np.void | np.ndarray], path: Path) -> None:
 def _begun(path: Path, most: int) -> np.ndarray:
     """The first records of a file that an interrupted pass had begun."""
     with contextlib.suppress(OSError, ValueError, EOFError):
-        rows = np.load(path.with_suffix(BEGUN))
+        rows = load_array(path.with_suffix(BEGUN))
         if rows.dtype == RECORD and len(rows) <= most:
             return rows
     return np.zeros(0, RECORD)

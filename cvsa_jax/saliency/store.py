@@ -6,7 +6,6 @@ A store is a folder of `shard-00000.npy`, … (structured arrays of RECORD, in t
 
 import contextlib
 import functools
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from cvsa_jax.data.pipeline import open_image
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.boxes import bounding_box
 from cvsa_jax.runtime.errors import UserError, some
-from cvsa_jax.runtime.files import AnyPath, LocalCopy, as_path, read_json
+from cvsa_jax.runtime.files import AnyPath, LocalCopy, as_path, load_array, read_json
 
 VERSION = 2
 GRID = 64  # cells along each side of a stored map
@@ -35,7 +34,6 @@ RECORD = np.dtype(
 MANIFEST, IDENTITY = "manifest.json", "identity.json"  # the latter names what an unfinished store is of
 REPORT_PAGE = Path("report") / "saliency.html"  # in a store's folder
 CENTER_BOX = (0.25, 0.25, 0.75, 0.75)
-_OPENING = threading.Lock()
 
 
 class SaliencyStore:
@@ -76,7 +74,7 @@ class SaliencyStore:
             raise UserError(f"the saliency store {folder} lacks {len(missing)} files: {some(missing)}. Make it again")
         self._length = len(source)
         # An open map holds a file descriptor, of which a process has about a thousand.
-        self._shard = functools.lru_cache(_MAPPED)(lambda k: _mapped(self._paths[k]))
+        self._shard = functools.lru_cache(_MAPPED)(lambda k: load_array(self._paths[k], mapped=True))
 
     def __len__(self) -> int:
         return self._length
@@ -192,14 +190,7 @@ def shard_paths(folder: Path, n: int) -> list[Path]:
 
 def read_field(paths: list[Path], name: str) -> list[np.ndarray]:
     """One field of RECORD from each file, which is open no longer than that."""
-    return [_mapped(path)[name].copy() for path in paths]
-
-
-def _mapped(path: Path) -> np.ndarray:
-    # NumPy reads a file's header with Python's parser, of which two threads at once can raise SystemError (seen on
-    # CPython 3.11, python/cpython#106905).
-    with _OPENING:
-        return np.load(path, mmap_mode="r")
+    return [load_array(path, mapped=True)[name].copy() for path in paths]
 
 
 def make_record(saliency: np.ndarray, confidence: float, threshold: float) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The study's book-keeping: what is done is not done again, and the tables say what the lines say."""
 
 import dataclasses
+import hashlib
 import json
 import statistics
 
@@ -85,9 +86,10 @@ def test_a_file_of_weights_is_stage_1(tmp_path, monkeypatch):
 
     monkeypatch.setattr(study.pretrain, "train", train)
     monkeypatch.setattr(study, "measure", lambda source, origin, *how: measured.append((origin, how)) or {})
-    file = tmp_path / "given" / "x.safetensors"
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(b"weights")
     scale = f"{SCALE},rate=0.0002,stem=imagenet"
-    given = args(tmp_path, f"--init={file}", "--rows=byol,stage1", f"--scale={scale}", "--on=test")
+    given = args(tmp_path, f"--init={file}", "--rows=byol,stage1,random", f"--scale={scale}", "--on=test")
     study.Pair(given, "procedural", "", 0).run()
     assert [config.init_from for config in trained] == [str(file)]
     assert trained[0].model.stem == "imagenet" and trained[0].optim.lr == pytest.approx(0.0002 * 256 / 8)
@@ -95,7 +97,14 @@ def test_a_file_of_weights_is_stage_1(tmp_path, monkeypatch):
     assert measured[1][0] == str(file) and measured[0][0].startswith(f"{tmp_path}/procedural/0/byol-")
     lines = study.lines(tmp_path)
     assert [entry["row"] for entry in lines] == ["byol", "stage1"]
-    assert {entry["scale"] for entry in lines} == {f"{scale}, from x.safetensors"}
+    content = hashlib.sha256(b"weights").hexdigest()[:8]
+    assert {entry["scale"] for entry in lines} == {f"{scale}, from x.safetensors ({content})"}
+    # Another file of the same name is another start.
+    file.write_bytes(b"others")
+    study.Pair(given, "procedural", "", 0).run()
+    assert len(trained) == 2 and len({entry["key"] for entry in study.lines(tmp_path)}) == 4
+    with pytest.raises(SystemExit, match="--rows=other: suite core has byol, cvsa"):
+        study.Pair(args(tmp_path, "--rows=other"), "procedural", "", 0).run()
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from PIL import Image
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.sources.folder import NO_IMAGE
 from cvsa_jax.runtime.errors import UserError, some
+from cvsa_jax.runtime.files import load_array
 from cvsa_jax.saliency.detector import Detection, Detector
 from cvsa_jax.saliency.store import GRID
 
@@ -85,7 +86,7 @@ def read_map(path: Path) -> np.ndarray:
     """A saliency map file as (h, w) float32 in [0, 1]; UserError where it is none."""
     try:
         if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
+            values = load_array(path)
         else:
             with Image.open(path) as image:
                 # Of 16 bits, in a type that depends on Pillow's version, or of 8.
