@@ -62,7 +62,8 @@ def tables(done: list[dict]) -> str:
 def draw(lines: list[dict], path: Path) -> None:
     """The gain of each row over BYOL, with its 95 % interval, a panel for each figure and a colour for each set."""
     groups = {group[0]: _by_row(runs, "core") for group, runs in sorted(_groups(lines).items())}
-    rows = [row for row in SUITES["core"] if row not in ("byol", "random", "supervised")]
+    run = set().union(*groups.values()) - {"byol", "random", "supervised"}
+    rows = [row for row in SUITES["core"] if row in run]
     figure = Figure(figsize=(13, 5), layout="constrained")
     axes = figure.subplots(1, len(RECOGNITION), sharey=True)
     for axis, key in zip(axes, RECOGNITION, strict=True):

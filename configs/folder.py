@@ -1,7 +1,8 @@
 """Your own images: `my_images/*.jpg` without labels, or `my_images/<class>/*.jpg`.
 
-    python -m cvsa_jax.saliency --config=configs/folder.py --config.data.root=my_images --detector=center
-    python -m cvsa_jax.main --config=configs/folder.py --config.data.root=my_images --workdir=runs/mine
+    python -m cvsa_jax.saliency --config=configs/folder.py --config.data.root=my_images --detector=rbd
+    python -m cvsa_jax.main --config=configs/folder.py --config.data.root=my_images --workdir=runs/mine \
+      --config.saliency.detector=rbd
 
 `configs/folder.py:small` is a recipe for a laptop: 48 px views, a small network, Adam. `:byol` is stage 1 (Random
 Resized Crop, no alignment, needs no saliency maps), and so are `:moco`, `:simclr` and `:simsiam` for these objectives;

@@ -29,6 +29,7 @@ NOT_RUN = {
     "tfds build": "needs the archives of ImageNet",
     "python -m cvsa_jax.main --config=configs/imagenet.py": "needs ImageNet",
     "python -m benchmarks.train_step": "measures a ResNet-50 for minutes",
+    "python -m cvsa_jax.main --workdir=runs/cvsa50": "trains a ResNet-50 for minutes, from a file of others",
 }
 # Config -> what makes a run of it short.
 SMALL = {
