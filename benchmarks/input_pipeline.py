@@ -127,9 +127,9 @@ def pillow_decode_two_crops() -> float:
 
 
 def decode() -> float:
-    from cvsa_jax.data.decode import to_array
+    from cvsa_jax.data.decode import opened
 
-    return _rate(_forever(lambda file, k: to_array(file)))
+    return _rate(_forever(lambda file, k: np.asarray(opened(file).pixels())))
 
 
 def _views(changes: dict) -> float:
