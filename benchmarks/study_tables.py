@@ -15,6 +15,8 @@ MORE = ("pointing_game", "mask_iou_best", "supervised_top1")
 # What CVSA is compared with beside its suite's base, where both have been run with a seed.
 PAIRS = (
     *(("cvsa", other) for other in ("mask_head", "masked_dense", "swap", "align", "saliency_crop_align")),
+    ("cvsa", "stage1"),
+    ("byol", "stage1"),
     ("cvsa_scratch", "byol_scratch"),
     ("cvsa_scratch", "cvsa"),
     *((f"{name}_cvsa", name) for name in ("moco", "simclr", "simsiam")),
@@ -60,27 +62,38 @@ def tables(done: list[dict]) -> str:
 
 
 def draw(lines: list[dict], path: Path) -> None:
-    """The gain of each row over BYOL, with its 95 % interval, a panel for each figure and a colour for each set."""
-    groups = {group[0]: _by_row(runs, "core") for group, runs in sorted(_groups(lines).items())}
-    run = set().union(*groups.values()) - {"byol", "random", "supervised"}
-    rows = [row for row in SUITES["core"] if row in run]
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    axes = figure.subplots(1, len(RECOGNITION), sharey=True)
-    for axis, key in zip(axes, RECOGNITION, strict=True):
-        axis.axvline(0, color="grey", linewidth=0.8)
-        for number, (name, by_row) in enumerate(groups.items()):
-            gains = {row: _gains(by_row, row, "byol", key) for row in rows}
-            kept = {row: values for row, values in gains.items() if len(values) >= _FEWEST}
-            middle = [100 * statistics.mean(values) for values in kept.values()]
-            half = [100 * _half(values) for values in kept.values()]
-            places = [rows.index(row) + 0.1 * (number - len(groups) / 2) for row in kept]
-            axis.errorbar(middle, places, xerr=half, fmt="o", markersize=3, label=name, linewidth=1)
-        axis.set_title(_title(key), fontsize=10)
-        axis.set_xlabel("points over BYOL")
-    axes[0].set_yticks(range(len(rows)), rows)
-    axes[0].invert_yaxis()
-    axes[-1].legend(fontsize=8)
+    """The gain of each row over BYOL, with its 95 % interval: a row of panels for each scale, a panel for each figure
+    and a colour for each set."""
+    groups = {(group[4], group[0]): _by_row(runs, "core") for group, runs in sorted(_groups(lines).items())}
+    names = sorted({name for _, name in groups})
+    scales = sorted({scale for scale, _ in groups if any(_kept_gains(groups, scale, name) for name in names)})
+    figure = Figure(figsize=(13, 5 * max(len(scales), 1)), layout="constrained")
+    for place, scale in zip(figure.subfigures(max(len(scales), 1), squeeze=False)[:, 0], scales, strict=False):
+        place.suptitle(scale, fontsize=9)
+        shown = {name: _kept_gains(groups, scale, name) for name in names}
+        rows = [row for row in SUITES["core"] if any(row in gains for gains in shown.values())]
+        axes = place.subplots(1, len(RECOGNITION), sharey=True)
+        for axis, key in zip(axes, RECOGNITION, strict=True):
+            axis.axvline(0, color="grey", linewidth=0.8)
+            for number, (name, gains) in enumerate(shown.items()):
+                middle = [100 * statistics.mean(each[key]) for each in gains.values()]
+                half = [100 * _half(each[key]) for each in gains.values()]
+                places = [rows.index(row) + 0.1 * (number - len(names) / 2) for row in gains]
+                axis.errorbar(middle, places, xerr=half, fmt="o", markersize=3, label=name, linewidth=1)
+            axis.set_title(_title(key), fontsize=10)
+            axis.set_xlabel("points over BYOL")
+        axes[0].set_yticks(range(len(rows)), rows)
+        axes[0].invert_yaxis()
+        axes[-1].legend(fontsize=8)
     figure.savefig(path, dpi=90)
+
+
+def _kept_gains(groups: dict, scale: str, name: str) -> dict[str, dict[str, list[float]]]:
+    """Row -> figure -> gains over BYOL, of the rows with as many seeds as it takes."""
+    by_row = groups.get((scale, name), {})
+    gains = {row: {key: _gains(by_row, row, "byol", key) for key in RECOGNITION} for row in by_row}
+    left_out = ("byol", "random", "supervised")
+    return {row: g for row, g in gains.items() if row not in left_out and len(g[RECOGNITION[0]]) >= _FEWEST}
 
 
 def _groups(lines: list[dict]) -> dict[tuple, list[dict]]:

@@ -37,10 +37,7 @@ def box_score(
         progress.update(len(measured))
     best, largest = (np.array(values) for values in zip(*measured, strict=True))
     accuracies = [(best >= level).mean(0).max() for level in OVERLAPS]
-    return {
-        "max_box_acc_v2": float(np.mean(accuracies)),
-        "corloc": float(np.mean(largest >= _CORLOC)),
-    }
+    return {"max_box_acc_v2": float(np.mean(accuracies)), "corloc": float(np.mean(largest >= _CORLOC))}
 
 
 def _image_score(m: np.ndarray, box: np.ndarray, size: int | None) -> tuple[np.ndarray, float]:

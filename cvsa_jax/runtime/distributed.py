@@ -55,6 +55,12 @@ def initialize(coordinator: str | None = None, processes: int | None = None, ind
     )
 
 
+def device_copies(params: Any) -> Any:
+    """Replicated parameters as each device's own, so that the gradients of kernels are summed over the mesh in float32,
+    not in the dtype to which a layer casts them. BatchNorm's vectors stay as they are: they sum their own."""
+    return jax.tree.map(lambda p: jax.lax.pcast(p, AXIS, to="varying") if p.ndim > 1 else p, params)
+
+
 def is_first() -> bool:
     """True in the one process that speaks and writes for all."""
     return jax.process_index() == 0

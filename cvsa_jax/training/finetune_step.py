@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.resnet import stride
-from cvsa_jax.runtime.distributed import AXIS, replicated
+from cvsa_jax.runtime.distributed import AXIS, device_copies, replicated
 from cvsa_jax.training import photometric
 from cvsa_jax.training.state import Network
 
@@ -62,7 +62,7 @@ def make_finetune_step(
         images = photometric.normalize(photometric.to_float(batch["image"]))
 
         def loss_fn(params):
-            variables = {"params": params, "batch_stats": state.network.batch_stats}
+            variables = {"params": device_copies(params), "batch_stats": state.network.batch_stats}
             logits, mutated = model.apply(variables, images, train=True, mutable=["batch_stats"])
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
             hits = (logits.argmax(-1) == batch["label"]).mean()

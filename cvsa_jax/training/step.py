@@ -1,8 +1,8 @@
 """The training step of an objective and of the alignment loss, jitted over the mesh.
 
 Gradients under `shard_map`: with varying-axes checking (its default), the gradient of a replicated parameter is
-already summed over the mesh. So the *loss* is averaged with `pmean` inside the loss function and the gradients are
-left alone; a second `pmean` would make them too large by the number of devices.
+already summed over the mesh, in the dtype in which it meets a device's data (see `device_copies`). So the *loss* is
+averaged with `pmean` and the gradients are left alone; a second `pmean` would make them N times too large on N devices.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from cvsa_jax import losses
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime import checks
-from cvsa_jax.runtime.distributed import AXIS, replicated
+from cvsa_jax.runtime.distributed import AXIS, device_copies, replicated
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.training import balance, health, negatives, photometric
 from cvsa_jax.training.accumulation import Pass, Stats, accumulated
@@ -154,7 +154,7 @@ def _forward_backward(
 
     def loss_fn(params, taps):
         # 3) Online network on both views.
-        variables = {"params": params, "batch_stats": stats.online} | taps
+        variables = {"params": device_copies(params), "batch_stats": stats.online} | taps
         out, mutated = model.apply(
             variables, views, train=True, maps=maps, predictor=objective.predictor, mutable=["batch_stats"]
         )

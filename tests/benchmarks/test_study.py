@@ -46,6 +46,21 @@ def test_rows_of_other_sets_do_not_mix():
     assert text.count("| byol | 1 | 50.0") == 1 and text.count("| byol | 1 | 90.0") == 1
 
 
+def test_the_picture_shows_each_scale_with_its_own_gains(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(study_tables.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    lines = [line("byol", seed, 0.1) | {"scale": scale} for seed in (1, 2, 3) for scale in ("a", "b", "c")]
+    lines += [line("cvsa", seed, 0.3) | {"scale": "b"} for seed in (1, 2, 3)]
+    lines += [line("swap", seed, 0.15 if seed < 3 else 0.3) | {"scale": "c"} for seed in (1, 2, 3)]
+    lines.append(line("cvsa", 1, 0.9) | {"scale": "a"})  # too few seeds
+    study_tables.draw(lines, tmp_path / "gains.png")
+    panels = {place.get_suptitle(): place.axes[0] for place in drawn[0].subfigs}
+    points = {scale: axis.containers[0].lines[0].get_xdata() for scale, axis in panels.items()}
+    rows = {scale: [label.get_text() for label in axis.get_yticklabels()] for scale, axis in panels.items()}
+    assert rows == {"b": ["cvsa"], "c": ["swap"]}
+    assert {scale: pytest.approx(list(x)) for scale, x in points.items()} == {"b": [20], "c": [10]}
+
+
 def test_what_has_a_line_is_not_run_again(tmp_path, monkeypatch):
     trained = []
 
