@@ -24,8 +24,10 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. con
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where no launcher tells it.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0, with --coordinator.")
-
-
+_NO_MEMORY = (
+    "the memory of a device is too small: take a smaller config.batch_size or config.eval.batch_size, smaller images, "
+    "or in training config.accumulate_steps=2, config.model.remat=True, config.model.dtype=bfloat16 (docs/clusters.md)"
+)
 _processes: list[int] = []  # of the run, where they are several
 
 
@@ -97,6 +99,11 @@ def _run(start: Callable[[list[str]], None]) -> None:
         app.run(lambda argv: start(argv[1:]), flags_parser=_parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"error: {_NO_MEMORY}; {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except Interrupted as notice:
         text = f"interrupted: {notice} The same command goes on from there."

@@ -20,8 +20,6 @@ SOLARIZE_THRESHOLD = 0.5
 
 # Red, green and blue apart: each is contiguous, and the arithmetic vectorises.
 Planes = tuple[Float[Array, "b h w"], Float[Array, "b h w"], Float[Array, "b h w"]]
-
-
 Number = float | Float[Array, " b"]
 
 

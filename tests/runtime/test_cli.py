@@ -27,6 +27,10 @@ WRONG = {
     "key before the config": ((*LIGHT, "--config.seed=1", CONFIG), "--config.seed=1"),
     "a number out of its range": ((*LIGHT, CONFIG, "--config.batch_size=0"), "config.batch_size=0 is out of range"),
     "no number": ((*LIGHT, CONFIG, "--config.optim.lr=nan"), "config.optim.lr=nan is not a finite number"),
+    "more than the memory holds": (
+        ("-c", "import jax.numpy as jnp; from cvsa_jax.runtime import cli; cli.run(lambda: jnp.zeros((10**6, 10**6)))"),
+        "config.accumulate_steps=2",
+    ),
     "word without dashes": ((*LIGHT, CONFIG, "workdir=runs/mine"), "workdir=runs/mine"),
 }
 RIGHT = (*LIGHT, CONFIG, "--config.batch_size=3", "--config.views.source_area=(0.2, 0.3)")

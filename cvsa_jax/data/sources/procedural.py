@@ -23,12 +23,7 @@ SUPERSAMPLING = 3
 # Raised when the drawing changes, so that stores and runs of the old pictures are not taken for new ones.
 DRAWING_VERSION = 1
 
-PALETTE = {
-    "red": (206, 40, 36),
-    "yellow": (240, 205, 40),
-    "blue": (44, 84, 200),
-    "white": (242, 242, 238),
-}
+PALETTE = {"red": (206, 40, 36), "yellow": (240, 205, 40), "blue": (44, 84, 200), "white": (242, 242, 238)}
 COLOURS = tuple(PALETTE)
 # The attributes in which classes differ, and their values.
 ATTRIBUTES = {
