@@ -134,7 +134,7 @@ class Pair:
     def run(self) -> None:
         """Trains and measures the rows whose lines are not there."""
         chosen = self.chosen()
-        if not self.args.init:
+        if not self.args.init and any(self.needs_stage1(self.rows[name]) for name in chosen):
             pretrain.train(self.config(BYOL), self.stage1)
         for name in chosen:
             began, row = time.monotonic(), self.rows[name]
@@ -151,6 +151,9 @@ class Pair:
             with (self.args.out / LINES).open("a") as file:  # one write, so that lines of several processes do not mix
                 file.write(line + "\n")
             print(line, flush=True)
+
+    def needs_stage1(self, row: Row) -> bool:
+        return row.start in ("stage1", "as_it_is") or self.maps_of(row) == "encoder"
 
     def chosen(self) -> list[str]:
         """The rows that are asked for, without those that would mean nothing, which is said."""

@@ -3,6 +3,7 @@
 import statistics
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.study_rows import BASES, SUITES
@@ -66,26 +67,35 @@ def draw(lines: list[dict], path: Path) -> None:
     and a colour for each set."""
     groups = {(group[4], group[0]): _by_row(runs, "core") for group, runs in sorted(_groups(lines).items())}
     names = sorted({name for _, name in groups})
-    scales = sorted({scale for scale, _ in groups if any(_kept_gains(groups, scale, name) for name in names)})
-    figure = Figure(figsize=(13, 5 * max(len(scales), 1)), layout="constrained")
-    for place, scale in zip(figure.subfigures(max(len(scales), 1), squeeze=False)[:, 0], scales, strict=False):
+    shown = {scale: {name: _kept_gains(groups, scale, name) for name in names} for scale, _ in groups}
+    rows = {scale: [row for row in SUITES["core"] if any(row in g for g in shown[scale].values())] for scale in shown}
+    scales = sorted(scale for scale in shown if rows[scale])
+    heights = [1.5 + 0.45 * len(rows[scale]) for scale in scales]
+    figure = Figure(figsize=(13, max(sum(heights), 1)), layout="constrained")
+    for number, scale in enumerate(scales):
+        place = figure.add_subfigure(figure.add_gridspec(len(scales), 1, height_ratios=heights)[number])
         place.suptitle(scale, fontsize=9)
-        shown = {name: _kept_gains(groups, scale, name) for name in names}
-        rows = [row for row in SUITES["core"] if any(row in gains for gains in shown.values())]
         axes = place.subplots(1, len(RECOGNITION), sharey=True)
         for axis, key in zip(axes, RECOGNITION, strict=True):
-            axis.axvline(0, color="grey", linewidth=0.8)
-            for number, (name, gains) in enumerate(shown.items()):
-                middle = [100 * statistics.mean(each[key]) for each in gains.values()]
-                half = [100 * _half(each[key]) for each in gains.values()]
-                places = [rows.index(row) + 0.1 * (number - len(names) / 2) for row in gains]
-                axis.errorbar(middle, places, xerr=half, fmt="o", markersize=3, label=name, linewidth=1)
-            axis.set_title(_title(key), fontsize=10)
-            axis.set_xlabel("points over BYOL")
-        axes[0].set_yticks(range(len(rows)), rows)
-        axes[0].invert_yaxis()
-        axes[-1].legend(fontsize=8)
+            _panel(axis, key, rows[scale], shown[scale])
+        axes[0].set_yticks(range(len(rows[scale])), rows[scale])
+        axes[0].set_ylim(len(rows[scale]) - 0.4, -0.6)
+        handles = {c.get_label(): c for axis in axes for c in axis.containers}
+        place.legend(handles.values(), handles, loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=90)
+
+
+def _panel(axis: Axes, key: str, rows: list[str], shown: dict[str, dict[str, dict[str, list[float]]]]) -> None:
+    axis.axvline(0, color="grey", linewidth=0.8)
+    for number, (name, gains) in enumerate(shown.items()):
+        if gains:
+            middle = [100 * statistics.mean(each[key]) for each in gains.values()]
+            half = [100 * _half(each[key]) for each in gains.values()]
+            places = [rows.index(row) + 0.09 * (number - (len(shown) - 1) / 2) for row in gains]
+            style = {"fmt": "o", "markersize": 3, "linewidth": 1, "color": f"C{number}"}
+            axis.errorbar(middle, places, xerr=half, label=name, **style)
+    axis.set_title(_title(key), fontsize=10)
+    axis.set_xlabel("points over BYOL")
 
 
 def _kept_gains(groups: dict, scale: str, name: str) -> dict[str, dict[str, list[float]]]:
