@@ -269,7 +269,9 @@ def _eval() -> ConfigDict:
     evaluation.knn_temperature = 0.07  # a neighbour's vote weighs exp(cosine / temperature)
     evaluation.attention = "others"  # an image's cells are compared with those of the other images; or mirror: of its
     # own mirror image
-    evaluation.pooling = "average"  # of the feature map's cells; or attention: weighted by where the network looks
+    # Of the feature map's cells, as others measure and as an exported network gives; or attention: weighted by where
+    # the network looks, which read CVSA better on all four test sets (docs/study/README.md).
+    evaluation.pooling = "average"
     evaluation.embedding = "pca"  # or umap, which needs umap-learn: features in two dimensions, on `evaluate`'s page
     evaluation.size = placeholder(int)  # px; the run's views.size where not given
     evaluation.resize = placeholder(int)  # px of the shorter side before the centre crop; size · 256/224 if not given
