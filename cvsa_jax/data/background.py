@@ -25,8 +25,7 @@ def replaced(source: Source, indices: np.ndarray, seed: int, *, same_class: bool
     class (where there is one).
 
     The object stays where it is; the other image, squeezed to the same size, lies behind it, and its own object is
-    filled from its surroundings.
-    """
+    filled from its surroundings."""
     lenders = _lenders(source.labels[indices], seed, same_class)
     lender = dict(zip(indices.tolist(), indices[lenders].tolist(), strict=True))
 

@@ -2,8 +2,7 @@
 device draw the same.
 
 Philox 4×32 with ten rounds (Salmon et al. 2011), keyed as `tf.random.stateless_uniform` keys it for the seed
-[seed, number].
-"""
+[seed, number]."""
 
 from types import ModuleType
 

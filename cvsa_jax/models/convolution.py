@@ -1,6 +1,5 @@
 """Convolution and max-pooling as XLA's own, but in forms that run faster on a CPU or a GPU where XLA's are slow. Values
-are equal up to float32's rounding; `benchmarks/convolution.py` measures those of a CPU, layer by layer.
-"""
+are equal up to float32's rounding; `benchmarks/convolution.py` measures those of a CPU, layer by layer."""
 
 import functools
 

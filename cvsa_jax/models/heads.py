@@ -14,8 +14,7 @@ class Head(nn.Module):
 
     A dense layer over the last axis of a feature map *is* a 1x1 convolution, so one module serves both kinds of head
     (CVSA's conv-projector and conv-predictor; BYOL's projector and predictor). BatchNorm then averages over the
-    batch and, for a map, over its cells.
-    """
+    batch and, for a map, over its cells."""
 
     hidden: int = 4096
     out: int = 256

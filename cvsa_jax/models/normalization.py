@@ -1,7 +1,6 @@
 """BatchNorm, and the sum at the end of a residual block, with gradients of their own. A GPU waits for its memory here,
 so they read and write the maps as seldom as they can: the automatic gradient of `nn.BatchNorm` and ReLU takes three
-passes where two suffice, and keeps masks and float32 maps for them.
-"""
+passes where two suffice, and keeps masks and float32 maps for them."""
 
 import functools
 

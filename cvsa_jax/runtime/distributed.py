@@ -56,9 +56,14 @@ def initialize(coordinator: str | None = None, processes: int | None = None, ind
 
 
 def device_copies(params: Any) -> Any:
-    """Replicated parameters as each device's own, so that the gradients of kernels are summed over the mesh in float32,
-    not in the dtype to which a layer casts them. BatchNorm's vectors stay as they are: they sum their own."""
+    """Replicated parameters as each device's own, so that gradients by them are its own shares, in float32 whatever
+    dtype a layer casts a kernel to. Vectors stay as they are: BatchNorm's sum their own."""
     return jax.tree.map(lambda p: jax.lax.pcast(p, AXIS, to="varying") if p.ndim > 1 else p, params)
+
+
+def sum_of_copies(grads: Any) -> Any:
+    """Over the mesh, of gradients by `device_copies`."""
+    return jax.tree.map(lambda g: jax.lax.psum(g, AXIS) if g.ndim > 1 else g, grads)
 
 
 def is_first() -> bool:

@@ -87,8 +87,7 @@ def run_log(
     Lines of steps after `start_step`, which an interrupted run had already written, are dropped; clu's writers only
     append. `settings`, dotted key -> value, are logged where the run begins.
 
-    A log that cannot be written does not end the training: a warning says so, once.
-    """
+    A log that cannot be written does not end the training: a warning says so, once."""
     writers = []
     if is_first():
         workdir.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,8 @@
 """The training step of an objective and of the alignment loss, jitted over the mesh.
 
 Gradients under `shard_map`: with varying-axes checking (its default), the gradient of a replicated parameter is
-already summed over the mesh, in the dtype in which it meets a device's data (see `device_copies`). So the *loss* is
-averaged with `pmean` and the gradients are left alone; a second `pmean` would make them N times too large on N devices.
-"""
+already summed over the mesh, and that of a device's own copy is its share of the sum. So the *loss* is averaged with
+`pmean` inside the loss function, and the shares are summed, not averaged, once after all micro-batches."""
 
 import dataclasses
 import functools
@@ -17,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from cvsa_jax import losses
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime import checks
-from cvsa_jax.runtime.distributed import AXIS, device_copies, replicated
+from cvsa_jax.runtime.distributed import AXIS, device_copies, replicated, sum_of_copies
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.training import balance, health, negatives, photometric
 from cvsa_jax.training.accumulation import Pass, Stats, accumulated
@@ -100,8 +99,10 @@ def make_train_step(
         if spec.align.weight > 0:
             batch = batch | _masks_in_cells(batch, batch["view1"].shape[1] // model.stride, spec.accumulate)
         stats = Stats(state.online.batch_stats, None if state.target is None else state.target.batch_stats)
-        one = functools.partial(_forward_backward, model, spec, state)
-        grads, done = accumulated(one, state.online.params, stats, batch, spec.accumulate)
+        params = device_copies(state.online.params)
+        one = functools.partial(_forward_backward, model, spec, state, params)
+        shares, done = accumulated(one, params, stats, batch, spec.accumulate)
+        grads = sum_of_copies(shares)
 
         # 5) Update the online network, move the target towards it, and let the queue forget its oldest keys.
         updates, opt_state = optimizer.update(grads, state.opt_state, state.online.params)
@@ -134,9 +135,9 @@ def make_train_step(
 
 
 def _forward_backward(
-    model: Siamese, spec: StepSpec, state: TrainState, stats: Stats, rows: Batch
+    model: Siamese, spec: StepSpec, state: TrainState, params: dict, stats: Stats, rows: Batch
 ) -> tuple[dict, Pass]:
-    """Gradient and `Pass` of some rows of this device; the loss is that of such rows over the mesh."""
+    """Gradient by `params` and `Pass` of some rows of this device; the loss is that of such rows over the mesh."""
     objective, maps = spec.objective, spec.align.weight > 0
     weight = spec.align.weight if state.balance is None else balance.held_weight(spec.align.weight, state.balance)
 
@@ -154,7 +155,7 @@ def _forward_backward(
 
     def loss_fn(params, taps):
         # 3) Online network on both views.
-        variables = {"params": device_copies(params), "batch_stats": stats.online} | taps
+        variables = {"params": params, "batch_stats": stats.online} | taps
         out, mutated = model.apply(
             variables, views, train=True, maps=maps, predictor=objective.predictor, mutable=["batch_stats"]
         )
@@ -172,9 +173,9 @@ def _forward_backward(
         vectors = jax.lax.stop_gradient((out.pooled, out.projection, query, keys.projection))
         return loss, Pass(Stats(mutated["batch_stats"], target_stats), metrics | {"loss": loss}, *vectors)
 
-    online = {"params": state.online.params, "batch_stats": stats.online}
+    online = {"params": params, "batch_stats": stats.online}
     taps = balance.taps(model, online, views) if maps else {}
-    (grads, at_taps), done = jax.grad(loss_fn, (0, 1), has_aux=True)(state.online.params, taps)
+    (grads, at_taps), done = jax.grad(loss_fn, (0, 1), has_aux=True)(params, taps)
     if maps:
         done = done._replace(metrics=done.metrics | balance.figures(at_taps, weight))
     return grads, done

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -272,6 +273,27 @@ def test_micro_batches_that_are_alike_give_the_step_of_the_whole_batch(mesh_of):
     # The running averages have moved twice by a tenth of the way.
     once, twice, before = (s.online.batch_stats["backbone"]["stem_bn"]["mean"] for s in (whole, state, start()))
     assert_close((twice - before) / 0.19, (once - before) / 0.1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_kernels_gradients_are_summed_once_for_all_micro_batches_and_in_float32(mesh_of, parts):
+    mesh, model = mesh_of(2), MODEL.clone(dtype=jnp.bfloat16)
+    step = steps.make_train_step(model, OPTIMIZER, mesh, spec_of(WEIGHT, parts))
+    state = jax.device_put(jax.tree.map(np.copy, start()), distributed.replicated(mesh))
+    in_loop, outside = [], []
+
+    def look(jaxpr, found):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name.startswith("psum"):
+                found += [v.aval for v in equation.invars if v.aval.ndim == 4]  # kernels of convolutions
+            for inner in jex.core.jaxprs_in_params(equation.params):
+                look(inner, in_loop if equation.primitive.name == "scan" else found)
+
+    look(jax.make_jaxpr(step)(state, distributed.to_mesh(batch(), mesh)).jaxpr, outside)
+    kernels = [leaf for leaf in jax.tree.leaves(start().online.params) if leaf.ndim == 4]
+    assert in_loop == []
+    assert sorted(s.shape for s in outside) == sorted(kernel.shape for kernel in kernels)
+    assert {s.dtype for s in outside} == {jnp.dtype("float32")}
 
 
 def test_parts_of_a_batch_give_its_mean_over_the_usable_pairs_and_its_vectors_in_order(mesh_of):
