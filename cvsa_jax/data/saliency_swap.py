@@ -2,8 +2,7 @@
 NumPy and JAX share (`xp` is one of the two), so that host and device swap alike.
 
 Everything is for n views at once. Boxes are (y0, x0, y1, x1). Saliency maps are (G, G) uint8, each axis of the image
-scaled on its own, so a box in map cells divided by G is a box in fractions of the image.
-"""
+scaled on its own, so a box in map cells divided by G is a box in fractions of the image."""
 
 from collections.abc import Callable
 from types import ModuleType

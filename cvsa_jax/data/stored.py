@@ -83,9 +83,7 @@ def stored_squares(source: Source, indices: np.ndarray, size: int) -> tuple[np.n
                 os.replace(half, folder)
         except OSError as error:
             if not (folder / "identity.json").is_file():
-                raise UserError(
-                    f"the decoded images cannot be written to {folder}: {error.strerror or error}"
-                ) from None
+                raise UserError(f"decoded images cannot be written to {folder}: {error.strerror or error}") from None
         finally:
             shutil.rmtree(half, ignore_errors=True)
     return np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "shapes.npy")

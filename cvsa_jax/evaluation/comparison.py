@@ -10,7 +10,7 @@ from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.evaluator import Evaluator, chance
 from cvsa_jax.evaluation.given import GivenFeatures
 from cvsa_jax.evaluation.probe import logits
-from cvsa_jax.evaluation.protocol import Knn, Probe
+from cvsa_jax.evaluation.protocol import READINGS, Knn, Probe
 from cvsa_jax.training.state import Network
 
 
@@ -23,6 +23,14 @@ class Candidate:
     evaluator: Evaluator | GivenFeatures
     network: Network | None
     pretrained_here: bool = True
+
+    @property
+    def pooled(self) -> str:
+        """How its features come from the cells of the last feature map."""
+        if self.network is None:
+            return "as their file has them"
+        spec = self.evaluator.spec
+        return "averaged over the cells" if spec.pooling == "average" else f"pooled by {READINGS[spec.reading]}"
 
 
 @dataclasses.dataclass(frozen=True)

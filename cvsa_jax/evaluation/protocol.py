@@ -8,7 +8,8 @@ from cvsa_jax.runtime.errors import UserError
 
 ATTENTIONS = ("others", "mirror")  # what an image's cells are compared with: see `localization`
 POOLINGS = ("average", "attention")
-READINGS = ("attention", "mask", "component")  # what a network says of where to look: see `models.activation.weights`
+# What a network says of where to look (see `models.activation.weights`), and what that is.
+READINGS = {"attention": "the attention", "mask": "the predicted mask", "component": "the first principal component"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,16 +61,12 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
         if candidates[name].pretrained_here
     ]
     sentences, measured = findings(comparison), tables(comparison, probe.amounts)
-    notes = _protocol(source, train, test, probe)
-    first, more = sentences[:1], sentences[1:]
-    blocks = [
-        *first,
-        "# Where each network looks",
-        looks(comparison, folder / "attention.png"),
-        *more,
-        *measured,
-        *notes,
-    ]
+    ways = [one.pooled for one in candidates.values()]
+    each = [f"of {title} are {way}" for title, way in zip(candidates, ways, strict=True)]
+    notes = [f"Features {', '.join(each) if len({*ways}) > 1 else f'are {ways[0]}'}."]
+    notes += _protocol(source, train, test, probe)
+    looked = ["# Where each network looks", looks(comparison, folder / "attention.png")]
+    blocks = [*sentences[:1], *looked, *sentences[1:], *measured, *notes]
     blocks += sections(comparison, folder, embedding, probe.list_seed) + (["# Curves", *curves] if curves else [])
     page = html.write_page(folder / "index.html", f"Runs on {source.name}", blocks)
     lines = [*sentences, "", *(f"{table.as_text()}\n" for table in measured), *notes, f"report: {page}"]

@@ -30,7 +30,7 @@ def linear_probe(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
         return figures
     results = workdir / "report" / "results.json"
     write_json_atomically(results, figures | {"perf": of.evaluator.perf})
-    print(f"{source.name}, {len(train)} train and {len(test)} test images:")
+    print(f"{source.name}, {len(train)} train and {len(test)} test images, features {of.pooled}:")
     for amount in probe.amounts:
         print(_line(figures, amount.suffix, f"linear, {amount.title}"))
     if knn.ks:

@@ -196,6 +196,8 @@ def test_a_run_its_export_and_its_features_have_the_same_figures(tmp_path, run):
     assert not any("pointing" in key for key in figures["given"])
     page = (tmp_path / "page" / "report" / "index.html").read_text()
     assert "Of what has no heads for it (file), the first component" in page
+    both = ", ".join(f"of {name} are averaged over the cells" for name in ("ours", "file"))
+    assert f"Features {both}, of given are as their file has them." in page
     assert page.count("Curves of") == 2  # the text beside the picture, and below it
     with pytest.raises(UserError, match="two are called 'ours'"):
         compare.compare_runs(config, [f"ours={run}", f"ours={run}"], tmp_path / "page")

@@ -189,7 +189,9 @@ def test_runs_side_by_side_have_the_figures_that_they_have_alone(tmp_path, finis
     # Attention, backgrounds, features, and of both runs confusions and curves.
     assert page.count("data:image/png;base64,") == 7
     assert f"{100 * figures['run']['mask_iou_best']:.1f}" in page
-    assert "twin, first component" in capsys.readouterr().out
+    assert "Features are pooled by the attention." in page
+    out = capsys.readouterr().out
+    assert "twin, first component" in out and "test images, features pooled by the attention:" in out
 
 
 def test_runs_that_cannot_be_compared(tmp_path, finished, cvsa_config):

@@ -75,9 +75,7 @@ def choose_preset(name: str, custom: dict) -> Preset:
             raise UserError(f"--{foreign[0]} is for --preset=custom; {name} has its own")
         return PRESETS[name]
     if absent := [f"--{flag}" for flag, value in custom.items() if value is None]:
-        raise UserError(
-            f"--preset=custom needs {', '.join(absent)}; all flags, for example: {_flags(PRESETS['u2net'])}"
-        )
+        raise UserError(f"--preset=custom needs {', '.join(absent)}; all flags, e.g. {_flags(PRESETS['u2net'])}")
     checks.at_least("--size", custom["size"], 1)
     mean, std = _three_numbers("mean", custom["mean"]), _three_numbers("std", custom["std"])
     if not all(0 <= value <= 1 for value in mean):

@@ -6,8 +6,7 @@ differs in colour from the background around it may be an object (§4.1), and a 
 with the wish for a map that changes only where the colour does (§4.2).
 
 JAX is not imported, so that a worker process starts fast. Arrays are over the n superpixels; a
-superpixel is a "border" one if it holds a pixel of the image's first or last row or column.
-"""
+superpixel is a "border" one if it holds a pixel of the image's first or last row or column."""
 
 from typing import NamedTuple
 
