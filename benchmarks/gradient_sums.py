@@ -37,8 +37,11 @@ def main() -> None:
     asked.add_argument("--size", type=int, default=64, help="of the views, px")
     asked.add_argument("--seeds", type=int, default=3, help="of weights and images")
     args = asked.parse_args()
+    if args.devices & (args.devices - 1):
+        asked.error(f"--devices={args.devices} is no power of two")
     # JAX has not looked for its devices yet.
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={args.devices}"
+    jax.config.update("jax_platforms", "cpu")
     found = [errors(args, seed) for seed in range(args.seeds)]
     for name in found[0]:
         values = [100 * each[name] for each in found]

@@ -65,7 +65,9 @@ def tables(done: list[dict]) -> str:
 def draw(lines: list[dict], path: Path) -> None:
     """The gain of each row over BYOL, with its 95 % interval: a row of panels for each scale, a panel for each figure
     and a colour for each set."""
-    groups = {(group[4], group[0]): _by_row(runs, "core") for group, runs in sorted(_groups(lines).items())}
+    groups = {
+        (group[4], f"{group[0]}, {group[2]}"): _by_row(runs, "core") for group, runs in sorted(_groups(lines).items())
+    }
     names = sorted({name for _, name in groups})
     shown = {scale: {name: _kept_gains(groups, scale, name) for name in names} for scale, _ in groups}
     rows = {scale: [row for row in SUITES["core"] if any(row in g for g in shown[scale].values())] for scale in shown}

@@ -269,8 +269,8 @@ def _eval() -> ConfigDict:
     evaluation.knn_temperature = 0.07  # a neighbour's vote weighs exp(cosine / temperature)
     evaluation.attention = "others"  # an image's cells are compared with those of the other images; or mirror: of its
     # own mirror image
-    # Of the feature map's cells, as others measure and as an exported network gives; or attention: weighted by where
-    # the network looks, which read CVSA better on all four test sets (docs/study/README.md).
+    # Over the cells of the feature map. `average` is how others measure and what an exported network returns;
+    # `attention`, weighted by where the network looks, mostly read better in the study (docs/study/README.md).
     evaluation.pooling = "average"
     evaluation.embedding = "pca"  # or umap, which needs umap-learn: features in two dimensions, on `evaluate`'s page
     evaluation.size = placeholder(int)  # px; the run's views.size where not given

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import jax
+import jax.extend as jex
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
@@ -54,6 +55,23 @@ def on_mesh(function: Callable, mesh) -> Callable:
     """`function` of rows that are split over the mesh, with the same result on all devices."""
     split = PartitionSpec(AXIS)
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=split, out_specs=PartitionSpec()))
+
+
+def kernels_summed(function: Callable, params, *arguments) -> tuple[list, list]:
+    """(shape, dtype) of each sum over the mesh of values in the shape of a kernel of `params`, once in a call, and in
+    its loops."""
+    shapes = {leaf.shape for leaf in jax.tree.leaves(params) if leaf.ndim > 1}
+    once, in_loops = [], []
+
+    def look(jaxpr, found):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name.startswith("psum"):
+                found += [(v.aval.shape, str(v.aval.dtype)) for v in equation.invars if v.aval.shape in shapes]
+            for inner in jex.core.jaxprs_in_params(equation.params):
+                look(inner, in_loops if equation.primitive.name == "scan" else found)
+
+    look(jax.make_jaxpr(function)(*arguments).jaxpr, once)
+    return once, in_loops
 
 
 @contextlib.contextmanager

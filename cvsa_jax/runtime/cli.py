@@ -101,7 +101,7 @@ def _run(start: Callable[[list[str]], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if "RESOURCE_EXHAUSTED" not in str(error) or "out of memory" not in str(error).lower():
             raise
         print(f"error: {_NO_MEMORY}; {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(USER_ERROR)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.resnet import stride
-from cvsa_jax.runtime.distributed import AXIS, device_copies, replicated
+from cvsa_jax.runtime.distributed import AXIS, device_copies, replicated, sum_of_copies
 from cvsa_jax.training import photometric
 from cvsa_jax.training.state import Network
 
@@ -62,13 +62,14 @@ def make_finetune_step(
         images = photometric.normalize(photometric.to_float(batch["image"]))
 
         def loss_fn(params):
-            variables = {"params": device_copies(params), "batch_stats": state.network.batch_stats}
+            variables = {"params": params, "batch_stats": state.network.batch_stats}
             logits, mutated = model.apply(variables, images, train=True, mutable=["batch_stats"])
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
             hits = (logits.argmax(-1) == batch["label"]).mean()
             return jax.lax.pmean(losses.mean(), AXIS), (mutated["batch_stats"], jax.lax.pmean(hits, AXIS))
 
-        (loss, (stats, top1)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.network.params)
+        (loss, (stats, top1)), shares = jax.value_and_grad(loss_fn, has_aux=True)(device_copies(state.network.params))
+        grads = sum_of_copies(shares)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.network.params)
         params = optax.apply_updates(state.network.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "top1": top1}

@@ -28,7 +28,7 @@ WRONG = {
     "a number out of its range": ((*LIGHT, CONFIG, "--config.batch_size=0"), "config.batch_size=0 is out of range"),
     "no number": ((*LIGHT, CONFIG, "--config.optim.lr=nan"), "config.optim.lr=nan is not a finite number"),
     "more than the memory holds": (
-        ("-c", "import jax.numpy as jnp; from cvsa_jax.runtime import cli; cli.run(lambda: jnp.zeros((10**6, 10**6)))"),
+        ("-c", "import jax.numpy as jnp; from cvsa_jax.runtime import cli; cli.run(lambda: jnp.zeros((10**8, 10**8)))"),
         "config.accumulate_steps=2",
     ),
     "word without dashes": ((*LIGHT, CONFIG, "workdir=runs/mine"), "workdir=runs/mine"),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_close, numpy_of, quick
+from helpers import assert_close, kernels_summed, numpy_of, quick
 
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.runtime import distributed
@@ -129,6 +129,15 @@ def test_step_on_8_devices_equals_step_on_1(run):
     assert_close(on8.network, on1.network, atol=5e-5)
     assert_close(metrics8, metrics1, rtol=1e-3)
     assert on8.step == on1.step == 1
+
+
+def test_kernels_gradients_are_summed_in_float32(mesh_of):
+    mesh = mesh_of(2)
+    step = make_finetune_step(MODEL.clone(dtype=jnp.bfloat16), OPTIMIZER, mesh)
+    state = jax.device_put(jax.tree.map(np.copy, start()), distributed.replicated(mesh))
+    once, in_loops = kernels_summed(step, state.network.params, state, distributed.to_mesh(batch(), mesh))
+    kernels = [leaf for leaf in jax.tree.leaves(start().network.params) if leaf.ndim > 1]
+    assert in_loops == [] and sorted(once) == sorted((kernel.shape, "float32") for kernel in kernels)
 
 
 def test_classifier_of_zeros_by_hand(run):

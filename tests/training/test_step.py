@@ -9,12 +9,11 @@ import functools
 from collections.abc import Callable
 
 import jax
-import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_close, assert_equal, assert_moved, numpy_of, on_mesh, quick
+from helpers import assert_close, assert_equal, assert_moved, kernels_summed, numpy_of, on_mesh, quick
 from jax.sharding import PartitionSpec
 
 from cvsa_jax import losses
@@ -280,20 +279,10 @@ def test_kernels_gradients_are_summed_once_for_all_micro_batches_and_in_float32(
     mesh, model = mesh_of(2), MODEL.clone(dtype=jnp.bfloat16)
     step = steps.make_train_step(model, OPTIMIZER, mesh, spec_of(WEIGHT, parts))
     state = jax.device_put(jax.tree.map(np.copy, start()), distributed.replicated(mesh))
-    in_loop, outside = [], []
-
-    def look(jaxpr, found):
-        for equation in jaxpr.eqns:
-            if equation.primitive.name.startswith("psum"):
-                found += [v.aval for v in equation.invars if v.aval.ndim == 4]  # kernels of convolutions
-            for inner in jex.core.jaxprs_in_params(equation.params):
-                look(inner, in_loop if equation.primitive.name == "scan" else found)
-
-    look(jax.make_jaxpr(step)(state, distributed.to_mesh(batch(), mesh)).jaxpr, outside)
-    kernels = [leaf for leaf in jax.tree.leaves(start().online.params) if leaf.ndim == 4]
-    assert in_loop == []
-    assert sorted(s.shape for s in outside) == sorted(kernel.shape for kernel in kernels)
-    assert {s.dtype for s in outside} == {jnp.dtype("float32")}
+    once, in_loops = kernels_summed(step, state.online.params, state, distributed.to_mesh(batch(), mesh))
+    kernels = [leaf for leaf in jax.tree.leaves(start().online.params) if leaf.ndim > 1]
+    assert in_loops == []
+    assert sorted(once) == sorted((kernel.shape, "float32") for kernel in kernels)
 
 
 def test_parts_of_a_batch_give_its_mean_over_the_usable_pairs_and_its_vectors_in_order(mesh_of):
