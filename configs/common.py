@@ -332,8 +332,8 @@ def hardware(config: ConfigDict, options: set[str]) -> None:
     if chosen:
         config.model.dtype = "bfloat16"
     if "gpu8gb" in chosen:
-        config.accumulate_steps = config.batch_size // 32  # images at once: 3.5 GB
+        config.accumulate_steps = (config.get_ref("batch_size") + 31) // 32  # images at once: 3.5 GB
     if "gpu24gb" in chosen:
-        config.accumulate_steps = config.batch_size // 128  # at once: 12 GB
+        config.accumulate_steps = (config.get_ref("batch_size") + 127) // 128  # at once: 12 GB
     if "tpu_v4_32" in chosen:
         config.batch_size = 4096  # 256 on each of 16 chips: 23 of 34 GB

@@ -21,6 +21,10 @@ __all__ = [
 __version__ = "0.1.0"
 
 
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
 def __getattr__(name: str):
     """The names of `api.py` are imported when first asked for: the commands answer a wrong flag without them."""
     if name not in __all__:

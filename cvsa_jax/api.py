@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
@@ -23,10 +24,12 @@ from cvsa_jax.evaluation.protocol import EvalSpec
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runs import pretrain
+from cvsa_jax.runtime import ranges
 from cvsa_jax.runtime.distributed import make_mesh, to_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import as_path
 from cvsa_jax.saliency.store import SaliencyStore  # noqa: F401  offered
+from cvsa_jax.training.resume import flat_config
 from cvsa_jax.training.state import Network
 from cvsa_jax.weights import frozen
 
@@ -35,8 +38,8 @@ _BATCH = 64
 
 
 def load_config(file: str, changes: dict | None = None) -> ConfigDict:
-    """The config of a file such as `configs/folder.py:small,byol`, with other values: dotted key -> value. KeyError or
-    TypeError at a wrong one."""
+    """The config of a file such as `configs/folder.py:small,byol`, with other values: dotted key -> value, or sections
+    of such. KeyError or TypeError at a wrong one."""
     path, _, argument = file.partition(":")
     sys.path.insert(0, str(Path(path).resolve().parents[1]))  # config files import each other as `configs`
     try:
@@ -44,7 +47,7 @@ def load_config(file: str, changes: dict | None = None) -> ConfigDict:
     finally:
         sys.path.pop(0)
     config.lock()
-    config.update_from_flattened_dict(changes or {})
+    config.update_from_flattened_dict(flatten_dict(changes or {}, sep="."))
     return config
 
 
@@ -56,6 +59,9 @@ def load_source(config: ConfigDict) -> Source:
 def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     """Pre-trains as `python -m cvsa_jax.main` does, or continues, and returns the figures of the report. UserError for
     whatever the user can put right."""
+    ranges.check(flat_config(config).items())
+    if config.mode != "pretrain":
+        raise UserError(f"train takes a config of mode 'pretrain', not {config.mode!r}: see python -m cvsa_jax.main")
     return pretrain.train(config, as_path(workdir))
 
 
@@ -77,7 +83,7 @@ def load_backbone(origin: str, size: int | None = None) -> "Backbone":
 @dataclasses.dataclass(frozen=True)
 class Backbone:
     """A frozen network; `heads`: it has the conv heads that the attention is read from. Images are (n, h, w, 3) uint8,
-    or a list of such of any sizes."""
+    or a list of such of any sizes; UserError where they are not."""
 
     model: Siamese | Classifier
     network: Network
@@ -87,14 +93,14 @@ class Backbone:
 
     def features(self, images: Images) -> Float[np.ndarray, "n c"]:
         """Features of the centre crops, averaged over the cells, as the probe and kNN see them by default."""
-        return self._encoded([self._crop(image) for image in images], maps=False).pooled
+        return self._encoded([self._crop(image) for image in _checked(images)], maps=False).pooled
 
     def attention(self, images: Images) -> Float[np.ndarray, "n rows cols"]:
         """Where the network looks in each whole image: the mean cosine of each cell to all cells of all *other* images
         given, of which there must be at least one. No label or mask takes part."""
         if len(images) < 2 or not self.heads:
             raise UserError("the attention needs at least two images, and a run's conv heads, which weights files lack")
-        encoded = self._encoded([_squeezed(image, self.spec.size) for image in images], maps=True)
+        encoded = self._encoded([_squeezed(image, self.spec.size) for image in _checked(images)], maps=True)
         return localization.attention_maps(encoded.queries, encoded.keys)
 
     def _encoded(self, images: list[np.ndarray], maps: bool):
@@ -110,6 +116,16 @@ class Backbone:
 
     def _crop(self, image: np.ndarray) -> np.ndarray:
         return centre_crop(Image.fromarray(image), self.spec.resize, self.spec.size)
+
+
+def _checked(images: Images) -> Images:
+    for k, image in enumerate(images):
+        told = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise UserError(f"images are arrays of (h, w, 3) uint8, and number {k} is {told}: np.asarray(image) in RGB")
+    if len(images) == 0:
+        raise UserError("there are no images")
+    return images
 
 
 def _squeezed(image: np.ndarray, size: int) -> np.ndarray:

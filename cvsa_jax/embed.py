@@ -15,7 +15,9 @@ _DATA = flags.DEFINE_string("data", None, "Folder of images, as configs/folder.p
 _OUT = flags.DEFINE_string("out", None, "File of the features: .npz, .csv or, with pyarrow, .parquet.")
 _VECTORS = flags.DEFINE_enum("vectors", "raw", ["raw", "unit", "none"], "As they are, of length 1, or left out.")
 _POOLING = flags.DEFINE_enum("pooling", "average", ["average", "attention"], "Of the cells of the feature map.")
-_PREDICT = flags.DEFINE_integer("predict", 0, "Of a fine-tuned run: so many classes with their probabilities.")
+_PREDICT = flags.DEFINE_integer(
+    "predict", 0, "Of a fine-tuned run: so many classes with their probabilities.", lower_bound=0
+)
 _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: of n processes on the same --out this is the i-th, from 0.")
 _SKIP = flags.DEFINE_bool("skip_bad_images", False, "Leave unreadable images out, and say which.")
 

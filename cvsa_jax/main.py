@@ -1,5 +1,7 @@
 """`python -m cvsa_jax.main --config=… --workdir=…`: a training or an evaluation, as `config.mode` says."""
 
+import os
+
 from absl import flags
 
 from cvsa_jax.runtime import cli
@@ -14,7 +16,8 @@ def main() -> None:
     if config.mode not in _MODES:
         raise UserError(f"config.mode={config.mode!r} is unknown; take one of {', '.join(_MODES)}")
     if config.mode == "linear":
-        workdir = workdir or f"{config.init_from}/linear"  # the probe's figures belong to the run it probes
+        # The probe's figures belong to the run it probes; a file has no room for them.
+        workdir = workdir or ("" if os.path.isfile(config.init_from) else f"{config.init_from}/linear")
     if not workdir:
         raise UserError("--workdir is missing, e.g. --workdir=runs/mine")
 

@@ -165,8 +165,8 @@ def notes(config: ConfigDict, images: int) -> list[str]:
         )
     if config.views.kind == "saliency_swap" and not config.init_from:
         said.append(
-            "warning: stage 2 begins from random weights: give those of a stage 1 as --config.init_from (a run with "
-            ":byol, or a file of weights from ImageNet); without one expect to need about 1000 epochs (:scratch)"
+            "warning: stage 2 begins from random weights: where there is a stage 1 from elsewhere, give it as "
+            "--config.init_from (a run, or a file of weights); else train for as long as both stages would (:scratch)"
         )
     return [*said, target_half_life(config)] if objective(config).target else said
 

@@ -72,7 +72,40 @@ def test_weights_of_a_file(tmp_path, small_runs):
         backbone.attention(np.zeros((3, 40, 50, 3), np.uint8))
 
 
+IMAGE = np.zeros((8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ([], "there are no images"),
+        ([IMAGE, IMAGE[..., 0]], r"number 1 is uint8 \(8, 8\)"),
+        ([np.zeros((8, 8, 4), np.uint8)], r"number 0 is uint8 \(8, 8, 4\)"),
+        ([IMAGE / 255], r"number 0 is float64 \(8, 8, 3\)"),
+    ],
+)
+def test_images_that_are_none_are_named(run, images, said):
+    backbone = cvsa_jax.load_backbone(str(run))
+    with pytest.raises(UserError, match=said):
+        backbone.features(images)
+
+
+def test_a_training_that_cannot_be_is_answered_at_once(tmp_path, small_runs):
+    config = tiny("byol")
+    config.batch_size = 0
+    with pytest.raises(UserError, match=r"config\.batch_size=0 is out of range"):
+        cvsa_jax.train(config, str(tmp_path))
+    with pytest.raises(UserError, match="of mode 'pretrain', not 'linear'"):
+        cvsa_jax.train(cvsa_jax.load_config(str(ROOT / "configs/folder_linear.py")), str(tmp_path))
+
+
+def test_what_python_offers_is_listed():
+    assert set(cvsa_jax.__all__) <= set(dir(cvsa_jax))
+
+
 def test_config_of_a_file_with_changes():
+    nested = cvsa_jax.load_config(str(ROOT / "configs/folder.py:small"), {"data": {"root": "mine"}})
+    assert nested.data.root == "mine" and nested.data.on_bad_image == "stop"
     config = cvsa_jax.load_config(str(ROOT / "configs/folder.py:small,moco"), {"data.root": "mine", "batch_size": 8})
     assert (config.objective, config.data.root, config.batch_size, config.views.size) == ("moco", "mine", 8, 48)
     with pytest.raises(KeyError):

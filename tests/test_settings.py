@@ -349,6 +349,11 @@ def test_presets_of_a_device(option, devices, at_once):
     assert config.batch_size / devices % config.views.group == 0
     with pytest.raises(ValueError, match="one kind of device at a time"):
         folder.get_config("gpu8gb,gpu24gb")
+    if option != "tpu_v4_32":  # as many images at once also of another batch, and a small one whole
+        config.batch_size = 2 * at_once
+        assert config.accumulate_steps == 2
+        config.batch_size = 16
+        assert config.accumulate_steps == 1
 
 
 def test_the_step_of_a_config():

@@ -171,7 +171,13 @@ def readable(source: Source, indices: np.ndarray, on_bad_image: str, usable: np.
 def readable_splits(source: Source, data) -> tuple[np.ndarray, np.ndarray]:
     """The images of `config.data.train_split` and `config.data.test_split` that can be decoded, as `readable` says."""
     splits = (source.split(name) for name in (data.train_split, data.test_split))
-    return tuple(readable(source, split, data.on_bad_image) for split in splits)
+    train, test = (readable(source, split, data.on_bad_image) for split in splits)
+    if both := len(np.intersect1d(train, test)):
+        print(
+            f"warning: {both} of the {len(test)} test images are train images as well, so the figures say nothing of "
+            "new ones: make a split (folders train/ and test/, or a splits.csv)"
+        )
+    return train, test
 
 
 def unreadable(source: Source, indices: np.ndarray) -> dict[str, str]:

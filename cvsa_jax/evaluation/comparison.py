@@ -22,7 +22,7 @@ class Candidate:
     title: str
     evaluator: Evaluator | GivenFeatures
     network: Network | None
-    pretrained_here: bool = True
+    pretrained_here: bool | None = True
 
     @property
     def pooled(self) -> str:
@@ -92,12 +92,14 @@ def compare(
         if evaluator.source.labels is not None:
             print(f"{candidate.title}: kNN, retrieval and linear probe", flush=True)
             recognized = evaluator.recognition(network, train, test, knn=knn, probe=probe)
-            print(f"{candidate.title}: class activation and other backgrounds", flush=True)
+            if network is not None:
+                print(f"{candidate.title}: class activation and other backgrounds", flush=True)
             maps |= evaluator.class_maps(network, recognized.weights, test)
             figures |= recognized.figures | evaluator.background(network, recognized, test, probe.list_seed)
             comparison.features[name] = recognized.features
             comparison.predicted[name] = logits(recognized.weights, recognized.features).argmax(1)
-        print(f"{candidate.title}: localisation by {len(maps)} kinds of maps", flush=True)
+        if maps and not (evaluator.source.mask is None and evaluator.source.box is None):
+            print(f"{candidate.title}: localisation by {', '.join(maps)}", flush=True)
         for reading, values in maps.items():
             scores = evaluator.localization(values, test, masks)
             figures |= {reading_prefix(reading) + key: value for key, value in scores.items()}

@@ -46,9 +46,9 @@ def _worth(comparison: Comparison) -> list[str]:
     """Whether pre-training on these images was worth it, where there are runs of it and networks without it."""
     best = {}
     for name, candidate in comparison.candidates.items():
-        score = comparison.figures[name].get("linear_top1")
-        if score is not None and score > best.get(candidate.pretrained_here, (0.0, ""))[0]:
-            best[candidate.pretrained_here] = score, candidate.title
+        score, ours = comparison.figures[name].get("linear_top1"), candidate.pretrained_here
+        if score is not None and ours is not None and score > best.get(ours, (0.0, ""))[0]:
+            best[ours] = score, candidate.title
     if len(best) < 2:
         return []
     (ours, title), (others, other) = best[True], best[False]

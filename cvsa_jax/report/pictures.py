@@ -115,7 +115,7 @@ def contact_sheet(
             axis.set_axis_off()
             continue
         axis.imshow(images[k])
-        axis.set_title(textwrap.shorten(titles[k], 18, placeholder="…"), fontsize=6, pad=2)
+        axis.set_title(titles[k] if len(titles[k]) <= 18 else f"{titles[k][:17]}…", fontsize=6, pad=2)
         if masks is not None:
             _outline(axis, masks[k], images.shape[1])
         if boxes is not None:

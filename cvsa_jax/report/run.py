@@ -74,8 +74,8 @@ def _report(run: Run, network: Network, evaluator: Evaluator, train, test, batch
         return figures
     drawn = {"views": _draw_views(folder / "views.png", batch, config.augment)}
     if attention is not None:
-        trained = config.align.weight > 0
-        drawn["attention"] = _draw_attention(folder / "attention.png", evaluator, images, attention, masks, trained)
+        told = {"kind": "training" if test is None else "held-out", "trained": config.align.weight > 0}
+        drawn["attention"] = _draw_attention(folder / "attention.png", evaluator, images, attention, masks, **told)
     rows = [("this run", figures), (GUESSES["chance"], chance(source, images, masks))]
     rows += [] if masks is None else [(GUESSES["center_prior"], center_prior(source, images, masks))]
     _write_page(run, f"{source.name}, {len(source)} images.", rows, drawn)
@@ -98,11 +98,13 @@ def _augmented(images: jax.Array, keys: jax.Array, strengths: photometric.Photom
     return photometric.apply(photometric.to_float(images), photometric.draw(keys, strengths))
 
 
-def _draw_attention(path: AnyPath, evaluator: Evaluator, images, attention, masks, trained: bool) -> pictures.Picture:
+def _draw_attention(
+    path: AnyPath, evaluator: Evaluator, images, attention, masks, *, kind: str, trained: bool
+) -> pictures.Picture:
     shown = evenly(np.arange(len(images)), _PICTURED)
     size = evaluator.size
     pixels, _ = next(image_batches(evaluator.source, images[shown], resize=0, size=size, batch_size=len(shown)))
-    caption = "Cross-view attention (against all other held-out images) over evenly spaced held-out images."
+    caption = f"Cross-view attention (against all other {kind} images) over evenly spaced {kind} images."
     if masks is not None:
         caption += " The line is the true mask."
     if not trained:

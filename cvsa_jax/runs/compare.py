@@ -61,10 +61,12 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
         if candidates[name].pretrained_here
     ]
     sentences, measured = findings(comparison), tables(comparison, probe.amounts)
-    ways = [one.pooled for one in candidates.values()]
-    each = [f"of {title} are {way}" for title, way in zip(candidates, ways, strict=True)]
-    notes = [f"Features {', '.join(each) if len({*ways}) > 1 else f'are {ways[0]}'}."]
-    notes += _protocol(source, train, test, probe)
+    notes = ["There are no labels, and so no kNN, no retrieval and no probe."]
+    if source.labels is not None:
+        ways = [one.pooled for one in candidates.values()]
+        each = [f"of {title} are {way}" for title, way in zip(candidates, ways, strict=True)]
+        notes = [f"Features {', '.join(each) if len({*ways}) > 1 else f'are {ways[0]}'}."]
+        notes += _protocol(source, train, test, probe)
     looked = ["# Where each network looks", looks(comparison, folder / "attention.png")]
     blocks = [*sentences[:1], *looked, *sentences[1:], *measured, *notes]
     blocks += sections(comparison, folder, embedding, probe.list_seed) + (["# Curves", *curves] if curves else [])

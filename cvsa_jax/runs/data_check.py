@@ -114,7 +114,9 @@ def _findings(config, source: Source, looked, seen: list[inspect.Seen], near: bo
 
 
 def _classes(source: Source) -> list[str]:
-    """Classes that only some of the splits have."""
+    """A single class, and classes that only some of the splits have."""
+    if source.labels is not None and len(source.classes) == 1:
+        return [f"all images are of one class, {source.classes[0]}, so accuracies say nothing"]
     if source.labels is None or len(source.splits) < 2:
         return []
     in_split = {split: set(source.labels[rows].tolist()) for split, rows in source.splits.items()}

@@ -52,6 +52,8 @@ def embed(run: str, data: str, out: str, options: Options) -> None:
     network = frozen.load(run, mesh)
     if options.predict and not network.classes:
         raise UserError(f"--predict={options.predict}: {network.about} has no classifier; give a fine-tuned run")
+    if options.predict and options.pooling != "average":
+        raise UserError("--predict: the classifier was trained on averaged features; leave out --pooling")
     images = pipeline.readable(source, np.arange(len(source)), "skip" if options.skip else "stop")
     evaluator = Evaluator(network.model, mesh, source, dataclasses.replace(network.spec(), pooling=options.pooling))
     about = {"run": str(Path(run).absolute()), "network": network.about, "weights": weights_hash(network.network)}

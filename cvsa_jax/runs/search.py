@@ -129,9 +129,11 @@ def _read(index: str) -> Index:
         with np.load(Path(index).expanduser()) as arrays:
             names, vectors = [str(name) for name in arrays["names"]], np.asarray(arrays["vectors"], np.float32)
             about = json.loads(str(arrays["about"]))
-    except Exception as error:  # a broken file raises whatever its reader stumbles over
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"--index={index} is no .npz of python -m cvsa_jax.embed with its vectors: {reason}") from None
+    except Exception:  # a broken file raises whatever its reader stumbles over
+        raise UserError(
+            f"--index={index} is no .npz that python -m cvsa_jax.embed wrote with its vectors; other features, or a "
+            ".csv, cannot be searched"
+        ) from None
     if len(vectors) < 2:
         raise UserError(f"--index={index} holds {len(vectors)} images: there is nothing to compare")
     return Index(names, vectors, about)

@@ -24,6 +24,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. con
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where no launcher tells it.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0, with --coordinator.")
+_NO_CONFIG = "--config is missing, e.g. --config=configs/folder.py"
 _NO_MEMORY = (
     "the memory of a device is too small: take a smaller config.batch_size or config.eval.batch_size, smaller images, "
     "or in training config.accumulate_steps=2, config.model.remat=True, config.model.dtype=bfloat16 (docs/clusters.md)"
@@ -34,7 +35,7 @@ _processes: list[int] = []  # of the run, where they are several
 def config() -> ConfigDict:
     """The config of `--config`; UserError where it is not given, or a number is out of its range."""
     if _CONFIG.value is None:
-        raise UserError("--config is missing, e.g. --config=configs/folder.py")
+        raise UserError(_NO_CONFIG)
     ranges.check(flattened(_CONFIG.value))
     return _CONFIG.value
 
@@ -79,7 +80,7 @@ def run_one_of(mains: dict[str, Callable[[], None]]) -> None:
 
     def start(words: list[str]) -> None:
         if len(words) != 1 or words[0] not in mains:
-            raise UserError(f"give one of {', '.join(mains)} and flags, written --name=value; not {' '.join(words)!r}")
+            raise UserError(f"give {' or '.join(mains)}, then flags, written --name=value; not {' '.join(words)!r}")
         mains[words[0]]()
 
     _run(start)
@@ -132,7 +133,11 @@ def _parse(argv: list[str]) -> list[str]:
         return rest
     except Exception as error:
         # A wrong key or type surfaces here as whatever the config's own assignment raises; a broken file, as anything.
-        raise UserError(_one_line(error)) from error
+        missing = "flag 'config." in str(error) and not {word.partition("=")[0] for word in argv} & {
+            "--config",
+            "-config",
+        }
+        raise UserError(_NO_CONFIG if missing else _one_line(error)) from error
 
 
 def _last_of_each(argv: list[str]) -> list[str]:

@@ -44,7 +44,7 @@ class SaliencyStore:
     """
 
     def __init__(self, folder: AnyPath, source: Source):
-        self.folder = folder
+        self.folder = folder = as_path(folder)
         path = folder / MANIFEST
         if not path.is_file():
             state = "is unfinished" if folder.is_dir() else "does not exist"

@@ -101,7 +101,8 @@ def begin(
         start = int(state.step)
         checkpoints.check_room(state, -(-(total - start) // config.checkpoint_steps))
         refused.pop_all()
-    write_config(config, workdir)
+    if start < total:
+        write_config(config, workdir)
     table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     if is_first():
         write_text_atomically(workdir / "parameters.txt", table + "\n")
@@ -111,8 +112,9 @@ def begin(
         f"{parameter_overview.count_parameters(state.params) / 1e6:.1f} M parameters from {origin}",
         flush=True,
     )
+    left = "" if start < total else ", which is finished and stays as it is"
     for change in changes:
-        print(f"changed since {workdir} began: {change}")
+        print(f"changed since {workdir} was last started{left}: {change}")
     if config.log_parameters:
         print(table, flush=True)
     return Run(config, workdir, mesh, state, checkpoints, identity, start, total)

@@ -50,9 +50,9 @@ class Frozen(NamedTuple):
         return settings.evaluation(self.config.eval if evaluation is None else evaluation, self.config)
 
     @property
-    def pretrained_here(self) -> bool:
-        """Whether it is a pre-training run, and neither what others trained nor fine-tuned."""
-        return "mode" in self.config and self.config.mode == "pretrain"
+    def pretrained_here(self) -> bool | None:
+        """Whether it is a pre-training run, and not what others trained; None of a fine-tuned run, which is both."""
+        return None if self.classes else "mode" in self.config and self.config.mode == "pretrain"
 
     @property
     def heads(self) -> bool:

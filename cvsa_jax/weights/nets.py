@@ -267,4 +267,5 @@ def _no_net(tree: Any) -> str:
     if not names and objects:
         return f"it holds pickled objects ({some(objects, 2)}) and no tensors by name: save the state_dict() alone"
     had = some(list(names)) if names else "no tensors by name"
-    return f"it holds no ResNet under torchvision's names (layer1.0.conv1.weight …): it has {had}"
+    wanted = "no ResNet under torchvision's names (layer1.0.conv1.weight …), and no features (names, vectors)"
+    return f"it holds {wanted}: it has {had}"

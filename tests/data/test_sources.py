@@ -1,12 +1,14 @@
 import csv
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from small_sources import CUB_NAMES, CUB_TABLES, split_names, write_all, write_cub, write_image, write_splits
 
+from cvsa_jax.data import pipeline
 from cvsa_jax.data.sources import KINDS, load
 from cvsa_jax.runtime.errors import UserError
 
@@ -114,6 +116,16 @@ def test_missing_and_broken_masks_are_named(tmp_path):
         source.mask(0)
     with pytest.raises(UserError, match=r"cannot read mask .*2\.png"):
         source.mask(1)
+
+
+def test_test_images_that_are_train_images_are_warned_of(tmp_path, capsys):
+    for k in range(3):
+        write_image(tmp_path / f"{k}.png")
+    source = load("folder", str(tmp_path))
+    both = SimpleNamespace(train_split="train", test_split="all", on_bad_image="stop")
+    train, test = pipeline.readable_splits(source, both)
+    assert train.tolist() == test.tolist() == [0, 1, 2]
+    assert "warning: 3 of the 3 test images are train images as well" in capsys.readouterr().out
 
 
 def test_missing_root_and_empty_folder_are_errors(tmp_path):

@@ -196,7 +196,8 @@ def test_fractions_of_the_labels(tmp_path, finetuned, capsys):
     with watched() as trainings:
         figures = finetune.finetune(config, workdir)
     # What has been trained stays, as the change does it no harm.
-    assert f"{TRAININGS[2]} began: label_fractions: [1.0] -> [1.0, 0.3]\n" in capsys.readouterr().out
+    changed = "was last started, which is finished and stays as it is: label_fractions: [1.0] -> [1.0, 0.3]\n"
+    assert f"{TRAININGS[2]} {changed}" in capsys.readouterr().out
     assert all(not trainings[name].read for name in TRAININGS)
     source = procedural()
     folder = f"labels_30/lr_{figures['learning_rate_at_30']:g}"
@@ -271,6 +272,9 @@ def test_a_finetuned_network_is_loaded_predicts_and_is_exported(tmp_path, finetu
     with few_devices(1, embed):
         options = embed.Options(vectors="none", predict=2)
         embed.embed(str(finetuned.workdir), str(tmp_path / "new" / "test"), str(tmp_path / "p.npz"), options)
+        with pytest.raises(UserError, match="trained on averaged features"):
+            attended = dataclasses.replace(options, pooling="attention")
+            embed.embed(str(finetuned.workdir), str(tmp_path / "new" / "test"), str(tmp_path / "a.npz"), attended)
     with np.load(tmp_path / "p.npz") as found:
         assert found["predicted"].shape == found["probabilities"].shape == (len(test), 2) and "vectors" not in found
         order = [f"test/{name}" for name in found["names"]]

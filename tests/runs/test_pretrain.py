@@ -163,6 +163,18 @@ def test_linear_probe_loads_and_counts_the_backbone(tmp_path, finished, capsys, 
     assert {"linear_top1", "linear_top5", "linear_mean_class", "knn_top1", "recall_at_1", "map_at_r"} <= figures.keys()
 
 
+def test_a_finished_run_keeps_the_config_that_it_was_trained_with(tmp_path, finished, cvsa_config, capsys):
+    again = shutil.copytree(finished, tmp_path / "again")
+    config = cvsa_config()
+    config.align.weight = 0.25
+    pretrain.train(config, again)
+    assert (
+        "align.weight: 1.0 -> 0.25" in (out := capsys.readouterr().out)
+        and "which is finished and stays as it is" in out
+    )
+    assert json.loads((again / "config.json").read_text())["align"]["weight"] == 1.0
+
+
 def test_linear_probe_of_no_run(tmp_path):
     config = tiny_probe()
     config.init_from = str(tmp_path)

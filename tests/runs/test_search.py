@@ -62,7 +62,7 @@ def test_searches_that_cannot_be(tmp_path, index, folder):
     with pytest.raises(UserError, match=r"end with \.html"):
         search.duplicates(str(index), 0.9, str(tmp_path / "page.htm"))
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
-    with pytest.raises(UserError, match=r"other\.npz is no \.npz of python -m cvsa_jax\.embed"):
+    with pytest.raises(UserError, match=r"other\.npz is no \.npz that python -m cvsa_jax\.embed wrote"):
         search.duplicates(str(tmp_path / "other.npz"), 0.9, page)
     arrays = npz(index)
     arrays["names"][0] = "gull/gone.png"

@@ -18,7 +18,17 @@ WRONG = {
         (*LIGHT, f"{CONFIG}:huge"),
         "unknown option huge; known: small, scratch, cvsa, same, byol",
     ),
-    "no config": (LIGHT, "--config"),
+    "no config": (LIGHT, "--config is missing"),
+    "a key and no config": ((*LIGHT, "--config.seed=1"), "--config is missing"),
+    "a file whose folder is no run's": (
+        ("-m", "cvsa_jax.main", "--config=configs/folder_linear.py", "--config.init_from=README.md"),
+        "--workdir is missing",
+    ),
+    "fewer than no classes": (
+        ("-m", "cvsa_jax.embed", "--run=x", "--data=x", "--out=x.npz", "--predict=-1"),
+        "predict=-1",
+    ),
+    "a command that is none": (("-m", "cvsa_jax.weights", "exprt"), "give import or export, then flags"),
     "key": ((*LIGHT, CONFIG, "--config.batchsize=3"), "'batchsize' Did you mean \"batch_size\""),
     "key of a part that is not there": ((*LIGHT, CONFIG, "--config.nosuch.lr=3"), "--config: 'nosuch'"),
     "type": ((*LIGHT, CONFIG, "--config.batch_size=many"), "--config.batch_size=many"),

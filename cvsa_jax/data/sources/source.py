@@ -55,8 +55,9 @@ class Source:
         if name not in self.splits or not len(self.splits[name]):
             filled = {k: len(v) for k, v in self.splits.items() if len(v)}
             raise UserError(
-                f"data set {self.name} has no images in split {name!r}; it has {filled or 'no splits'}: set "
-                "config.data.train_split or config.data.test_split to one of them, or to 'all'"
+                f"data set {self.name} has no images in split {name!r}; it has {filled or 'no splits'}: make "
+                "one (folders train/ and test/, or a splits.csv), or set config.data.train_split or "
+                "config.data.test_split to another, or to 'all'"
             )
         return self.splits[name]
 
