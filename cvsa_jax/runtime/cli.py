@@ -133,10 +133,8 @@ def _parse(argv: list[str]) -> list[str]:
         return rest
     except Exception as error:
         # A wrong key or type surfaces here as whatever the config's own assignment raises; a broken file, as anything.
-        missing = "flag 'config." in str(error) and not {word.partition("=")[0] for word in argv} & {
-            "--config",
-            "-config",
-        }
+        given = any(word.partition("=")[0] in ("--config", "-config") for word in argv)
+        missing = "flag 'config." in str(error) and not given
         raise UserError(_NO_CONFIG if missing else _one_line(error)) from error
 
 
