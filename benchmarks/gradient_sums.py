@@ -11,7 +11,6 @@ anyway. Writes benchmarks/results/gradient_sums.json.
 import argparse
 import functools
 import os
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +24,6 @@ from cvsa_jax import losses
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime.distributed import AXIS, make_mesh
 from cvsa_jax.training.state import init_state
-
-Add = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def main() -> None:
@@ -51,11 +48,12 @@ def main() -> None:
 
 def errors(args: argparse.Namespace, seed: int) -> dict[str, float]:
     """Name of a way to sum -> norm of its difference to the exact sum over the norm of that, of all kernels."""
-    images = np.random.default_rng(seed).uniform(-2, 2, (2, args.devices * args.rows, args.size, args.size, 3))
-    local = gradients(args, seed, jnp.bfloat16, images.astype(np.float32))
+    shape = (2, args.devices * args.rows, args.size, args.size, 3)
+    images = np.random.default_rng(seed).uniform(-2, 2, shape).astype(np.float32)
+    local = gradients(args, seed, jnp.bfloat16, images)
     exact = [kernel.sum(0, dtype=np.float64) for kernel in local]
     in_float32 = [kernel.sum(0, dtype=np.float32) for kernel in local]
-    wide = [kernel.sum(0, dtype=np.float64) for kernel in gradients(args, seed, jnp.float32, images.astype(np.float32))]
+    wide = [kernel.sum(0, dtype=np.float64) for kernel in gradients(args, seed, jnp.float32, images)]
     sums = {"float32": in_float32, "bfloat16, ring": [ring(kernel) for kernel in local]}
     sums |= {"bfloat16, halves": [halves(kernel) for kernel in local]}
     return {name: difference(kernels, exact) for name, kernels in sums.items()} | {
@@ -80,7 +78,7 @@ def gradients(args: argparse.Namespace, seed: int, dtype, images: np.ndarray) ->
         return jax.lax.pmean(losses.regression(out.prediction, keys).mean(), AXIS)
 
     rows = PartitionSpec(AXIS)
-    of_all = functools.partial(jax.shard_map, mesh=mesh, in_specs=(specs, rows, rows), out_specs=PartitionSpec())(loss)
+    of_all = jax.shard_map(loss, mesh=mesh, in_specs=(specs, rows, rows), out_specs=PartitionSpec())
     found = jax.jit(jax.grad(of_all))(copies, *images)
     return [np.asarray(kernel) for kernel in jax.tree.leaves(found) if kernel.ndim > 1]
 

@@ -120,8 +120,8 @@ class Backbone:
 
 def _checked(images: Images) -> Images:
     for k, image in enumerate(images):
-        told = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            told = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
             raise UserError(f"images are arrays of (h, w, 3) uint8, and number {k} is {told}: np.asarray(image) in RGB")
     if len(images) == 0:
         raise UserError("there are no images")
