@@ -2,11 +2,22 @@
 documents."""
 
 import os
+from importlib import metadata, util
 
 # Read by TensorFlow, which writes for TensorBoard, and XLA when they are first imported: only errors are printed, and
 # no notice about oneDNN.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+# On a CPU, XLA of JAX 0.10 and 0.11 gives convolutions, matrix products and sums to YNNPACK, which is faster than its
+# own code at the last two and several times slower at the first (benchmarks/RESULTS.md). Nobody else is asked: an XLA
+# that does not know a flag ends the process, and a TPU's library has an XLA of its own.
+_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
+_flags = os.environ.get("XLA_FLAGS", "")
+_known = metadata.version("jaxlib").startswith(("0.10.", "0.11.")) and util.find_spec("libtpu") is None
+if _known and _LIBRARY not in _flags:
+    _kinds = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+    os.environ["XLA_FLAGS"] = f"{_flags} --{_LIBRARY}={_kinds}".strip()
 
 __all__ = [
     "Backbone",

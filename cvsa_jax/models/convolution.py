@@ -1,5 +1,5 @@
-"""Convolution and max-pooling as XLA's own, but in forms that run faster on a CPU or a GPU where XLA's are slow. Values
-are equal up to float32's rounding; `benchmarks/convolution.py` measures those of a CPU, layer by layer."""
+"""Convolution and max-pooling as XLA's own, but in forms that run faster on a GPU, and the pooling on a CPU, where
+XLA's are slow. Values are equal up to float32's rounding; `benchmarks/convolution.py` measures those of a CPU."""
 
 import functools
 
@@ -14,12 +14,8 @@ _NEVER = 9  # no row or column of a window
 
 
 def conv_general_dilated(x: Map, kernel: Float[Array, "k k2 c o"], window_strides, padding, **options) -> Strided:
-    """`jax.lax.conv_general_dilated` of maps, for `nn.Conv`. A 1x1 convolution, which pads nothing, is a matrix product
-    on a CPU; on a GPU an image's convolution with stride 2 is one of its blocks of 2x2 pixels."""
-    if kernel.shape[:2] == (1, 1) and jax.default_backend() == "cpu":
-        x = x[:, :: window_strides[0], :: window_strides[1]]
-        # Of two axes each: with four, XLA copies the map to turn it for the kernel's gradient.
-        return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
+    """`jax.lax.conv_general_dilated` of maps, for `nn.Conv`. On a GPU an image's convolution with stride 2 is one of
+    its blocks of 2x2 pixels."""
     halved = tuple(window_strides) == (2, 2) and not any(side % 2 for side in x.shape[1:3])
     if halved and x.shape[-1] <= 4 and jax.default_backend() == "gpu":
         x, kernel, padding = in_blocks(x, kernel, padding)

@@ -1,4 +1,8 @@
-"""The forms of convolution and pooling for a CPU and a GPU, against XLA's own and against windows walked one by one."""
+"""The forms of convolution for a GPU and of pooling, against XLA's own and against windows walked one by one."""
+
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,27 +13,6 @@ from jax import lax
 from cvsa_jax.models import convolution
 
 RNG = np.random.default_rng(0)
-
-
-@pytest.mark.parametrize(("stride", "channels", "side"), [(1, (5, 3), 6), (2, (3, 5), 7), (2, (4, 4), 8)])
-def test_a_pointwise_convolution_and_its_gradients_are_those_of_xla(stride, channels, side):
-    x = jnp.asarray(RNG.normal(size=(2, side, side, channels[0])), jnp.float32)
-    kernel = jnp.asarray(RNG.normal(size=(1, 1, *channels)), jnp.float32)
-    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-
-    def ours(x, kernel):
-        return convolution.conv_general_dilated(x, kernel, (stride, stride), "VALID", **layout)
-
-    def expected(x, kernel):
-        return lax.conv_general_dilated(x, kernel, (stride, stride), "VALID", **layout)
-
-    assert "conv" not in str(jax.make_jaxpr(ours)(x, kernel))
-    out, backward = jax.vjp(ours, x, kernel)
-    expected_out, expected_backward = jax.vjp(expected, x, kernel)
-    cotangent = jnp.asarray(RNG.normal(size=expected_out.shape), jnp.float32)
-    np.testing.assert_allclose(out, expected_out, atol=1e-5)
-    for got, wanted in zip(backward(cotangent), expected_backward(cotangent), strict=True):
-        np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", [7, 8])
@@ -72,3 +55,31 @@ def test_a_gpus_convolution_of_images_and_its_gradient_are_those_of_xla(kernel, 
     cotangent = jnp.asarray(RNG.normal(size=out.shape), jnp.float32)
     for got, wanted in zip(backward(cotangent), expected_backward(cotangent), strict=True):
         np.testing.assert_allclose(got, wanted, atol=1e-4)
+
+
+def test_a_cpus_convolutions_are_not_given_to_the_library_that_is_slow_at_them():
+    x, kernel = jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 16, 16))
+
+    def layer(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def program(function, *arguments):
+        return jax.jit(function).lower(*arguments).compile().as_text()
+
+    assert "ynn" not in program(layer, x, kernel)
+    # The word is the one to look for: matrix products are given to it.
+    assert "ynn" in program(jnp.matmul, jnp.ones((256, 256)), jnp.ones((256, 256)))
+
+
+OWN = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE"
+
+
+@pytest.mark.parametrize(
+    ("before", "kept"), [("--xla_cpu_enable_fast_math=false", "--xla_cpu_enable_fast_math=false --"), (OWN, OWN)]
+)
+def test_flags_of_the_environment_are_kept(before, kept):
+    told = "import os, cvsa_jax, jax; jax.devices(); print(os.environ['XLA_FLAGS'])"
+    environment = os.environ | {"XLA_FLAGS": before, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(kept)
+    assert done.stdout.count("ynn_fusion_type") == 1
