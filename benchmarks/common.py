@@ -48,3 +48,10 @@ def synthetic_batch(batch_size: int, size: int) -> dict[str, np.ndarray]:
     batch = {name: rng.integers(0, 256, (batch_size, *shape), dtype=np.uint8) for name, shape in shapes.items()}
     places = np.arange(batch_size, dtype=np.uint32)
     return batch | {"position": np.stack([np.zeros_like(places), places], 1)}
+
+
+def asked(worker: subprocess.Popen, task: dict) -> dict[str, float]:
+    """What a process that answers tasks, both a line of JSON, answers to one."""
+    worker.stdin.write(json.dumps(task) + "\n")
+    worker.stdin.flush()
+    return json.loads(worker.stdout.readline())

@@ -1,4 +1,5 @@
-"""PyTorch's side of benchmarks/peers.py, in an environment of its own (benchmarks/requirements-peers.txt).
+"""PyTorch's and faiss's side of benchmarks/peers.py and convolution.py, in an environment of its own
+(benchmarks/requirements-peers.txt).
 
 It reads one task after the other from its standard input, each a line of JSON, does it, and answers with a line of
 JSON. So the two sides measure in turn, and neither imports the other's libraries.
@@ -12,6 +13,7 @@ import json
 import sys
 import time
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -112,11 +114,50 @@ class Step:
         return time.perf_counter() - began
 
 
+def knn(task: dict) -> dict[str, float]:
+    """Cosine kNN, each neighbour's vote weighing exp(cosine / temperature), of the rows in a file. Task: `knn` (the
+    file), `k`, `temperature`."""
+    import faiss  # what the other benchmarks do without
+
+    with np.load(task["knn"]) as file:
+        train, labels, test, test_labels = (file[name] for name in ("train", "labels", "test", "test_labels"))
+    began = time.perf_counter()
+    train, test = train.copy(), test.copy()
+    faiss.normalize_L2(train)
+    faiss.normalize_L2(test)
+    index = faiss.IndexFlatIP(train.shape[1])
+    index.add(train)
+    cosines, neighbours = index.search(test, task["k"])
+    votes = np.zeros((len(test), labels.max() + 1))
+    np.add.at(votes, (np.arange(len(test))[:, None], labels[neighbours]), np.exp(cosines / task["temperature"]))
+    top1 = float((votes.argmax(1) == test_labels).mean())
+    return {"seconds": time.perf_counter() - began, "top1": top1}
+
+
+def layer(task: dict) -> dict[str, float]:
+    """A convolution, forward and both gradients. Task: `layer` (kernel, images, side, channels in and out, stride)."""
+    kernel, images, side, channels, out, stride = task["layer"]
+    x = torch.randn(images, channels, side, side, device=DEVICE).to(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(out, channels, kernel, kernel, device=DEVICE).to(memory_format=torch.channels_last)
+    weight.requires_grad_()
+    for _ in range(2):  # the first is to warm up
+        began = time.perf_counter()
+        y = F.conv2d(x, weight, stride=stride, padding=kernel // 2)
+        torch.autograd.grad(y, (x, weight), y.detach())
+        seconds = time.perf_counter() - began
+    return {"seconds": seconds}
+
+
 def main() -> None:
     torch.backends.cudnn.benchmark = True
     steps: dict[str, Step] = {}
     for line in sys.stdin:
         task = json.loads(line)
+        for name, others in (("knn", knn), ("layer", layer)):
+            if name in task:
+                print(json.dumps(others(task)), flush=True)
+        if "step" not in task:
+            continue
         key = json.dumps(task["step"])
         if key not in steps:
             steps[key] = Step(task["step"])

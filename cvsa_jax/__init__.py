@@ -2,6 +2,7 @@
 documents."""
 
 import os
+import platform
 from importlib import metadata, util
 
 # Read by TensorFlow, which writes for TensorBoard, and XLA when they are first imported: only errors are printed, and
@@ -10,12 +11,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 # On a CPU, XLA of JAX 0.10 and 0.11 gives convolutions, matrix products and sums to YNNPACK, which is faster than its
-# own code at the last two and several times slower at the first (benchmarks/RESULTS.md). Nobody else is asked: an XLA
-# that does not know a flag ends the process, and a TPU's library has an XLA of its own.
+# own code at the last two and several times slower at the first (measured on x86: benchmarks/RESULTS.md). Nobody else
+# is asked: an XLA that does not know a flag ends the process, and a TPU's library has an XLA of its own.
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 _flags = os.environ.get("XLA_FLAGS", "")
-_known = metadata.version("jaxlib").startswith(("0.10.", "0.11.")) and util.find_spec("libtpu") is None
-if _known and _LIBRARY not in _flags:
+_measured = platform.machine() in ("x86_64", "AMD64") and metadata.version("jaxlib").startswith(("0.10.", "0.11."))
+if _measured and util.find_spec("libtpu") is None and _LIBRARY not in _flags:
     _kinds = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
     os.environ["XLA_FLAGS"] = f"{_flags} --{_LIBRARY}={_kinds}".strip()
 

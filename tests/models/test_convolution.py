@@ -1,6 +1,7 @@
 """The forms of convolution for a GPU and of pooling, against XLA's own and against windows walked one by one."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -57,6 +58,10 @@ def test_a_gpus_convolution_of_images_and_its_gradient_are_those_of_xla(kernel, 
         np.testing.assert_allclose(got, wanted, atol=1e-4)
 
 
+x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the flag is set on x86 alone")
+
+
+@x86
 def test_a_cpus_convolutions_are_not_given_to_the_library_that_is_slow_at_them():
     x, kernel = jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 16, 16))
 
@@ -74,6 +79,7 @@ def test_a_cpus_convolutions_are_not_given_to_the_library_that_is_slow_at_them()
 OWN = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE"
 
 
+@x86
 @pytest.mark.parametrize(
     ("before", "kept"), [("--xla_cpu_enable_fast_math=false", "--xla_cpu_enable_fast_math=false --"), (OWN, OWN)]
 )
