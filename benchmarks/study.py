@@ -19,6 +19,7 @@ which figures are others; on the same machine none is.
 import argparse
 import hashlib
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -90,15 +91,22 @@ def again(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
     roots = dict(entry.partition("=")[::2] for entry in args.sets.split(","))
     if line is None or line["set"] not in roots:
         raise SystemExit(f"--again={args.again}: no such line in {args.out / LINES}, or --sets lacks its set")
-    told = {key: line[key] for key in ("suite", "on", "detector")} | {"rows": line["row"]}
-    told["scale"] = line["scale"].partition(", from ")[0]
+    told = {key: line[key] for key in ("suite", "on", "detector")}
+    told |= {"rows": ",".join(needed(line["suite"], line["row"])), "scale": line["scale"].partition(", from ")[0]}
     args = argparse.Namespace(**(vars(args) | told | {"out": args.out / f"again-{args.again}"}))
+    shutil.rmtree(args.out, ignore_errors=True)  # of an earlier time
     Pair(args, line["set"], roots[line["set"]], line["seed"]).run()
     anew = lines(args.out)[-1]
     figures = {key: (line[key], anew[key]) for key in anew if key not in ("seconds", "commit")}
     different = {key: values for key, values in figures.items() if values[0] != values[1]}
     print(f"{len(figures) - len(different)} of {len(figures)} entries are the same; different: {different or 'none'}")
     return different
+
+
+def needed(suite: str, row: str) -> list[str]:
+    """The rows of whose networks its maps come, and it itself."""
+    other = (SUITES[suite][row].maps or "").partition(" of ")[2]
+    return [*needed(suite, other), row] if other else [row]
 
 
 class Pair:

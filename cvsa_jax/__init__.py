@@ -12,11 +12,13 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 # On a CPU, XLA of JAX 0.10 and 0.11 gives convolutions, matrix products and sums to YNNPACK, which is faster than its
 # own code at the last two and several times slower at the first (measured on x86: benchmarks/RESULTS.md). Nobody else
-# is asked: an XLA that does not know a flag ends the process, and a TPU's library has an XLA of its own.
+# is asked: an XLA that does not know a flag ends the process, and a TPU's library has an XLA of its own. Flags that do
+# not begin with a dash are the name of a file of them, which nothing can follow.
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
-_flags = os.environ.get("XLA_FLAGS", "")
+_flags = os.environ.get("XLA_FLAGS", "").strip()
 _measured = platform.machine() in ("x86_64", "AMD64") and metadata.version("jaxlib").startswith(("0.10.", "0.11."))
-if _measured and util.find_spec("libtpu") is None and _LIBRARY not in _flags:
+_open = _LIBRARY not in _flags and _flags[:1] in ("", "-")
+if _measured and _open and util.find_spec("libtpu") is None:
     _kinds = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
     os.environ["XLA_FLAGS"] = f"{_flags} --{_LIBRARY}={_kinds}".strip()
 

@@ -227,7 +227,8 @@ def embedding(evaluation: ConfigDict) -> str:
 def evaluation(settings: ConfigDict, run: ConfigDict) -> EvalSpec:
     """How images are evaluated: as `config.eval` says, and else as the config of the pre-training `run` does."""
     size = settings.size or run.eval.size or run.views.size
-    resize = settings.resize or run.eval.resize or round(size * 256 / 224)
+    # The run's own resize belongs to the run's own size.
+    resize = settings.resize or (not settings.size and run.eval.resize) or round(size * 256 / 224)
     reading, temperature = "component", 1.0  # of what has no alignment
     if "align" in run and run.align.weight > 0:
         reading = "mask" if run.align.form == "mask_head" else "attention"

@@ -119,6 +119,9 @@ def test_sizes_of_evaluated_images():
     assert sizes(run.eval, run) == (224, 256)
     assert sizes(common.linear().eval, small) == (64, 64)
     assert sizes(config_with(eval__size=96, eval__resize=128).eval, run) == (96, 128)
+    # The run's resize is that of the run's size.
+    assert sizes(config_with(eval__size=96).eval, small) == (96, 110)
+    assert sizes(config_with(eval__resize=80).eval, small) == (64, 80)
     with pytest.raises(UserError, match=r"config\.eval\.resize=200 .* 224"):
         settings.evaluation(config_with(eval__resize=200).eval, run)
 
@@ -191,6 +194,7 @@ def test_harmless_changes_are_reported(tmp_path):
         ("data.train_split", "all"),
         ("data.procedural.classes", 13),
         ("optim.name", "adam"),
+        ("optim.decay", "all"),
         ("saliency.detector", "center"),
         ("init_from", "runs/other"),
     ],
@@ -206,6 +210,14 @@ def test_changes_of_tree_or_data_order_are_refused(tmp_path, key, value):
     assert f"{key}: {listed[0]} -> {listed[1]}" in str(error.value)
     assert str(tmp_path) in str(error.value)
     assert "log_steps" not in str(error.value)
+
+
+def test_the_weight_of_a_held_balance_is_bound(tmp_path):
+    write_config(config_with(align__balance="gradient", align__weight=0.0), tmp_path)
+    with pytest.raises(UserError, match=r"align\.weight: 0\.0 -> 1\.0"):
+        compare_config(config_with(align__balance="gradient"), tmp_path)
+    write_config(config_with(align__weight=0.0), tmp_path)
+    assert compare_config(config_with(), tmp_path) == ["align.weight: 0.0 -> 1.0"]
 
 
 def test_all_refused_changes_are_named(tmp_path):

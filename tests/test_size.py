@@ -32,7 +32,7 @@ def test_files_functions_and_signatures_are_short(path):
 
 
 def test_the_package_as_a_whole():
-    assert sum(map(lines, FILES)) <= 14760
+    assert sum(map(lines, FILES)) <= 14860
 
 
 def test_four_files_explain_the_method():

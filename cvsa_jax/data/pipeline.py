@@ -153,7 +153,7 @@ def readable(source: Source, indices: np.ndarray, on_bad_image: str, usable: np.
             it to the batches to stop at a bad one.
 
     Raises:
-        UserError: with `stop`, where a bad image is known.
+        UserError: with `stop`, where a bad image is known; with `skip`, where no other is left.
     """
     if usable is None and on_bad_image == "stop":
         return indices
@@ -161,11 +161,11 @@ def readable(source: Source, indices: np.ndarray, on_bad_image: str, usable: np.
         bad = unreadable(source, indices)
     else:
         bad = {source.names[i]: "noticed by the saliency pass" for i in indices if not usable[i]}
-    if bad and on_bad_image == "stop":
+    if bad and (on_bad_image == "stop" or len(bad) == len(indices)):
         raise unreadable_error(source, bad)
     for name, reason in bad.items():
         print(f"skipped: {name} cannot be decoded ({reason})")
-    return np.array([i for i in indices if source.names[i] not in bad])
+    return np.array([i for i in indices if source.names[i] not in bad], dtype=indices.dtype)
 
 
 def readable_splits(source: Source, data) -> tuple[np.ndarray, np.ndarray]:
@@ -208,8 +208,8 @@ def unreadable_error(source: Source, bad: dict[str, str]) -> UserError:
     """The error that names unreadable images, name -> reason."""
     listed = some(f"{name} ({reason})" for name, reason in bad.items())
     return UserError(
-        f"{len(bad)} of {len(source)} images of {source.name} cannot be decoded: {listed}. Replace them, or leave "
-        "them out with --config.data.on_bad_image=skip"
+        f"{len(bad)} of {len(source)} images of {source.name} cannot be decoded: {listed}. Replace or remove "
+        "them, or leave them out with --config.data.on_bad_image=skip (of embed: --skip_bad_images)"
     )
 
 

@@ -94,7 +94,7 @@ def compare(
             recognized = evaluator.recognition(network, train, test, knn=knn, probe=probe)
             if network is not None:
                 print(f"{candidate.title}: class activation and other backgrounds", flush=True)
-            maps |= evaluator.class_maps(network, recognized.weights, test)
+            maps |= evaluator.class_maps(network, recognized.weights, test, recognized.key)
             figures |= recognized.figures | evaluator.background(network, recognized, test, probe.list_seed)
             comparison.features[name] = recognized.features
             comparison.predicted[name] = logits(recognized.weights, recognized.features).argmax(1)

@@ -61,22 +61,25 @@ def make_attended_encoder(
     """
 
     def encode(network_and_key: tuple[Network, jax.Array], images: jax.Array) -> Encoded:
-        network, key = network_and_key
-        views = photometric.normalize(photometric.to_float(images))
-        features, _ = model.apply(network.variables, views, method="features")
-        features = features.astype(jnp.float32)
-        if reading == "component":
-            weights = scaled(first_component(features)[0]) ** 2
-        else:
-            maps = model.apply(network.variables, views, train=False).prediction_map
-            if reading == "mask":
-                weights = jax.nn.sigmoid(maps[..., 0].astype(jnp.float32))
-            else:
-                cosine = jnp.einsum("bid,d->bi", _unit_cells(maps), key, precision="highest")
-                weights = jax.nn.softmax(cosine / temperature).reshape(features.shape[:3])
-        return Encoded(pooled_by(weights, features))
+        return Encoded(_attended(model, *network_and_key, images, reading, temperature)[1])
 
     return _on_rows(encode, mesh)
+
+
+def _attended(model, network: Network, key: jax.Array, images: jax.Array, reading: str, temperature: float):
+    """Feature map, float32, and what `make_attended_encoder` pools of it; with `average` the plain pooled features."""
+    views = photometric.normalize(photometric.to_float(images))
+    features, pooled = model.apply(network.variables, views, method="features")
+    features = features.astype(jnp.float32)
+    if reading == "average":
+        return features, pooled
+    if reading == "component":
+        return features, pooled_by(scaled(first_component(features)[0]) ** 2, features)
+    maps = model.apply(network.variables, views, train=False).prediction_map
+    if reading == "mask":
+        return features, pooled_by(jax.nn.sigmoid(maps[..., 0].astype(jnp.float32)), features)
+    cosine = jnp.einsum("bid,d->bi", _unit_cells(maps), key, precision="highest")
+    return features, pooled_by(jax.nn.softmax(cosine / temperature).reshape(features.shape[:3]), features)
 
 
 class Activation(NamedTuple):
@@ -88,17 +91,16 @@ class Activation(NamedTuple):
 
 
 def make_class_activation(
-    model: Siamese | Classifier, mesh: Mesh
-) -> Callable[[tuple[Network, jax.Array], jax.Array], Activation]:
-    """Evaluation pass of a network and a linear classifier (C + 1, K) on its pooled features, biases in the last row;
-    images as in `make_encoder`."""
+    model: Siamese | Classifier, mesh: Mesh, reading: str = "average", temperature: float = 1.0
+) -> Callable[[tuple[Network, jax.Array, jax.Array], jax.Array], Activation]:
+    """Evaluation pass of a network, a linear classifier (C + 1, K) on its pooled features, biases in the last row, and
+    the foreground's key; images as in `make_encoder`, features pooled by `average` or as in `make_attended_encoder`."""
 
-    def activation(network_and_weights: tuple[Network, jax.Array], images: jax.Array) -> Activation:
-        network, weights = network_and_weights
-        views = photometric.normalize(photometric.to_float(images))
-        features, pooled = model.apply(network.variables, views, method="features")
+    def activation(network_weights_key: tuple[Network, jax.Array, jax.Array], images: jax.Array) -> Activation:
+        network, weights, key = network_weights_key
+        features, pooled = _attended(model, network, key, images, reading, temperature)
         logits = jnp.matmul(pooled, weights[:-1], precision="highest") + weights[-1]
-        explained = (features.astype(jnp.float32), weights, logits.argmax(-1))
+        explained = (features, weights, logits.argmax(-1))
         return Activation(logits, class_activation(*explained), grad_cam(*explained))
 
     return _on_rows(activation, mesh)

@@ -31,20 +31,23 @@ class Evaluator(Localizer):
 
     def __init__(self, model: Siamese | Classifier, mesh: Mesh, source: Source, spec: EvalSpec):
         self.encode = {maps: make_encoder(model, mesh, maps=maps) for maps in (False, True)}
-        self.activate = make_class_activation(model, mesh)
-        self.attend = None
+        self.attend, how = None, ("average",)
         if spec.pooling == "attention":
-            self.attend = make_attended_encoder(model, mesh, spec.reading, spec.temperature)
+            how = (spec.reading, spec.temperature)
+            self.attend = make_attended_encoder(model, mesh, *how)
+        self.activate = make_class_activation(model, mesh, *how)
         super().__init__(source, spec.size)
         self.mesh, self.spec = mesh, spec
 
     def key(self, network: Network, images: np.ndarray) -> np.ndarray | None:
         """What pooling by attention needs to know of the train images, (D,); None of pooling by average. No label or
-        mask takes part."""
+        mask takes part. UserError where they are fewer than two, of which neither is another."""
         if self.attend is None:
             return None
         if self.spec.reading != "attention":
             return np.zeros(1, np.float32)
+        if len(images) < 2:
+            raise UserError("pooling by attention needs two images or more: each is read against the others")
         encoded = self._extract(self.encode[True], network, evenly(images, _KEY_IMAGES), self.spec.resize)
         return localization.foreground_key(encoded.queries, encoded.keys).astype(np.float32)
 
@@ -73,11 +76,13 @@ class Evaluator(Localizer):
             attention = localization.attention_maps(encoded.queries, encoded.keys)
         return {"attention": attention, "mean": encoded.mean, "component": encoded.component}
 
-    def class_maps(self, network: Network, weights: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def class_maps(
+        self, network: Network, weights: np.ndarray, indices: np.ndarray, key: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """Name -> (k, h, w) maps of the same squares for the class that a linear classifier on the pooled features,
-        (C + 1, classes) with biases in the last row, predicts: `cam` and `grad_cam`."""
-        placed = jax.device_put(weights.astype(np.float32), replicated(self.mesh))
-        activation = self._extract(self.activate, (network, placed), indices, 0)
+        (C + 1, classes) with biases in the last row, predicts: `cam` and `grad_cam`; `key` as in `features`."""
+        placed = (weights.astype(np.float32), np.zeros(1, np.float32) if key is None else key)
+        activation = self._extract(self.activate, (network, *jax.device_put(placed, replicated(self.mesh))), indices, 0)
         return {"cam": activation.cam, "grad_cam": activation.grad_cam}
 
     def recognition(
@@ -102,10 +107,12 @@ class Evaluator(Localizer):
         return {"knn_top1": float(scores.max())}
 
     def background(self, network: Network, found: Recognition, test: np.ndarray, seed: int) -> dict[str, float]:
-        """Top-1 of the probe that was found, on the test images with other backgrounds (see `data.background`):
-        `same_background_top1` and `other_background_top1` with one of the image's own and of another class, and
-        `background_gap`, their difference; `background_only_top1` without the object. {} without masks."""
-        test = test[self.source.has_mask(test)]
+        """Top-1 of the probe that was found, on the test images that have a mask: `as_it_is_top1`, and with other
+        backgrounds (see `data.background`) `same_background_top1` and `other_background_top1`, with one of the image's
+        own and of another class, and `background_gap`, their difference; `background_only_top1` without the object.
+        {} without masks."""
+        known = self.source.has_mask(test)
+        test, labels = test[known], labels_of(self.source)[test[known]]
         if not len(test):
             return {}
         changed = {
@@ -113,10 +120,10 @@ class Evaluator(Localizer):
             "other_background": background.replaced(self.source, test, seed, same_class=False),
             "background_only": background.removed(self.source),
         }
-        figures = {}
-        for name, source in changed.items():
-            predicted = logits(found.weights, self.features(network, test, found.key, source)).argmax(1)
-            figures[f"{name}_top1"] = float((predicted == labels_of(self.source)[test]).mean())
+        features = {"as_it_is": found.features[known]}
+        features |= {name: self.features(network, test, found.key, source) for name, source in changed.items()}
+        predicted = {name: logits(found.weights, x).argmax(1) for name, x in features.items()}
+        figures = {f"{name}_top1": float((classes == labels).mean()) for name, classes in predicted.items()}
         gap = figures["same_background_top1"] - figures["other_background_top1"]
         return figures | {"background_gap": gap}
 

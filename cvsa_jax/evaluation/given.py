@@ -15,6 +15,7 @@ from cvsa_jax.evaluation.protocol import Knn, Probe
 from cvsa_jax.evaluation.recognition import Labelled, Recognition, recognized
 from cvsa_jax.models.activation import READOUTS
 from cvsa_jax.runtime.errors import UserError, some
+from cvsa_jax.runtime.files import as_text
 
 PLACED = {"maps": "(n, h, w)", "patches": "(n, h, w, C)"}  # what may say where a model looks
 CHUNK = 256  # images whose patches are converted at a time
@@ -106,10 +107,11 @@ def _misfit(path: Path, name: str) -> UserError:
 def _rows(path: Path, names: list[str], wanted: tuple[str, ...]) -> np.ndarray:
     """The row of each wanted name: names are equal, or one ends with the other behind a slash."""
     rows: dict[str, list[int]] = {}
+    wanted = tuple(map(as_text, wanted))
     known = set(wanted)
     for row, name in enumerate(names):
-        parts = name.replace("\\", "/").split("/")
-        ends = ("/".join(parts[k:]) for k in range(len(parts)))
+        splits = (name.split("/"), name.replace("\\", "/").split("/"))
+        ends = ["/".join(parts[k:]) for parts in splits for k in range(len(parts))]
         rows.setdefault(next((end for end in ends if end in known), name), []).append(row)
     if missing := [name for name in wanted if name not in rows]:
         raise UserError(

@@ -62,7 +62,11 @@ def recognized(
         figures |= {f"knn_top1_of_{k}": top for k, top in each.items()}
     with timed("retrieval"):
         figures |= retrieval(x_test, y_test)
+    largest = np.bincount(y).max()
     for amount in probe.amounts if probe else ():
+        if not amount.fraction and amount.count >= largest:
+            print(f"left out: {amount.title}, since no class has more than {largest} labelled images")
+            continue
         draws = 1 if amount.fraction == 1 else probe.draws
         results = []
         for draw, seed in itertools.product(range(draws), probe.seeds):

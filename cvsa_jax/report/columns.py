@@ -37,7 +37,7 @@ COUNTS = ("blank", "full", "fallback")
 QUALITY = ("mae", "max_f", "iou", "box_iou", "pointing_game", "ms_per_image", *COUNTS)
 # The probe's accuracy on images with other backgrounds.
 BACKGROUND = {
-    "linear_top1": "as it is",
+    "as_it_is_top1": "as it is",
     "same_background_top1": "background of its class",
     "other_background_top1": "background of another",
     "background_only_top1": "background alone",

@@ -22,6 +22,7 @@ _FINDINGS = {
     "max_box_acc_v2": "Finding the object's box (MaxBoxAccV2 of the attention)",
     "linear_top1": "Recognition: the linear probe is right",
 }
+_COUNTED = {"pointing_game": "images_with_masks"}  # a figure's images, where they are not all
 
 
 def findings(comparison: Comparison) -> list[str]:
@@ -156,7 +157,8 @@ def _ranking(comparison: Comparison, key: str, opening: str) -> str:
     sentence = f"{opening}: {listed}{f' ({beside})' if beside else ''}."
     if len(order) > 1:
         first, second = (values[title] for title in order[:2])
-        error = _error(first, second, len(comparison.test))
+        measured = min(row.get(_COUNTED.get(key, ""), len(comparison.test)) for _, row in comparison.rows)
+        error = _error(first, second, measured)
         if first - second <= 2 * error:
             sentence += f" The first two differ by no more than two standard errors ({200 * error:.1f} points)."
     return sentence
@@ -164,9 +166,10 @@ def _ranking(comparison: Comparison, key: str, opening: str) -> str:
 
 def _background(comparison: Comparison, path: AnyPath, seed: int) -> pictures.Picture:
     source, test = comparison.source, comparison.test
+    test = test[source.has_mask(test)]
     shown = test[np.linspace(0, len(test) - 1, min(6, len(test))).astype(int)]
     changed = {
-        "linear_top1": source,
+        "as_it_is_top1": source,
         "same_background_top1": background.replaced(source, test, seed, same_class=True),
         "other_background_top1": background.replaced(source, test, seed, same_class=False),
         "background_only_top1": background.removed(source),

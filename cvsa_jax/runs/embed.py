@@ -17,7 +17,15 @@ from cvsa_jax.evaluation.neighbors import unit
 from cvsa_jax.evaluation.probe import logits
 from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import output_file, output_folder, read_json, write_atomically, write_json_atomically
+from cvsa_jax.runtime.files import (
+    absolute,
+    as_text,
+    output_file,
+    output_folder,
+    read_json,
+    write_atomically,
+    write_json_atomically,
+)
 from cvsa_jax.saliency.detectors.network import weights_hash
 from cvsa_jax.weights import frozen
 from cvsa_jax.weights.frozen import Frozen
@@ -56,8 +64,8 @@ def embed(run: str, data: str, out: str, options: Options) -> None:
         raise UserError("--predict: the classifier was trained on averaged features; leave out --pooling")
     images = pipeline.readable(source, np.arange(len(source)), "skip" if options.skip else "stop")
     evaluator = Evaluator(network.model, mesh, source, dataclasses.replace(network.spec(), pooling=options.pooling))
-    about = {"run": str(Path(run).absolute()), "network": network.about, "weights": weights_hash(network.network)}
-    about |= {"data": str(Path(data).absolute()), "fingerprint": source.fingerprint, "images": len(images)}
+    about = {"run": str(absolute(run)), "network": network.about, "weights": weights_hash(network.network)}
+    about |= {"data": str(absolute(data)), "fingerprint": source.fingerprint, "images": len(images)}
     about |= {"size": evaluator.spec.size, "resize": evaluator.spec.resize, "pooling": options.pooling}
     print(f"{source.name}: {len(images)} images by {network.about}", flush=True)
 
@@ -114,11 +122,6 @@ def _same(parts: Path, about: dict) -> None:
         )
     output_folder("--out", parts)
     write_json_atomically(known, about)
-
-
-def as_text(name: str) -> str:
-    """A file's name, which need not be text, as text."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _columns(

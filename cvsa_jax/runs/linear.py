@@ -31,7 +31,7 @@ def linear_probe(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     results = workdir / "report" / "results.json"
     write_json_atomically(results, figures | {"perf": of.evaluator.perf})
     print(f"{source.name}, {len(train)} train and {len(test)} test images, features {of.pooled}:")
-    for amount in probe.amounts:
+    for amount in (amount for amount in probe.amounts if f"linear_top1{amount.suffix}" in figures):
         print(_line(figures, amount.suffix, f"linear, {amount.title}"))
     if knn.ks:
         print(f"kNN: top-1 {percent(figures['knn_top1'])} %, k = {figures['knn_k']}")

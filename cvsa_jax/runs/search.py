@@ -15,10 +15,9 @@ from cvsa_jax.data.sources.source import fingerprint
 from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.neighbors import nearest
 from cvsa_jax.report import html, pictures
-from cvsa_jax.runs.embed import as_text
 from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.runtime.errors import UserError, some
-from cvsa_jax.runtime.files import output_file, write_json_atomically
+from cvsa_jax.runtime.files import as_text, output_file, write_json_atomically
 from cvsa_jax.saliency.detector import squeezed
 from cvsa_jax.saliency.detectors.network import weights_hash
 from cvsa_jax.weights import frozen
@@ -43,6 +42,7 @@ def neighbors(index: str, queries: list[str], out: str, k: int) -> None:
     """
     known, page = _read(index), _page(out)
     source = _source(known)
+    queries = [_named(query, known) for query in queries]
     vectors = _vectors(known, source, queries)
     itself = [known.names.index(query) if query in known.names else -1 for query in queries]
     found, blocks = [], []
@@ -150,6 +150,14 @@ def _source(index: Index) -> Source:
     if source.fingerprint != index.about["fingerprint"]:
         raise UserError(f"the images in {index.about['data']} have changed since the index was made: embed them again")
     return source
+
+
+def _named(query: str, index: Index) -> str:
+    """The query's name in the index, where it is one or the path of an image in it; else its path."""
+    path, folder = Path(query).expanduser(), Path(index.about["data"]).resolve()
+    inside = path.resolve().relative_to(folder).as_posix() if path.resolve().is_relative_to(folder) else ""
+    names = (query, as_text(inside), as_text(inside.partition("/")[2]))  # the images may lie in a folder `images`
+    return next((name for name in names if name in index.names), str(path))
 
 
 def _vectors(index: Index, source: Source, queries: list[str]) -> np.ndarray:

@@ -28,9 +28,20 @@ def as_path(location: str | AnyPath) -> AnyPath:
     return epath.Path(location) if "://" in str(location) else Path(location).expanduser()
 
 
+def absolute(location: str | AnyPath) -> AnyPath:
+    """The same place, whatever folder a later command is started in."""
+    path = as_path(location)
+    return path.absolute() if is_local(path) else path
+
+
+def as_text(name: str) -> str:
+    """A file's name, which need not be text, as text."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def cache_folder() -> Path:
     """Of this user, for what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cvsa_jax"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cvsa_jax"
 
 
 def is_local(path: AnyPath) -> bool:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from cvsa_jax.models.siamese import TARGET_PARTS
 from cvsa_jax.runtime.distributed import first_alone, replicated
 from cvsa_jax.runtime.errors import UserError, some
-from cvsa_jax.runtime.files import AnyPath, check_room, is_local
+from cvsa_jax.runtime.files import AnyPath, absolute, check_room, is_local
 from cvsa_jax.runtime.lock import Lock
 from cvsa_jax.training.state import Network
 
@@ -125,7 +125,7 @@ def backbone_tensors(network: Network) -> dict[str, tuple[int, ...]]:
 
 
 def _manager(workdir: AnyPath, create: bool = False) -> ocp.CheckpointManager:
-    folder = (workdir.absolute() if is_local(workdir) else workdir) / "ckpt"
+    folder = absolute(workdir) / "ckpt"
     if not create and not folder.is_dir():
         raise UserError(f"{workdir} holds no checkpoint (there is no folder {folder}): give the workdir of a run")
     options = ocp.CheckpointManagerOptions(
@@ -155,9 +155,11 @@ def _reading(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
     except Exception as error:  # whatever the storage libraries raise
         older = [s for s in manager.all_steps() if s < step]
         instead = f"go on from step {max(older)}" if older else "begin anew"
+        advice = f"Delete this folder, and the same command will {instead}"
+        if "structures do not match" in str(error):
+            advice = "It is whole, but of another config: give that of the run's config.json, or another --workdir"
         raise UserError(
-            f"the checkpoint {manager.directory / str(step)} cannot be read ({_brief(error)}). Delete this folder, and "
-            f"the same command will {instead}"
+            f"the checkpoint {manager.directory / str(step)} cannot be read ({_brief(error)}). {advice}"
         ) from error
 
 

@@ -24,13 +24,13 @@ from cvsa_jax.training.checkpoint import Checkpointer
 BOUND = (
     *("batch_size", "data", "init_from", "model", "mode", "saliency.detector", "seed", "views", "optim.name"),
     *("size", "with_procedural", "objective", "contrast.queue", "watch.online_probe", "optim.predictor"),
-    *("target.reference_batch", "align.balance"),
+    *("target.reference_batch", "align.balance", "optim.decay"),
 )
 FREE = ("data.root", "data.test_split", "model.remat", "views.where", "views.stored", "data.cache")
 # What runs did from before a key existed.
 BEFORE = {"data.shuffle_rounds": 4, "views.hole": "size", "views.cover": 0.95, "views.background": "different"}
 BEFORE |= {"optim.predictor": "scheduled", "align.temperature": 0.2, "eval.pooling": "average"}
-BEFORE |= {"align.balance": "fixed", "model.head_bias": True, "model.padding": "symmetric"}
+BEFORE |= {"align.balance": "fixed", "optim.decay": "kernels", "model.head_bias": True, "model.padding": "symmetric"}
 BEFORE |= {"data.procedural.scale": (0.19, 0.29), "data.procedural.bodies": "same"}
 BEFORE |= {"data.procedural.background": "plain"}
 # Sections that are another thing in other modes, of which none of this was ever a key; a fine-tuning has no heads.
@@ -133,7 +133,8 @@ def compare_config(config: ConfigDict, workdir: AnyPath) -> list[str]:
         if before.get(key) != now.get(key)
     }
     free = FREE + FREE_IN.get(config.mode, ())
-    if refused := [change for key, change in changes.items() if _within(key, BOUND) and not _within(key, free)]:
+    bound = (*BOUND, "align.weight") if now.get("align.balance") == "gradient" else BOUND  # its state is a held share
+    if refused := [change for key, change in changes.items() if _within(key, bound) and not _within(key, free)]:
         raise UserError(
             f"{workdir} holds a run with another config:\n  " + "\n  ".join(refused) + "\nContinue it with its own "
             "values, or give another --workdir"

@@ -45,7 +45,8 @@ def read(path: Path, wanted: str = "") -> Weights:
             net, same = nets.chosen(nets.nets_of(tree), tree, wanted)
         metadata = _metadata(path)
         nets.refuse_other_functions(net, metadata)
-        tensors = {name: np.asarray(tensor.read()) for name, tensor in net.tensors.items()}
+        # In C's order, since safetensors writes an array's memory as it lies.
+        tensors = {name: np.asarray(tensor.read(), order="C") for name, tensor in net.tensors.items()}
         if wrong := [name for name, tensor in tensors.items() if not np.isfinite(tensor.astype(np.float32)).all()]:
             raise UserError(f"its network {net.label} has NaN or Inf in {some(wrong, 3)}")
         if (padding := metadata.get("padding", net.padding)) not in (None, *PADDINGS):

@@ -180,9 +180,12 @@ def test_a_loop_teaches_each_round_with_the_attention_of_the_one_before(tmp_path
     pair.run()
     assert [entry["row"] for entry in study.lines(tmp_path)] == ["loop_1", "loop_2"]
     # A run anew has the same figures, to the last digit, and one of other figures is found out.
-    key = study.lines(tmp_path)[0]["key"]
+    key = study.lines(tmp_path)[1]["key"]
     repeated = args(tmp_path, f"--again={key}", "--sets=tiny")
     assert study.again(repeated) == {}
+    again = tmp_path / f"again-{key}"
+    assert [entry["row"] for entry in study.lines(again)] == ["loop_1", "loop_2"]
+    (again / study.LINES).write_text("of an earlier time, and no JSON")
     changed = [entry | {"average_map_at_r": 2.0} for entry in study.lines(tmp_path)]
     (tmp_path / study.LINES).write_text("".join(json.dumps(entry) + "\n" for entry in changed))
     assert set(study.again(repeated)) == {"average_map_at_r"}

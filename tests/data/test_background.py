@@ -366,12 +366,14 @@ def background_figures(mesh, source: Source, corners: bool) -> dict[str, float]:
     # The class of the largest colour; the corners of class k have the colour of the next one.
     weights = np.zeros((4, 3))
     weights[:3] = np.roll(np.eye(3), -1, 1) if corners else np.eye(3)
-    found = Recognition({}, np.zeros((0, 3)), weights, None)
-    return evaluator.background(Network({}, {}), found, np.arange(len(source)), seed=0)
+    network, images = Network({}, {}), np.arange(len(source))
+    found = Recognition({}, evaluator.features(network, images), weights, None)
+    return evaluator.background(network, found, images, seed=0)
 
 
 def test_a_classifier_that_sees_only_the_background_follows_it(mesh_of):
     assert background_figures(mesh_of(1), class_colours(), corners=True) == {
+        "as_it_is_top1": 1,
         "same_background_top1": 1,
         "other_background_top1": 0,
         "background_only_top1": 1,
@@ -382,11 +384,21 @@ def test_a_classifier_that_sees_only_the_background_follows_it(mesh_of):
 def test_a_classifier_that_sees_only_the_object_does_not_mind_the_background(mesh_of):
     # Without the object it sees the background's colour, that of the next class.
     assert background_figures(mesh_of(1), class_colours(), corners=False) == {
+        "as_it_is_top1": 1,
         "same_background_top1": 1,
         "other_background_top1": 1,
         "background_only_top1": 0,
         "background_gap": 0,
     }
+
+
+def test_images_without_a_mask_take_no_part(mesh_of):
+    # The only images that the classifier has wrong are those without a mask.
+    source = class_colours()
+    masked = np.arange(len(source)) % 3 > 0
+    wrong = np.where(masked, source.labels, (source.labels + 1) % 3)
+    figures = background_figures(mesh_of(1), dataclasses.replace(source, labels=wrong, masked=masked), corners=False)
+    assert figures["as_it_is_top1"] == figures["same_background_top1"] == 1
 
 
 def test_there_is_no_background_test_without_masks(mesh_of):

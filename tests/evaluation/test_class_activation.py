@@ -129,7 +129,7 @@ def activations(mesh_of):
     ended = {}
     for devices in (1, 8):
         mesh = mesh_of(devices)
-        placed = jax.device_put((network, weights), distributed.replicated(mesh))
+        placed = jax.device_put((network, weights, np.zeros(1, np.float32)), distributed.replicated(mesh))
         rows = distributed.to_mesh({"images": images}, mesh)["images"]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(jax, "jit", quick)

@@ -1,6 +1,7 @@
 """Features of other programs under our protocol, and probes with few labels."""
 
 import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
@@ -38,6 +39,14 @@ def test_rows_are_found_by_name_in_any_order(tmp_path, prefix):
     features = given.GivenFeatures(
         saved(tmp_path / "x.npz", extra, np.vstack([VECTORS[order], VECTORS[:1]])), SOURCE, 32
     )
+    np.testing.assert_array_equal(features.vectors, VECTORS)
+
+
+def test_names_that_are_no_text_are_found_as_embed_writes_them(tmp_path):
+    names = ("caf\udce9.png", "back\\slash.png", *SOURCE.names[2:])
+    source = dataclasses.replace(SOURCE, names=names)
+    written = ["caf\\udce9.png", *names[1:]]
+    features = given.GivenFeatures(saved(tmp_path / "x.npz", written), source, 32)
     np.testing.assert_array_equal(features.vectors, VECTORS)
 
 
@@ -143,7 +152,7 @@ def test_few_labels_by_hand(monkeypatch):
 
     monkeypatch.setattr("cvsa_jax.evaluation.recognition.linear_probe", linear_probe)
     halves = (Labelled(VECTORS[rows], SOURCE.labels[rows]) for rows in (TRAIN, TEST))
-    few = probe(counts=(4, 1), draws=3, fractions=(1.0, 0.5))
+    few = probe(counts=(4, 1, 20, 21), draws=3, fractions=(1.0, 0.5))
     found = recognized(*halves, 3, knn=Knn((), 1.0), probe=few, timed=lambda part: contextlib.nullcontext()).figures
     assert [counts for counts, _, _ in asked] == [[1] * 3] * 3 + [[4] * 3] * 3 + [[10] * 3] * 3 + [[20] * 3]
     # Three different lists, and of all labels one.

@@ -96,6 +96,34 @@ def test_mask_and_component_need_no_key(mesh_of, network, cells):
         np.testing.assert_allclose(pooled, averaged(expected, cells["features"])[len(TRAIN) :], atol=1e-3)
 
 
+@pytest.mark.parametrize("reading", ["attention", "mask", "component"])
+def test_class_activation_is_of_the_class_that_the_pooled_features_give(mesh_of, network, reading):
+    evaluator = evaluator_of(mesh_of(1), reading)
+    evaluator.spec = dataclasses.replace(evaluator.spec, resize=SIZE)  # features of the squares that maps are of
+    key = evaluator.key(network, TRAIN)
+    pooled = evaluator.features(network, TEST, key)
+    plain = evaluator_of(mesh_of(1), reading, "average")
+    plain.spec = evaluator.spec
+    averaged = plain.features(network, TEST)
+    # Which of the two classes is ahead turns, of the first image, on how it is pooled.
+    weights = np.zeros((pooled.shape[1] + 1, 2))
+    weights[:-1, 0] = pooled[0] - averaged[0]
+    weights[-1, 0] = -((pooled[0] + averaged[0]) / 2) @ weights[:-1, 0]
+    logits = pooled.astype(np.float64) @ weights[:-1] + weights[-1]
+    assert logits[0].argmax() == 0 and (averaged[0] @ weights[:-1] + weights[-1]).argmax() == 1
+    ((images, _),) = image_batches(SOURCE, TEST, resize=0, size=SIZE, batch_size=len(TEST))
+    views = photometric.normalize(photometric.to_float(jnp.asarray(images)))
+    features = np.asarray(MODEL.apply(network.variables, views, method="features")[0], np.float64)
+    expected = np.einsum("bhwc,cb->bhw", features, weights[:-1, logits.argmax(1)])
+    maps = evaluator.class_maps(network, weights, TEST, key)
+    np.testing.assert_allclose(maps["cam"], expected, atol=1e-4)
+
+
+def test_one_image_cannot_be_read_against_others(mesh_of, network):
+    with pytest.raises(UserError, match="two images or more"):
+        evaluator_of(mesh_of(1), "attention").key(network, TRAIN[:1])
+
+
 def test_recognition_and_watching_use_the_pooled_features(mesh_of, network):
     evaluator = evaluator_of(mesh_of(2), "attention")
     found = evaluator.recognition(network, TRAIN, TEST, knn=Knn((1,), 0.07))

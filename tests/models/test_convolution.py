@@ -89,3 +89,12 @@ def test_flags_of_the_environment_are_kept(before, kept):
     done = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(kept)
     assert done.stdout.count("ynn_fusion_type") == 1
+
+
+@x86
+def test_a_file_of_flags_is_kept(tmp_path):
+    (tmp_path / "flags.txt").write_text("--xla_cpu_enable_fast_math=false\n")
+    told = "import os, cvsa_jax, jax; jax.devices(); print(os.environ['XLA_FLAGS'])"
+    environment = os.environ | {"XLA_FLAGS": f"{tmp_path}/flags.txt", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path}/flags.txt\n"

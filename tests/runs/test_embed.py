@@ -108,5 +108,17 @@ def test_unreadable_images_are_named_or_left_out(tmp_path, run, folder):
     (tmp_path / "birds" / "tern" / "b.png").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"tern/b\.png"):
         embed.embed(str(run), str(tmp_path / "birds"), str(tmp_path / "x.npz"), OPTIONS)
+    with pytest.raises(UserError, match=r"of embed: --skip_bad_images"):
+        embed.embed(str(run), str(tmp_path / "birds"), str(tmp_path / "x.npz"), OPTIONS)
     embed.embed(str(run), str(tmp_path / "birds"), str(tmp_path / "y.npz"), embed.Options(skip=True))
     assert "tern/b.png" not in npz(tmp_path / "y.npz")["names"] and len(npz(tmp_path / "y.npz")["names"]) == 15
+    for file in (tmp_path / "birds").rglob("*.png"):
+        file.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="16 of 16 images of birds cannot be decoded"):
+        embed.embed(str(run), str(tmp_path / "birds"), str(tmp_path / "z.npz"), embed.Options(skip=True))
+
+
+def test_an_index_is_of_the_home_that_was_meant(tmp_path, run, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    embed.embed(str(run), f"~/{folder.name}", str(tmp_path / "x.npz"), OPTIONS)
+    assert json.loads(str(npz(tmp_path / "x.npz")["about"]))["data"] == str(folder)

@@ -28,16 +28,18 @@ def test_neighbors_are_those_of_all_cosines(tmp_path, index, folder):
     known = npz(index)
     names, x = known["names"].tolist(), known["vectors"].astype(np.float64)
     cosines = (x @ x.T) / np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(x, axis=1))
-    file = folder / names[5]
-    search.neighbors(str(index), [names[2], str(file)], str(tmp_path / "page.html"), 4)
-    inside, outside = json.loads((tmp_path / "page.json").read_text())["queries"]
+    file = shutil.copy(folder / names[5], tmp_path / "x.png")
+    queries = [names[2], str(file), str(folder / "gull" / ".." / names[2])]
+    search.neighbors(str(index), queries, str(tmp_path / "page.html"), 4)
+    inside, outside, by_path = json.loads((tmp_path / "page.json").read_text())["queries"]
+    assert by_path == inside and inside["query"] == names[2]
     order = [i for i in np.argsort(-cosines[2], kind="stable") if i != 2][:4]
     assert [hit["name"] for hit in inside["neighbors"]] == [names[i] for i in order]
     np.testing.assert_allclose([hit["cosine"] for hit in inside["neighbors"]], cosines[2][order], atol=1e-6)
     # A file is not in the index, even where its picture is: the picture itself is its nearest neighbour.
     assert outside["neighbors"][0] == {"name": names[5], "cosine": pytest.approx(1, abs=1e-6)}
     page = (tmp_path / "page.html").read_text()
-    assert page.count("<figure>") == 2 and names[2] in page
+    assert page.count("<figure>") == 3 and names[2] in page
 
 
 @pytest.mark.parametrize("cosine", [0.9999, 0.995, 0.9, -1.0])

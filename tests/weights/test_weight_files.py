@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from torch_files import Instance, Named, namespace, torch_save, torch_weights, write
 
+from cvsa_jax.runs.weights import import_file
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.weights import files, unpickler
 
@@ -358,3 +359,15 @@ def test_deepminds_checkpoints(tmp_path, named_tuple, monkeypatch):
     for name, array in BACKBONE.items():
         np.testing.assert_array_equal(read.tensors[name], array, err_msg=name)
     assert read.about == "network experiment_state/online; left out: 1 of projector"
+    import_file(str(path), str(tmp_path / "ours.safetensors"))
+    ours = files.read(tmp_path / "ours.safetensors")
+    assert ours.padding == "same" and ours.tensors.keys() == BACKBONE.keys()
+    for name, array in BACKBONE.items():
+        np.testing.assert_array_equal(ours.tensors[name], array, err_msg=name)
+
+
+def test_an_import_keeps_arrays_that_lie_in_another_order(tmp_path):
+    np.savez(tmp_path / "x.npz", **{name: np.asfortranarray(array) for name, array in BACKBONE.items()})
+    import_file(str(tmp_path / "x.npz"), str(tmp_path / "ours.safetensors"))
+    for name, array in files.read(tmp_path / "ours.safetensors").tensors.items():
+        np.testing.assert_array_equal(array, BACKBONE[name], err_msg=name)
