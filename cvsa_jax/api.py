@@ -1,6 +1,7 @@
 """What `import cvsa_jax` offers to Python: configs, training, and frozen networks on arrays of images."""
 
 import dataclasses
+import difflib
 import runpy
 import sys
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from cvsa_jax.runtime.distributed import make_mesh, to_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import as_path
 from cvsa_jax.saliency.store import SaliencyStore  # noqa: F401  offered
-from cvsa_jax.training.resume import flat_config
+from cvsa_jax.training.resume import check_mode, flat_config
 from cvsa_jax.training.state import Network
 from cvsa_jax.weights import frozen
 
@@ -39,15 +40,21 @@ _BATCH = 64
 
 def load_config(file: str, changes: dict | None = None) -> ConfigDict:
     """The config of a file such as `configs/folder.py:small,byol`, with other values: dotted key -> value, or sections
-    of such. KeyError or TypeError at a wrong one."""
+    of such. UserError where there is no such file or key, TypeError at a value of another type."""
     path, _, argument = file.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"{path}: there is no such config file")
     sys.path.insert(0, str(Path(path).resolve().parents[1]))  # config files import each other as `configs`
     try:
         config = runpy.run_path(path)["get_config"](argument)
     finally:
         sys.path.pop(0)
     config.lock()
-    config.update_from_flattened_dict(flatten_dict(changes or {}, sep="."))
+    flat, known = flatten_dict(changes or {}, sep="."), flat_config(config)
+    if unknown := [key for key in flat if key not in known]:
+        close = difflib.get_close_matches(unknown[0], known)
+        raise UserError(f"{path} has no key {unknown[0]!r}{(close and f'; did you mean {close[0]}?') or ''}")
+    config.update_from_flattened_dict(flat)
     return config
 
 
@@ -62,6 +69,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     ranges.check(flat_config(config).items())
     if config.mode != "pretrain":
         raise UserError(f"train takes a config of mode 'pretrain', not {config.mode!r}: see python -m cvsa_jax.main")
+    check_mode(config, as_path(workdir))
     return pretrain.train(config, as_path(workdir))
 
 
@@ -98,9 +106,10 @@ class Backbone:
     def attention(self, images: Images) -> Float[np.ndarray, "n rows cols"]:
         """Where the network looks in each whole image: the mean cosine of each cell to all cells of all *other* images
         given, of which there must be at least one. No label or mask takes part."""
-        if len(images) < 2 or not self.heads:
+        squares = [_squeezed(image, self.spec.size) for image in _checked(images)]
+        if len(squares) < 2 or not self.heads:
             raise UserError("the attention needs at least two images, and a run's conv heads, which weights files lack")
-        encoded = self._encoded([_squeezed(image, self.spec.size) for image in _checked(images)], maps=True)
+        encoded = self._encoded(squares, maps=True)
         return localization.attention_maps(encoded.queries, encoded.keys)
 
     def _encoded(self, images: list[np.ndarray], maps: bool):
@@ -119,6 +128,8 @@ class Backbone:
 
 
 def _checked(images: Images) -> Images:
+    if not isinstance(images, np.ndarray | list | tuple):
+        raise UserError(f"images are an array (n, h, w, 3) or a list of arrays, not {type(images).__name__}")
     for k, image in enumerate(images):
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             told = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"

@@ -24,8 +24,10 @@ def main() -> None:
     # Now that the command line is right, what takes seconds to import.
     from cvsa_jax.runs import finetune, linear, pretrain, saliency_unet
     from cvsa_jax.runtime.files import as_path
+    from cvsa_jax.training.resume import check_mode
 
     cli.join_cluster()
+    check_mode(config, as_path(workdir))
     stories = {
         "pretrain": pretrain.train,
         "finetune": finetune.finetune,

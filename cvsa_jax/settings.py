@@ -23,6 +23,7 @@ from cvsa_jax.training.photometric import Photometric
 
 MAX_QUEUE = 65_536  # keys of MoCo, where the data set is not smaller
 FEW_STEPS = 10  # of an epoch
+FEW_IMAGES = 16  # of a batch, for its statistics
 
 
 def load_source(data: ConfigDict) -> sources.Source:
@@ -158,10 +159,11 @@ def notes(config: ConfigDict, images: int) -> list[str]:
     """What a pre-training on so many images says at its start: warnings, and how fast the target follows."""
     said = []
     group = config.views.group
-    if (steps := images // config.batch_size) < FEW_STEPS:
+    smaller = max(-(-FEW_IMAGES // group), images // FEW_STEPS // group) * group
+    if (steps := images // config.batch_size) < FEW_STEPS and smaller < config.batch_size:
         said.append(
-            f"warning: an epoch has {steps} steps of config.batch_size={config.batch_size}, of which the learning rate "
-            f"is a multiple: a batch of {max(group, images // FEW_STEPS // group * group)} suits {images} images better"
+            f"warning: an epoch has {steps} steps of config.batch_size={config.batch_size}; a batch of {smaller}, with "
+            f"which the learning rate falls in proportion, suits {images} images better"
         )
     if config.views.kind == "saliency_swap" and not config.init_from:
         said.append(

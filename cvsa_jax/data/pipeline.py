@@ -172,6 +172,8 @@ def readable_splits(source: Source, data) -> tuple[np.ndarray, np.ndarray]:
     """The images of `config.data.train_split` and `config.data.test_split` that can be decoded, as `readable` says."""
     splits = (source.split(name) for name in (data.train_split, data.test_split))
     train, test = (readable(source, split, data.on_bad_image) for split in splits)
+    if source.labels is not None and len(np.unique(source.labels[train])) == 1:
+        print(f"warning: all {len(train)} train images are of one class, so accuracies say nothing")
     if both := len(np.intersect1d(train, test)):
         print(
             f"warning: {both} of the {len(test)} test images are train images as well, so the figures say nothing of "

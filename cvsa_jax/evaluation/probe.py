@@ -88,7 +88,6 @@ def linear_probe(
         tops, lost = (np.concatenate(parts, 1).mean(1) for parts in (hits, losses))
         scores = {rate: float(top) for rate, top in zip(learning_rates, tops, strict=True)}
         best = learning_rates[np.lexsort((lost, -tops))[0]]
-        warn_at_the_end("config.probe.learning_rates", best, scores)
     weights = scale.folded(fit(np.arange(len(train)), (best,))[0])
     return ProbeResult(accuracy(logits(weights, test), test_labels), best, scores, weights)
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cvsa_jax.evaluation.knn import knn_predict, leave_one_out
-from cvsa_jax.evaluation.probe import ProbeResult, linear_probe
+from cvsa_jax.evaluation.probe import ProbeResult, linear_probe, warn_at_the_end
 from cvsa_jax.evaluation.protocol import Knn, Probe
 from cvsa_jax.evaluation.retrieval import retrieval
 
@@ -74,6 +74,8 @@ def recognized(
             with timed("probe"):
                 how = fit and fit(x, rows, probe, seed)
                 results.append(linear_probe(x[rows], y[rows], x_test, y_test, classes, probe, seed, how))
+        ends = f"config.probe.learning_rates with {amount.title}"
+        warn_at_the_end(ends, results[0].learning_rate, results[0].validation)
         figures |= _summary(results, probe.seeds, amount.suffix)
         weights = results[0].weights
     return Recognition(figures, x_test, weights)

@@ -3,7 +3,6 @@
 import numpy as np
 
 from cvsa_jax.data.sources import Source
-from cvsa_jax.evaluation.evaluator import center_prior, chance
 from cvsa_jax.report import html, pictures
 from cvsa_jax.report.columns import FINETUNED, GUESSES, LOCALIZATION, READINGS, Row, table
 from cvsa_jax.runtime.files import AnyPath, write_json_atomically
@@ -20,7 +19,7 @@ def write_finetuned_page(
     workdir: AnyPath,
     source: Source,
     test: np.ndarray,
-    masks: np.ndarray | None,
+    guesses: dict[str, dict[str, float]],
     figures: dict[str, float],
     accuracies: list[Row],
     places: dict[str, dict[str, float]],
@@ -29,7 +28,7 @@ def write_finetuned_page(
     """Writes `workdir/report/` and prints its tables.
 
     Args:
-        masks: of the test images, or None.
+        guesses: figures of `chance` and of the `center_prior`.
         figures: of `results.json`.
         accuracies: a row for each fraction of the labels.
         places: name of a map of class activation -> its localisation figures.
@@ -37,10 +36,9 @@ def write_finetuned_page(
     """
     folder = workdir / "report"
     write_json_atomically(folder / "results.json", figures)
-    guess = chance(source, test, masks)
-    recognition = table([*accuracies, (GUESSES["chance"], {"finetune_top1": guess["linear_top1"]})], FINETUNED)
-    looks = [(READINGS[name], row) for name, row in places.items()] + [(GUESSES["chance"], guess)]
-    looks += [] if masks is None else [(GUESSES["center_prior"], center_prior(source, test, masks))]
+    by_chance = {"finetune_top1": guesses["chance"]["linear_top1"]}
+    recognition = table([*accuracies, (GUESSES["chance"], by_chance)], FINETUNED)
+    looks = [((READINGS | GUESSES)[name], row) for name, row in (places | guesses).items()]
     tables = [recognition]
     if any(places.values()):
         tables.append(table(looks, [key for key in LOCALIZATION if key in places["cam"]]))

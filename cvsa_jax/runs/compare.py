@@ -35,6 +35,8 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
     for entry in entries:
         name, equals, origin = entry.partition("=")
         name, origin = (name, origin) if equals and "/" not in name else (as_path(entry).name, entry)
+        if not origin:
+            raise UserError(f"--runs={','.join(entries)}: an entry is empty; each is a path, or name=path")
         if name in {*named, *GUESSES}:
             raise UserError(
                 f"--runs={','.join(entries)}: two are called {name!r}, and names tell the rows apart, also from "
@@ -63,9 +65,11 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
     sentences, measured = findings(comparison), tables(comparison, probe.amounts)
     notes = ["There are no labels, and so no kNN, no retrieval and no probe."]
     if source.labels is not None:
-        ways = [one.pooled for one in candidates.values()]
-        each = [f"of {title} are {way}" for title, way in zip(candidates, ways, strict=True)]
-        notes = [f"Features {', '.join(each) if len({*ways}) > 1 else f'are {ways[0]}'}."]
+        ways: dict[str, list[str]] = {}
+        for name, one in candidates.items():
+            ways.setdefault(one.pooled, []).append(name)
+        each = [f"of {', '.join(titles)} are {way}" for way, titles in ways.items()]
+        notes = [f"Features {'; '.join(each) if len(ways) > 1 else f'are {next(iter(ways))}'}."]
         notes += _protocol(source, train, test, probe)
     looked = ["# Where each network looks", looks(comparison, folder / "attention.png")]
     blocks = [*sentences[:1], *looked, *sentences[1:], *measured, *notes]

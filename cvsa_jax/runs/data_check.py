@@ -99,7 +99,9 @@ def _findings(config, source: Source, looked, seen: list[inspect.Seen], near: bo
     boxes = refused if detector == "boxes" else warnings
     found("wrong boxes", wrong, "boxes are wrong", boxes, [seen[row].box_error for row in wrong])
     if {"masks": source.mask is None, "boxes": source.box is None}.get(detector, False):
-        warnings.append(f"there are no {detector}, from which config.saliency.detector would make the maps")
+        warnings.append(
+            f"there are no {detector}, from which config.saliency.detector would make the maps; rbd needs none"
+        )
     if source.mask is not None:
         bare = np.flatnonzero(~source.has_mask(looked)).tolist()
         found("without mask", bare, "images have no mask", masks)

@@ -21,8 +21,9 @@ from cvsa_jax.data.pipeline import Order
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.stored import Squares
 from cvsa_jax.data.view_spec import SQUARE
+from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.accuracy import accuracy, cross_entropy
-from cvsa_jax.evaluation.evaluator import Evaluator
+from cvsa_jax.evaluation.evaluator import Evaluator, chance
 from cvsa_jax.evaluation.labelled import fraction_rows, fraction_suffix, validation_rows
 from cvsa_jax.evaluation.probe import logits, warn_at_the_end
 from cvsa_jax.models.classifier import Classifier
@@ -102,11 +103,13 @@ def finetune(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     maps = evaluator.class_maps(network, weights, test)
     places = {name: evaluator.localization(values, test, masks) for name, values in maps.items()}
     figures |= {f"{name}_{key}": value for name, scores in places.items() for key, value in scores.items()}
+    prior = localization.center_prior_maps(len(test), evaluator.size)
+    guesses = {"chance": chance(source, test, masks), "center_prior": evaluator.localization(prior, test, masks)}
     if is_first():
         write_config(config, workdir)
         write_json_atomically(workdir / "data.json", source.described())
         write_json_atomically(workdir / "model.json", architecture.to_dict())
-        write_finetuned_page(workdir, source, test, masks, figures, rows, places, last)
+        write_finetuned_page(workdir, source, test, guesses, figures, rows, places, last)
     return figures
 
 

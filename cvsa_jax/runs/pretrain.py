@@ -26,25 +26,24 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     Raises:
         UserError: whatever the user can put right, before the first step where it can be known then.
     """
-    # 1) Data, and the saliency maps where the views or the loss need them.
-    source, mesh = settings.load_source(config.data), make_mesh()
-    store = None
+    # 1) What the config alone tells, and the data, with the saliency maps where the views or the loss need them.
+    mesh, model = make_mesh(), settings.model(config.model)
+    check_batch_size(config.batch_size, config.views.group, mesh, config.accumulate_steps, config.views.where)
+    views, evaluation = settings.view_spec(config, model.stride), settings.evaluation(config.eval, config)
+    source, store = settings.load_source(config.data), None
     if config.views.kind == "saliency_swap" or config.align.weight > 0:
         store = open_store(config.saliency.store, source, config.saliency.detector, config.saliency.warn_fallback)
-    pool = train_images(config, source, store)
-    print("".join(f"{note}\n" for note in settings.notes(config, len(pool))), end="")
-
-    # 2) Model, views, optimiser and the jitted step.
-    check_batch_size(config.batch_size, config.views.group, mesh, config.accumulate_steps, config.views.where)
-    model = settings.model(config.model)
-    views = settings.view_spec(config, model.stride)
     if store is not None:
         views = dataclasses.replace(views, threshold=store.threshold)
+    pool = train_images(config, source, store)
+
+    # 2) Views, optimiser and the jitted step.
     optimizer, schedule = settings.optimizer(config, len(pool))
     spec = settings.step_spec(config, len(pool))
+    print("".join(f"{note}\n" for note in settings.notes(config, len(pool))), end="")
     feed = feed_of(config, source, pool, store, views, mesh)
     train_step = make_train_step(model, optimizer, mesh, spec, feed.make_views)
-    evaluator = Evaluator(model, mesh, source, settings.evaluation(config.eval, config))
+    evaluator = Evaluator(model, mesh, source, evaluation)
 
     # 3) State: this workdir's newest checkpoint, else other weights, else random ones.
     def start_from(state: TrainState) -> tuple[TrainState, str]:

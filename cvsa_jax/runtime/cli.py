@@ -164,4 +164,4 @@ def _one_line(error: Exception) -> str:
     places = [place for place in places if not re.search("site-packages|<frozen|cvsa_jax.runtime", place[0])]
     if places and not text.startswith("ValueError"):
         text = f"{places[-1][0]}, line {places[-1][1]}: {text}"
-    return text if isinstance(error, flags.Error) else f"--config: {text}"
+    return text if isinstance(error, flags.Error) else f"--config: {text.removeprefix('ValueError: ')}"

@@ -122,9 +122,8 @@ def _make(folder: AnyPath) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except Exception as error:  # a bucket's are none of Python's
-        raise UserError(
-            f"the folder {folder} cannot be made ({error}): correct its permissions, or take another"
-        ) from None
+        why = "correct its permissions" if not folder.exists() else "a file is there: move it"
+        raise UserError(f"the folder {folder} cannot be made ({error}): {why}, or take another") from None
 
 
 def make_mesh(devices: list | None = None) -> Mesh:

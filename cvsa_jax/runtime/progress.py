@@ -32,9 +32,9 @@ class Progress:
             return
         self.shown = now
         rate = (done - start) / max(now - clock, 1e-9)
-        speed = f"{rate * self.per_count:.{0 if rate * self.per_count >= 10 else 1}f} {self.unit}/s"
+        speed = f"  {rate * self.per_count:.{0 if rate * self.per_count >= 10 else 1}f} {self.unit}/s" if rate else ""
         left = f"{_clock(now - self.began)} in all" if last else f"{_clock((self.total - done) / rate)} left"
-        line = f"{self.label} {done}/{self.total}  {speed}  {left}  {note}".rstrip()
+        line = f"{self.label} {done}/{self.total}{speed}  {left}  {note}".rstrip()
         print(f"\r\x1b[K{line}" if live else line, end="\n" if last or not live else "", flush=True)
 
 

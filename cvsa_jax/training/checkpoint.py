@@ -6,6 +6,8 @@ not stored.
 
 import contextlib
 import dataclasses
+import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +25,8 @@ from cvsa_jax.training.state import Network
 # What any of the states stores beside its step.
 ITEMS = ("online", "target", "opt_state", "queue", "probe", "balance", "params", "network")
 KEPT = 2  # newest checkpoints that stay on disk
+# Orbax warns of every checkpoint that is only read.
+logging.getLogger("absl").addFilter(lambda record: not re.search("read[ _]only", record.getMessage()))
 
 
 class Checkpointer:

@@ -19,12 +19,12 @@ from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.files import AnyPath, as_path, read_json, write_json_atomically, write_text_atomically
 from cvsa_jax.training.checkpoint import Checkpointer
 
-# A change of these in an existing workdir would change its parameter tree, its data order or its target's pace. Paths
-# may change: the data set is recognised by its fingerprint.
+# A change of these in an existing workdir would change its parameter tree, its data order or what it is trained on, so
+# that its config would no longer say what it is. Paths may change: the data set is recognised by its fingerprint.
 BOUND = (
     *("batch_size", "data", "init_from", "model", "mode", "saliency.detector", "seed", "views", "optim.name"),
-    *("size", "with_procedural", "objective", "contrast.queue", "watch.online_probe", "optim.predictor"),
-    *("target.reference_batch", "align.balance", "optim.decay"),
+    *("size", "with_procedural", "objective", "contrast", "watch.online_probe", "optim.predictor", "optim.decay"),
+    *("align", "augment", "target"),
 )
 FREE = ("data.root", "data.test_split", "model.remat", "views.where", "views.stored", "data.cache")
 # What runs did from before a key existed.
@@ -108,7 +108,7 @@ def begin(
         write_text_atomically(workdir / "parameters.txt", table + "\n")
     print(
         f"{mesh.size} {mesh.devices.flat[0].platform} device(s), {config.model.dtype}; {about}; steps "
-        f"{start} to {total} of {config.batch_size}; "
+        f"{start} to {total}, batches of {config.batch_size}; "
         f"{parameter_overview.count_parameters(state.params) / 1e6:.1f} M parameters from {origin}",
         flush=True,
     )
@@ -118,6 +118,17 @@ def begin(
     if config.log_parameters:
         print(table, flush=True)
     return Run(config, workdir, mesh, state, checkpoints, identity, start, total)
+
+
+def check_mode(config: ConfigDict, workdir: AnyPath) -> None:
+    """UserError where the workdir holds a run of another mode, whose files this one would overwrite."""
+    file = workdir / "config.json"
+    mode = read_json(file).get("mode") if file.is_file() else config.mode
+    if mode != config.mode:
+        raise UserError(
+            f"{workdir} holds a run of mode {mode!r}, which one of {config.mode!r} would overwrite: give another "
+            "--workdir"
+        )
 
 
 def compare_config(config: ConfigDict, workdir: AnyPath) -> list[str]:
@@ -133,8 +144,7 @@ def compare_config(config: ConfigDict, workdir: AnyPath) -> list[str]:
         if before.get(key) != now.get(key)
     }
     free = FREE + FREE_IN.get(config.mode, ())
-    bound = (*BOUND, "align.weight") if now.get("align.balance") == "gradient" else BOUND  # its state is a held share
-    if refused := [change for key, change in changes.items() if _within(key, bound) and not _within(key, free)]:
+    if refused := [change for key, change in changes.items() if _within(key, BOUND) and not _within(key, free)]:
         raise UserError(
             f"{workdir} holds a run with another config:\n  " + "\n  ".join(refused) + "\nContinue it with its own "
             "values, or give another --workdir"
@@ -159,7 +169,7 @@ def read_config(workdir: str) -> ConfigDict:
     """The config of a run, with what it did before a key existed; UserError where the folder holds none."""
     file = as_path(workdir) / "config.json"
     if not workdir or not file.is_file():
-        why = f"there is no {file}" if not workdir or as_path(workdir).exists() else "it does not exist"
+        why = f"there is no {file}" if not workdir or as_path(workdir).exists() else "there is no such file or folder"
         raise UserError(f"{workdir!r} is not the workdir of a run: {why}")
     config = ConfigDict(read_json(file))
     if "target" in config and "reference_batch" not in config.target:

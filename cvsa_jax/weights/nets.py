@@ -266,6 +266,8 @@ def _no_net(tree: Any) -> str:
     objects = [value.name for value in tree.values() if isinstance(value, Record)] if isinstance(tree, dict) else []
     if not names and objects:
         return f"it holds pickled objects ({some(objects, 2)}) and no tensors by name: save the state_dict() alone"
+    if {"names", "vectors"} <= names.keys():
+        return "it holds features of images and no weights: features are for --runs of evaluate, or the linear probe"
     had = some(list(names)) if names else "no tensors by name"
     wanted = "no ResNet under torchvision's names (layer1.0.conv1.weight …), and no features (names, vectors)"
     return f"it holds {wanted}: it has {had}"

@@ -163,6 +163,11 @@ def test_exports_that_cannot_be(tmp_path, run, run_name, formats, said):
 def test_imports_that_cannot_be(tmp_path):
     with pytest.raises(UserError, match="there is no such file"):
         weights.import_file(str(tmp_path / "absent.pth"), str(tmp_path / "x.safetensors"))
+    with pytest.raises(UserError, match=r"it is a folder; of a run: .*weights export --run="):
+        weights.import_file(str(tmp_path), str(tmp_path / "x.safetensors"))
+    np.savez(tmp_path / "features.npz", names=np.array(["a.png"]), vectors=np.zeros((1, 3), np.float32))
+    with pytest.raises(UserError, match="it holds features of images and no weights"):
+        weights.import_file(str(tmp_path / "features.npz"), str(tmp_path / "x.safetensors"))
     file = write(tmp_path / "w.npz", torch_weights(18, 8))
     (tmp_path / "d.safetensors").mkdir()
     for out in ("x.npz", "d.safetensors", "d.safetensors/", "new.safetensors/"):
@@ -196,8 +201,7 @@ def test_a_run_its_export_and_its_features_have_the_same_figures(tmp_path, run):
     assert not any("pointing" in key for key in figures["given"])
     page = (tmp_path / "page" / "report" / "index.html").read_text()
     assert "Of what has no heads for it (file), the first component" in page
-    both = ", ".join(f"of {name} are averaged over the cells" for name in ("ours", "file"))
-    assert f"Features {both}, of given are as their file has them." in page
+    assert "Features of ours, file are averaged over the cells; of given are as their file has them." in page
     assert page.count("Curves of") == 2  # the text beside the picture, and below it
     with pytest.raises(UserError, match="two are called 'ours'"):
         compare.compare_runs(config, [f"ours={run}", f"ours={run}"], tmp_path / "page")

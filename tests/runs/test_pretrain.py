@@ -166,10 +166,10 @@ def test_linear_probe_loads_and_counts_the_backbone(tmp_path, finished, capsys, 
 def test_a_finished_run_keeps_the_config_that_it_was_trained_with(tmp_path, finished, cvsa_config, capsys):
     again = shutil.copytree(finished, tmp_path / "again")
     config = cvsa_config()
-    config.align.weight = 0.25
+    before, config.optim.lr = config.optim.lr, 0.25
     pretrain.train(config, again)
-    assert "which is finished and stays as it is: align.weight: 1.0 -> 0.25" in capsys.readouterr().out
-    assert json.loads((again / "config.json").read_text())["align"]["weight"] == 1.0
+    assert f"which is finished and stays as it is: optim.lr: {before} -> 0.25" in capsys.readouterr().out
+    assert json.loads((again / "config.json").read_text())["optim"]["lr"] == before
 
 
 def test_linear_probe_of_no_run(tmp_path):

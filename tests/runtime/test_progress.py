@@ -37,6 +37,13 @@ def test_progress_line(clock, capsys):
     assert capsys.readouterr().out == "train 1000/1000  3.5 images/s  17:20 in all\n"
 
 
+def test_what_is_done_at_once_has_no_rate(clock, capsys):
+    line = Progress("features", 40)
+    clock.now += 6
+    line.update(40)
+    assert capsys.readouterr().out == "features 40/40  0:06 in all\n"
+
+
 def test_progress_with_hours_left(clock, capsys):
     line = Progress("maps", 7200, unit="maps")
     line.update(0)
