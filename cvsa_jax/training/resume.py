@@ -123,7 +123,7 @@ def begin(
 def check_mode(config: ConfigDict, workdir: AnyPath) -> None:
     """UserError where the workdir holds a run of another mode, whose files this one would overwrite."""
     file = workdir / "config.json"
-    mode = read_json(file).get("mode") if file.is_file() else config.mode
+    mode = read_json(file).get("mode", config.mode) if file.is_file() else config.mode
     if mode != config.mode:
         raise UserError(
             f"{workdir} holds a run of mode {mode!r}, which one of {config.mode!r} would overwrite: give another "

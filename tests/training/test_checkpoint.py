@@ -86,6 +86,13 @@ def test_a_checkpoint_that_is_cut_off_is_named_with_what_to_do(workdir, mesh_of)
         checkpoints.restore(state(0), mesh_of(1))
 
 
+def test_a_whole_checkpoint_of_another_tree_is_not_to_be_deleted(workdir, mesh_of):
+    other = state(0).replace(params={"w": state(0).params["w"], "b": jnp.zeros(3)})
+    with opened(workdir) as checkpoints, pytest.raises(UserError, match="of another config: give that of") as error:
+        checkpoints.restore(other, mesh_of(1))
+    assert "Delete" not in str(error.value)
+
+
 def test_meta_that_is_cut_off(workdir):
     (file,) = (p for p in (workdir / "ckpt" / "7" / "meta").rglob("*") if p.is_file() and "metadata" in p.name)
     file.write_text(file.read_text()[:3])
