@@ -280,7 +280,10 @@ def test_run_of_another_mode_is_refused(tmp_path, other_target, mesh_of, mode):
 
 
 def test_folder_or_name_that_is_no_run_is_refused(tmp_path, mesh_of):
-    for path, why in ((tmp_path, rf"there is no {tmp_path}/config\.json"), (tmp_path / "a.npz", "it does not exist")):
+    for path, why in (
+        (tmp_path, rf"there is no {tmp_path}/config\.json"),
+        (tmp_path / "a.npz", "there is no such file or folder"),
+    ):
         with pytest.raises(UserError, match=rf"^'{path}' is not the workdir of a run: {why}"):
             backbones.load(str(path), tiny().model, mesh_of(1))
 
