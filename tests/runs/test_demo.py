@@ -21,7 +21,7 @@ def test_the_demo_end_to_end(tmp_path, capsys, quick_compilation):
     assert figures == written
     measured = {"linear_top1", "linear_top5", "linear_mean_class", "knn_top1", "knn_k", "map_at_r", "learning_rate"}
     measured |= {f"knn_top1_of_{k}" for k in tiny_probe().eval.knn}
-    measured |= {f"{kind}_top1" for kind in ("same_background", "other_background", "background_only")}
+    measured |= {f"{kind}_top1" for kind in ("as_it_is", "same_background", "other_background", "background_only")}
     measured |= {f"recall_at_{k}" for k in (1, 2, 4, 8)} | LOCALIZATION | {"background_gap"}
     maps = ("mean", "component", "cam", "grad_cam")
     measured |= {f"{kind}_{name}" for kind in maps for name in LOCALIZATION}
