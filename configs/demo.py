@@ -13,7 +13,7 @@ def get_config(arg: str = ""):
     recipes.objective(config, options)
     common.small(config)
     config.data.kind = "procedural"
-    config.total_steps = 220
+    config.total_steps = 180
     config.model.width = 16
     # Its birds are small: the boxes hold one without much of its surroundings.
     config.views.source_area = (0.08, 0.5)
