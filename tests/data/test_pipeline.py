@@ -3,12 +3,13 @@ import io
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 from small_sources import CROP, SWAP, decoded
 
 from cvsa_jax.data import decode
 from cvsa_jax.data.index import example_order
-from cvsa_jax.data.pipeline import Order, crop_batches, image_batches, readable, train_batches
+from cvsa_jax.data.pipeline import Order, crop_batches, image_batches, readable, readable_splits, train_batches
 from cvsa_jax.data.sources import Source
 from cvsa_jax.runtime.errors import UserError
 
@@ -203,6 +204,14 @@ def test_readable_stop_without_an_earlier_pass_reads_nothing():
 
 
 LABELS = (np.arange(N) * 7 % 5).astype(np.int32)
+
+
+@pytest.mark.parametrize("labels", [LABELS, np.zeros(N, np.int32)])
+def test_train_images_of_one_class_are_warned_of(labels, capsys):
+    source = dataclasses.replace(source_of(coloured()), labels=labels, classes=tuple("abcde"))
+    source = dataclasses.replace(source, splits={"train": np.arange(4), "test": np.arange(4, N)})
+    readable_splits(source, ConfigDict({"train_split": "train", "test_split": "test", "on_bad_image": "stop"}))
+    assert ("all 4 train images are of one class" in capsys.readouterr().out) == (not labels.any())
 
 
 def crops(encoded, steps, *, pool=POOL, area=(0.2, 1.0), size=16, batch_size=BATCH, seed=SEED, **processes):

@@ -1,10 +1,11 @@
 import errno
 import json
+from pathlib import Path
 
 import pytest
 
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import write_atomically, write_json_atomically
+from cvsa_jax.runtime.files import absolute, cache_folder, write_atomically, write_json_atomically
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "broken"), KeyboardInterrupt()])
@@ -47,3 +48,20 @@ def test_json_makes_its_folder(tmp_path):
     figures = {"cvsa": {"linear_top1": 0.5}, "chance": {}}
     write_json_atomically(path, figures)
     assert json.loads(path.read_text()) == figures
+
+
+@pytest.mark.parametrize("told", ["", None])
+def test_the_cache_is_at_home_where_no_other_place_is_told(monkeypatch, told):
+    monkeypatch.setenv("HOME", "/home/me")
+    if told is None:
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", told)
+    assert cache_folder() == Path("/home/me/.cache/cvsa_jax")
+
+
+def test_a_place_is_the_same_from_every_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    places = [str(absolute(place)) for place in ("runs/x", "~/x", "/x", "gs://bucket/x")]
+    assert places == [f"{tmp_path}/runs/x", "/home/me/x", "/x", "gs://bucket/x"]
