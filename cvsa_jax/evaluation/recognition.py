@@ -75,7 +75,8 @@ def recognized(
                 how = fit and fit(x, rows, probe, seed)
                 results.append(linear_probe(x[rows], y[rows], x_test, y_test, classes, probe, seed, how))
         ends = f"config.probe.learning_rates with {amount.title}"
-        warn_at_the_end(ends, results[0].learning_rate, results[0].validation)
+        for rate, result in {result.learning_rate: result for result in results}.items():
+            warn_at_the_end(ends, rate, result.validation)
         figures |= _summary(results, probe.seeds, amount.suffix)
         weights = results[0].weights
     return Recognition(figures, x_test, weights)

@@ -29,8 +29,8 @@ def import_file(origin: str, out: str, net: str = "") -> None:
     """
     path = as_path(origin)
     if not path.is_file():
-        folder = "it is a folder; of a run: python -m cvsa_jax.weights export --run=" + origin
-        raise UserError(f"--from={origin}: {folder if path.is_dir() else 'there is no such file'}")
+        export_it = f"it is a folder; of a run: python -m cvsa_jax.weights export --run={origin}"
+        raise UserError(f"--from={origin}: {export_it if path.is_dir() else 'there is no such file'}")
     target = output_file("--out", out, ".safetensors")
     weights = files.read(path, net)
     looks = architecture(weights.tensors)
