@@ -186,7 +186,25 @@ def optimizer(config: ConfigDict, images: int) -> tuple[optax.GradientTransforma
     schedule = optim.learning_rate(config.optim.lr, config.batch_size, warmup, total)
     given = {key: config.optim[key] for key in ("name", "weight_decay", "momentum", "nesterov", "decay")}
     fixed = config.optim.lr * config.batch_size / 256 if config.optim.predictor == "fixed" else None
-    return optim.make_optimizer(schedule, optim.OptimizerSpec(**given, predictor_rate=fixed)), schedule
+    trained = None  # all
+    if config.mode == "pretrain" and untrained_parts(config):
+        trained = trained_parts(config)
+    return optim.make_optimizer(schedule, optim.OptimizerSpec(**given, predictor_rate=fixed), trained), schedule
+
+
+def trained_parts(config: ConfigDict) -> tuple[str, ...]:
+    """The parts of the online network that a pre-training gives a gradient."""
+    from cvsa_jax.models import siamese
+
+    return siamese.trained_parts(predictor=objective(config).predictor, aligned=config.align.weight > 0)
+
+
+def untrained_parts(config: ConfigDict) -> tuple[str, ...]:
+    """The parts that it does not: they stay as they were initialised."""
+    from cvsa_jax.models.siamese import PARTS
+
+    trained = trained_parts(config)
+    return tuple(part for part in PARTS if part not in trained)
 
 
 def knn(evaluation: ConfigDict) -> Knn:

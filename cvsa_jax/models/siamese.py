@@ -13,6 +13,14 @@ from cvsa_jax.models.resnet import ResNet, channels, stride
 
 # The target network is the average of these; the predictors have no target.
 TARGET_PARTS = ("backbone", "projector", "conv_projector")
+CONV_HEADS = ("conv_projector", "conv_predictor")
+PARTS = ("backbone", "projector", "predictor", *CONV_HEADS)
+
+
+def trained_parts(*, predictor: bool, aligned: bool) -> tuple[str, ...]:
+    """The parts of the online network that receive a gradient, where the objective has a `predictor` and where the
+    alignment has a weight. The others stay as they were initialised."""
+    return ("backbone", "projector", *(("predictor",) if predictor else ()), *(CONV_HEADS if aligned else ()))
 
 
 class Outputs(NamedTuple):

@@ -161,7 +161,10 @@ def _reading(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
         instead = f"go on from step {max(older)}" if older else "begin anew"
         advice = f"Delete this folder, and the same command will {instead}"
         if "structures do not match" in str(error):
-            advice = "It is whole, but of another config: give that of the run's config.json, or another --workdir"
+            advice = (
+                "It is whole, but of another config, or of an earlier version of this program: give the config of the "
+                "run's config.json, or another --workdir"
+            )
         raise UserError(
             f"the checkpoint {manager.directory / str(step)} cannot be read ({_brief(error)}). {advice}"
         ) from error

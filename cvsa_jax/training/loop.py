@@ -11,8 +11,8 @@ from cvsa_jax.runtime import interruption
 from cvsa_jax.runtime.distributed import to_mesh
 from cvsa_jax.runtime.errors import Interrupted
 from cvsa_jax.runtime.progress import Progress
-from cvsa_jax.training.log import run_log
-from cvsa_jax.training.monitor import FiniteCheck, named
+from cvsa_jax.training.log import read_metrics, run_log
+from cvsa_jax.training.monitor import AlignmentCheck, FiniteCheck, named
 from cvsa_jax.training.perf import Speed, compiled_step, profile
 from cvsa_jax.training.resume import Run, flat_config
 
@@ -61,6 +61,7 @@ def run_steps(
             run_log(run.workdir, start, config.wandb_project, flat_config(config)) as log,
             interruption.deferred() as interrupted,
         ):
+            trouble = AlignmentCheck(read_metrics(run.workdir), total)
             for done in range(start + 1, total + 1):  # the host stays one step ahead of the device
                 if done > start + 1:
                     with speed.waiting():
@@ -80,6 +81,7 @@ def run_steps(
                     row = named(metrics) | {"train/learning_rate": float(schedule(done - 1))} | speed.figures()
                     row |= _looked(watch, state) if looked else {}
                     log.write_scalars(done, row)
+                    trouble.look({"step": done} | row)
                     note = f"loss {row['train/loss']:.3f}"
                 if saved:
                     run.checkpoints.save(state, run.identity)

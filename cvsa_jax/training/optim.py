@@ -49,20 +49,31 @@ class OptimizerSpec:
         checks.choice("config.optim.decay", self.decay, ("kernels", "all"))
 
 
-def make_optimizer(schedule: optax.Schedule, spec: OptimizerSpec) -> optax.GradientTransformation:
-    """One of `OPTIMIZERS`. The trust ratio of LARS acts on kernels only; Adam's decay is decoupled (AdamW)."""
-    if spec.predictor_rate is None:
+def make_optimizer(
+    schedule: optax.Schedule, spec: OptimizerSpec, trained: tuple[str, ...] | None = None
+) -> optax.GradientTransformation:
+    """One of `OPTIMIZERS`. The trust ratio of LARS acts on kernels only; Adam's decay is decoupled (AdamW).
+
+    Args:
+        trained: the top-level parts of the parameters that the loss gives a gradient; None: all. The others stay as
+            they are. Without this, LARS would scale their bare weight decay up to the size of a gradient step, and
+            shrink them to nothing.
+    """
+    if spec.predictor_rate is None and trained is None:
         return _optimizer(schedule, spec)
-    rates = {"schedule": schedule, "fixed": optax.constant_schedule(spec.predictor_rate)}
-    return optax.partition({name: _optimizer(rate, spec) for name, rate in rates.items()}, _rates_of)
+    rates = {"schedule": _optimizer(schedule, spec), "none": optax.set_to_zero()}
+    if spec.predictor_rate is not None:
+        rates["fixed"] = _optimizer(optax.constant_schedule(spec.predictor_rate), spec)
 
+    def rate_of(part: str) -> str:
+        if trained is not None and part not in trained:
+            return "none"
+        return "fixed" if spec.predictor_rate is not None and "predictor" in part else "schedule"
 
-def _rates_of(params) -> dict:
-    """Which rate each parameter learns at."""
-    return {
-        part: jax.tree.map(lambda _, part=part: "fixed" if "predictor" in part else "schedule", tree)
-        for part, tree in params.items()
-    }
+    def rates_of(params) -> dict:
+        return {part: jax.tree.map(lambda _, part=part: rate_of(part), tree) for part, tree in params.items()}
+
+    return optax.partition(rates, rates_of)
 
 
 def _optimizer(schedule: optax.Schedule, spec: OptimizerSpec) -> optax.GradientTransformation:

@@ -25,6 +25,11 @@ class Network:
     def variables(self) -> dict:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
+    def only(self, parts: tuple[str, ...]) -> "Network":
+        """These of its parts, such as the backbone and the projector."""
+        kept = ({part: tree[part] for part in parts if part in tree} for tree in (self.params, self.batch_stats))
+        return Network(*kept)
+
     def with_parts(self, other: "Network") -> "Network":
         """This network with the parts that `other` has, such as its backbone, in the place of its own."""
         return Network(self.params | other.params, self.batch_stats | other.batch_stats)

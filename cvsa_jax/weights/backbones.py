@@ -37,16 +37,24 @@ def load(init_from: str, model: ConfigDict, mesh: Mesh) -> tuple[ConfigDict, Net
 
 
 def online_start(init_from: str, model: Siamese, mesh: Mesh) -> tuple[Network, str]:
-    """What stage 2 starts its online network from, and in words what it is: the whole online network of a run, or the
-    backbone of a file of weights.
+    """What stage 2 starts its online network from, and in words what it is: the parts that a run trained, or the
+    backbone of a file of weights. A part that the run's losses never reached holds nothing worth loading, and after an
+    optimiser that decayed it, nothing that could still learn.
 
     Raises:
         UserError: it is neither, or of another architecture.
     """
     if as_path(init_from).is_file():
-        return load_file(as_path(init_from), model, mesh), init_from
+        network = load_file(as_path(init_from), model, mesh)
+        return network, f"{init_from} (the backbone alone)"
+    run = read_config(init_from)
+    if run.mode != "pretrain":
+        raise UserError(f"{init_from} is a run of mode {run.mode!r}: a pre-training run is needed")
     online, step = checkpoint.restore_online(as_path(init_from), empty_network(model), mesh)
-    return online, f"{init_from} at step {step}"
+    network = online.only(settings.trained_parts(run))
+    fresh = settings.untrained_parts(run)
+    left = f" ({', '.join(fresh)} from random weights, which it did not train)" if fresh else ""
+    return network, f"{init_from} at step {step}{left}"
 
 
 def load_run(workdir: str, mesh: Mesh) -> tuple[ConfigDict, Siamese, Network, int]:
