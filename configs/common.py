@@ -246,6 +246,8 @@ def _data() -> ConfigDict:
     data = ConfigDict()
     data.kind = "folder"  # cub, folder, procedural, or tfds:<name> as tfds:stanford_dogs or tfds:cars196:2.2.0
     data.root = ""  # of tfds: where its sets are, if not where TFDS keeps them
+    data.fingerprint = "contents"  # of the images, which are read for it once; or times: of their sizes and times of
+    # change, where reading all would take too long, as on a mounted bucket
     data.train_split = "train"  # pre-training and the probe's fitting; `all` is every image
     data.test_split = "test"
     data.shuffle_rounds = 8  # of the cipher that orders an epoch's images; 4 continues runs of before it was a key

@@ -29,7 +29,7 @@ FEW_IMAGES = 16  # of a batch, for its statistics
 def load_source(data: ConfigDict) -> sources.Source:
     """The data set of `config.data`."""
     checks.choice("config.data.on_bad_image", data.on_bad_image, ("stop", "skip"))
-    source = sources.load(data.kind, data.root, procedural.Spec(**data.procedural))
+    source = sources.load(data.kind, data.root, procedural.Spec(**data.procedural), data.fingerprint)
     if source.left_out:
         counts = (f"{len(names)} {reason} ({some(names, 2)})" for reason, names in source.left_out.items())
         print(f"{source.name}: {len(source)} images; left out: {'; '.join(counts)}")

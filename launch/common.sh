@@ -93,13 +93,18 @@ install() {
     PYTHON=${PYTHON:-.venv/bin/python}
 }
 
-pids=() signals=0
+pids=() signalled=''
 
-# SIGTERM and Ctrl-C go on to the training, which saves and exits with 42; a second one ends it at once.
+# What asks this script to end goes on to the training, which saves and exits with 42; a second signal ends it at once.
+# Signals within two seconds are one wish: a terminal that closes, or a supervisor, may send several, and to all
+# processes of the group.
 forward() {
-    ((signals += 1))
     local signal=TERM
-    ((signals == 1)) || signal=KILL
+    if [[ $signalled ]]; then
+        ((SECONDS - signalled >= 2)) || return 0
+        signal=KILL
+    fi
+    signalled=${signalled:-$SECONDS}
     kill -"$signal" "${pids[@]}" 2>/dev/null || true
 }
 
@@ -112,13 +117,13 @@ together() {
         return
     fi
     pids=()
-    trap forward INT TERM
+    trap forward INT TERM HUP USR1
     for ((i = 0; i < $1; i++)); do
         process "$i" &
         pids+=("$!")
     done
     while ((${#pids[@]})); do
-        sleep 0.2
+        sleep 0.2 || true # which Ctrl-C ends as well
         for i in "${!pids[@]}"; do
             kill -0 "${pids[i]}" 2>/dev/null && continue
             code=0
@@ -127,15 +132,24 @@ together() {
             case $code in
                 0) ;;
                 "$INTERRUPTED") result=$code ;;
+                130) # Ctrl-C, which a terminal sends to the training as well
+                    [[ $signalled ]] || failed "$i" "$code" || return "$code"
+                    result=$INTERRUPTED
+                    ;;
                 *)
-                    echo "error: process $i failed with exit code $code" >&2
-                    stop
-                    return "$code"
+                    failed "$i" "$code" || return "$code"
                     ;;
             esac
         done
     done
     return "$result"
+}
+
+# failed I CODE: says so, stops the others and returns the code.
+failed() {
+    echo "error: process $1 failed with exit code $2" >&2
+    stop
+    return "$2"
 }
 
 # A process that waits in a collective hears SIGTERM, but cannot act on it.
@@ -145,7 +159,7 @@ stop() {
     kill -TERM "${pids[@]}" 2>/dev/null || true
     for ((i = 0; i < 10; i++)); do
         kill -0 "${pids[@]}" 2>/dev/null || break
-        sleep 0.2
+        sleep 0.2 || true # which Ctrl-C ends as well
     done
     kill -KILL "${pids[@]}" 2>/dev/null || true
     wait "${pids[@]}" 2>/dev/null || true
@@ -157,7 +171,7 @@ restarting() {
     while true; do
         code=0
         "$@" || code=$?
-        ((code == INTERRUPTED && !signals)) || return "$code"
+        [[ $code == "$INTERRUPTED" && ! $signalled ]] || return "$code"
         if ((restarts == max_restarts)); then
             echo "interrupted once more after $restarts restarts (--max-restarts); the same command goes on" >&2
             return "$code"

@@ -7,7 +7,7 @@ usage='usage: launch/gpu.sh --config=… --workdir=… [--config.x=…] [options
 
 Trains on one machine with one to eight NVIDIA GPUs, in one process. The first time it installs JAX with CUDA in .venv.
 
-  --gpus=N            only the first N; all that CUDA_VISIBLE_DEVICES allows by default
+  --gpus=N            only the first N of those that CUDA_VISIBLE_DEVICES allows; all of them by default
   --max-restarts=100  how often an interrupted training is started again
   --dry-run           only print the commands
 
@@ -22,7 +22,11 @@ if [[ $gpus ]]; then
     whole gpus 1 8
     listed=$(run nvidia-smi --list-gpus)
     [[ $dry_run ]] || (($(grep -c ^GPU <<<"$listed") >= gpus)) || die "--gpus=$gpus, but nvidia-smi lists:"$'\n'"$listed"
-    devices=("CUDA_VISIBLE_DEVICES=$(seq -s , 0 $((gpus - 1)))")
+    visible=${CUDA_VISIBLE_DEVICES-$(seq -s , 0 $((gpus - 1)))}
+    IFS=, read -ra allowed <<<"$visible"
+    ((${#allowed[@]} >= gpus)) || die "--gpus=$gpus, but CUDA_VISIBLE_DEVICES=$visible allows ${#allowed[@]}"
+    visible=$(IFS=, && echo "${allowed[*]:0:gpus}")
+    devices=("CUDA_VISIBLE_DEVICES=$visible")
 fi
 install launch/requirements-gpu.txt
 

@@ -1,7 +1,11 @@
 """What all tests share: eight simulated CPU devices, whatever machine they run on."""
 
 import os
+import shutil
+import tempfile
 
+# What the program keeps for its user goes when the tests end.
+CACHE = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cvsa_jax-tests-")
 # Read when a backend starts, so before the first use of jax. A GPU would give too few devices.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
@@ -35,6 +39,10 @@ LONGEST = (
     "test_processes.py",
     "test_demo.py",
 )
+
+
+def pytest_unconfigure():
+    shutil.rmtree(CACHE, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

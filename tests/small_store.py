@@ -40,7 +40,7 @@ def source_of(n: int = N, *, bad: tuple[int, ...] = (), name: str = "memory") ->
         splits={"train": np.arange(n)},
         read=lambda i: encoded[i],
         mask=rectangle,
-        fingerprint=fingerprint(names, [len(e) for e in encoded]),
+        identify=lambda kind: fingerprint(names, [len(e) for e in encoded]),
     )
 
 

@@ -181,7 +181,7 @@ def _vectors(index: Index, source: Source, queries: list[str]) -> np.ndarray:
             splits={},
             read=lambda i: Path(others[int(i)]).read_bytes(),
             mask=None,
-            fingerprint=fingerprint(others, [0] * len(others)),
+            identify=lambda kind: fingerprint(others, [0] * len(others)),
         )
         key = Evaluator(network.model, mesh, source, spec).key(network.network, _rows(source, index))
         evaluator = Evaluator(network.model, mesh, files, spec)

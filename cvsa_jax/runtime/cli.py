@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from cvsa_jax.runtime import interruption, ranges
 from cvsa_jax.runtime.errors import USER_ERROR, Interrupted, UserError
 from cvsa_jax.runtime.files import cache_folder
+from cvsa_jax.runtime.output import Output
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/cub.py.", lock_config=True)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where no launcher tells it.")
@@ -93,9 +94,7 @@ def _run(start: Callable[[list[str]], None]) -> None:
     _keep_compiled_programs()
     sys.path.insert(0, os.getcwd())  # `configs` is a package of the working folder, however the command was started
 
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names of files are not always text
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     try:
         app.run(lambda argv: start(argv[1:]), flags_parser=_parse)
     except UserError as error:

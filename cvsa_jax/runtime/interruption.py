@@ -1,8 +1,10 @@
-"""SIGTERM and Ctrl-C: outside of a training loop the command ends at once, inside at the next step, after a checkpoint.
+"""SIGTERM, Ctrl-C, SIGHUP (a terminal that is closed, a connection that is lost) and SIGUSR1 (a notice of Slurm).
+Outside of a training loop the command ends at once, inside at the next step, after a checkpoint.
 
 Python's handlers run between two instructions of the main thread. One that waits in compiled code, as for a compilation
 or for a device that hangs, would not notice; so a thread of its own sees the signals too, and ends the process where
-the main thread has not, and at a second signal in any case.
+the main thread has not, and at a second signal in any case. What comes within a second of the first is the same wish:
+a terminal signals a whole group of processes, of which the script that started this one passes the signal on.
 """
 
 import contextlib
@@ -16,7 +18,8 @@ from collections.abc import Callable, Iterator
 
 from cvsa_jax.runtime.errors import INTERRUPTED, Interrupted
 
-CODES = {signal.SIGTERM: INTERRUPTED, signal.SIGINT: 130}
+CODES = dict.fromkeys((signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1), INTERRUPTED) | {signal.SIGINT: 130}
+AGAIN = 1.0  # seconds after which another signal is a second one
 GRACE = 3.0  # seconds for the main thread to end by itself, outside of a loop
 _sync_points = itertools.count()
 _waits_for_step = threading.Event()  # set inside a loop
@@ -24,9 +27,10 @@ _ends = threading.Event()  # set when the command is on its way out
 
 
 def listen() -> None:
-    """From now on the signals raise `Interrupted` in the main thread."""
+    """From now on the signals raise `Interrupted` in the main thread. `nohup` has the last word on SIGHUP."""
     for number in CODES:
-        signal.signal(number, _end)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _end)
 
 
 def guard() -> None:
@@ -41,14 +45,15 @@ def guard() -> None:
 def deferred() -> Iterator[Callable[[], int]]:
     """Inside, a signal is only noted: the function given is to be asked once in each step, and tells its number, or 0.
     Of several processes, which must all ask at the same steps, it is enough that one got the signal, and all learn of
-    it at the same step."""
+    it at the same step. Outside of the main thread, where Python lets nobody handle signals, none is noted."""
     import jax  # a command that ends at a wrong flag does without
     from jax.experimental import multihost_utils
 
     if jax.process_count() > 1:
-        # JAX has taken SIGTERM over, and agrees with the others on a step that none has passed yet; Ctrl-C becomes
-        # one. The steps asked about must go up, also from one training of a process to its next.
-        with _handled({signal.SIGINT: lambda got, frame: os.kill(os.getpid(), signal.SIGTERM)}):
+        # JAX has taken SIGTERM over, and agrees with the others on a step that none has passed yet; the other signals
+        # become one. The steps asked about must go up, also from one training of a process to its next.
+        others = [number for number in CODES if number != signal.SIGTERM]
+        with _handled(dict.fromkeys(others, lambda got, frame: os.kill(os.getpid(), signal.SIGTERM))):
             yield lambda: signal.SIGTERM * multihost_utils.reached_preemption_sync_point(next(_sync_points))
         return
     notices: list[int] = []
@@ -60,7 +65,12 @@ def deferred() -> Iterator[Callable[[], int]]:
 
 @contextlib.contextmanager
 def _handled(handlers: dict[int, Callable]) -> Iterator[None]:
-    """Inside, these handle the signals, and none of them ends the process."""
+    """Inside, these handle the signals, and none of them ends the process; a SIGHUP that is ignored stays so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        handlers = {number: handler for number, handler in handlers.items() if number != signal.SIGHUP}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     _waits_for_step.set()
     try:
@@ -79,23 +89,30 @@ def ends() -> None:
 def leave(code: int, text: str) -> None:
     """Ends the process with a line, without tearing down what may still be at work: a compilation that goes on while
     the interpreter ends crashes."""
-    with contextlib.suppress(OSError, ValueError):
+    _say(text)
+    os._exit(code)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # a terminal that is gone
         sys.stdout.flush()
         print(text, file=sys.stderr, flush=True)
-    os._exit(code)
 
 
 def _watch(reading: int) -> None:
     """Sees every signal, by the bytes that Python writes to the pipe."""
-    seen = 0
+    first = None
     while True:
         for number in os.read(reading, 64):
             if number not in CODES:
                 continue
-            seen += 1
-            if seen > 1:
+            if first is not None and time.monotonic() - first > AGAIN:
                 leave(CODES[number], "interrupted again: ended at once. What was finished is kept.")
-            threading.Thread(target=_end_after_grace, args=(number,), daemon=True).start()
+            if first is None:
+                first = time.monotonic()
+                if _waits_for_step.is_set():
+                    _say("interrupted: the step under way is finished and saved; once more, and it ends at once.")
+                threading.Thread(target=_end_after_grace, args=(number,), daemon=True).start()
 
 
 def _end_after_grace(number: int) -> None:

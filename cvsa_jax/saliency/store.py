@@ -14,6 +14,7 @@ from PIL import Image
 from cvsa_jax.data.decode import Unreadable
 from cvsa_jax.data.pipeline import open_image
 from cvsa_jax.data.sources import Source
+from cvsa_jax.data.sources.source import difference
 from cvsa_jax.evaluation.boxes import bounding_box
 from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.files import AnyPath, LocalCopy, as_path, load_array, read_json
@@ -136,16 +137,17 @@ class SaliencyStore:
         return np.concatenate(read_field(self._paths, name))
 
     def _difference(self, source: Source) -> str:
-        stored = (self.folder / "names.txt").read_bytes().decode(errors="surrogateescape").splitlines()
-        unmapped, unknown = [n for n in source.names if n not in set(stored)], set(stored) - set(source.names)
+        stored = set((self.folder / "names.txt").read_bytes().decode(errors="surrogateescape").splitlines())
+        names = set(source.names)
+        unmapped, unknown = [n for n in source.names if n not in stored], stored - names
         if len(unmapped) == len(source):
-            detail = f"it holds maps of {some(stored, 2)}, none of the images of {source.name}"
+            detail = f"it holds maps of {some(sorted(stored), 2)}, none of the images of {source.name}"
         elif unmapped:
             detail = f"{len(unmapped)} images have no map: {some(unmapped)}"
         elif unknown:
             detail = f"it holds maps of {len(unknown)} images that the data set no longer has: {some(sorted(unknown))}"
         else:
-            detail = "some images have changed since it was made"
+            detail = difference(self.manifest["fingerprint"], source.fingerprint)
         return (
             f"the saliency store {self.folder} was not made for this data set: {detail}. Make it again with "
             "python -m cvsa_jax.saliency (into another folder, or after deleting this one)"

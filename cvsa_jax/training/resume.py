@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from cvsa_jax.data.sources.source import difference
 from cvsa_jax.runtime.distributed import check_shared, is_first, replicated
 from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.files import AnyPath, as_path, read_json, write_json_atomically, write_text_atomically
@@ -26,7 +27,7 @@ BOUND = (
     *("size", "with_procedural", "objective", "contrast", "watch.online_probe", "optim.predictor", "optim.decay"),
     *("align", "augment", "target"),
 )
-FREE = ("data.root", "data.test_split", "model.remat", "views.where", "views.stored", "data.cache")
+FREE = ("data.root", "data.fingerprint", "data.test_split", "model.remat", "views.where", "views.stored", "data.cache")
 # What runs did from before a key existed.
 BEFORE = {"data.shuffle_rounds": 4, "views.hole": "size", "views.cover": 0.95, "views.background": "different"}
 BEFORE |= {"optim.predictor": "scheduled", "align.temperature": 0.2, "eval.pooling": "average"}
@@ -191,8 +192,10 @@ def _check_identity(stored: dict, identity: dict, workdir: AnyPath) -> None:
         there, here = (
             ", ".join(f"{key} {_brief(values.get(key))}" for key in different) for values in (stored, identity)
         )
+        why = f" ({difference(stored['fingerprint'], identity['fingerprint'])})" if "fingerprint" in different else ""
         raise UserError(
-            f"{workdir} was trained on other data ({there}; now {here}): restore the data or take another --workdir"
+            f"{workdir} was trained on other data ({there}; now {here}){why}: restore the data or take another "
+            "--workdir"
         )
 
 

@@ -33,7 +33,7 @@ def source_of(images: list[np.ndarray], masks: list[np.ndarray], labels) -> Sour
         splits={"test": np.arange(len(images))},
         read=lambda i: encoded[i],
         mask=lambda i: masks[i],
-        fingerprint="0",
+        identify=lambda kind: "0",
     )
 
 

@@ -38,7 +38,9 @@ def images_of(height: int, width: int) -> Source:
         Image.fromarray(np.uint8(image * 63 + 127)).save(file, "PNG")
         encoded.append(file.getvalue())
     names = tuple(f"{i}.png" for i in range(N))
-    return Source("memory", names, LABELS, tuple("abcd"), {}, encoded.__getitem__, None, f"{height}x{width}")
+    return Source(
+        "memory", names, LABELS, tuple("abcd"), {}, encoded.__getitem__, None, lambda kind: f"{height}x{width}"
+    )
 
 
 def maps() -> np.ndarray:

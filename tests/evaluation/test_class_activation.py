@@ -185,7 +185,7 @@ def red_squares(count: int = 6, size: int = 16) -> Source:
         splits={"test": np.arange(count)},
         read=lambda i: encoded[i],
         mask=lambda i: masks[i],
-        fingerprint="0",
+        identify=lambda kind: "0",
     )
 
 

@@ -167,7 +167,7 @@ def test_square_mask_is_on_where_most_of_the_area_is():
 
 
 def source_with(labels: np.ndarray | None) -> Source:
-    return Source("test", tuple("abcdefgh"), labels, (), {}, lambda i: b"", lambda i: None, "0")
+    return Source("test", tuple("abcdefgh"), labels, (), {}, lambda i: b"", lambda i: None, lambda kind: "0")
 
 
 def test_chance():

@@ -33,7 +33,7 @@ SOURCE = Source(
     {},
     lambda i: b"",
     mask_of,
-    "f",
+    lambda kind: "f",
     masked=MASKED,
 )
 

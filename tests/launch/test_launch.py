@@ -1,9 +1,12 @@
 """All the launch scripts, and those for one machine: local.sh and gpu.sh."""
 
+import os
+import pty
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -190,7 +193,7 @@ def test_local_restarts_only_so_often(site):
     assert len(site.record()) == 4
 
 
-@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1))
 def test_local_hands_a_signal_on_and_does_not_restart(site, number):
     site.own_python()
     site.write(ends_0=["save"], ends_1=["save"])
@@ -208,7 +211,7 @@ def test_local_ends_at_once_after_a_second_signal(site):
     process = site.start("local.sh", *LOCAL)
     until(lambda: len(site.record()) == 2)
     for _ in range(2):
-        time.sleep(0.5)
+        time.sleep(2.5)  # what comes sooner is the same wish
         process.terminate()
     process.communicate(timeout=20)
     assert process.returncode == 137
@@ -273,6 +276,84 @@ def test_gpu_saves_on_sigterm(site):
     process.communicate(timeout=20)
     assert process.returncode == 42
     assert site.record() == [f"JAX_PLATFORMS=cuda,cpu python {TRAINING}", "0 saved"]
+
+
+# A training that handles signals as ours do, and takes half a second to save.
+SAVING = """
+import os, pathlib, time
+from cvsa_jax.runtime import cli, interruption
+from cvsa_jax.runtime.errors import Interrupted
+site = pathlib.Path(os.environ["SITE"])
+def main():
+    with interruption.deferred() as interrupted:
+        (site / "up0").touch()
+        while not (stop := interrupted()):
+            time.sleep(0.05)
+        time.sleep(0.5)
+        (site / "saved").touch()
+        raise Interrupted("saved", interruption.CODES[stop])
+cli.run(main)
+"""
+
+
+@pytest.fixture
+def on_a_terminal(site):
+    """A training under gpu.sh, started from a terminal of its own: (process, the terminal)."""
+    (site.folder / "saving.py").write_text(SAVING)
+    site.stand_in(nvidia_smi=NVIDIA_SMI, python=f'PYTHONPATH={ROOT} exec {sys.executable} "$SITE/saving.py"\n')
+    site.own_python()
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        ("setsid", "--ctty", "bash", "launch/gpu.sh", *TRAIN),
+        cwd=site.repository,
+        env=site.environment,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    until(lambda: (site.folder / "up0").exists())
+    yield process, ours
+    process.kill()
+    process.wait()
+
+
+def test_one_ctrl_c_at_a_terminal_saves(site, on_a_terminal):
+    # The terminal signals the training as well as the script, which passes it on: two signals, and one wish.
+    process, terminal = on_a_terminal
+    os.write(terminal, b"\x03")
+    assert process.wait(timeout=20) == 42
+    assert (site.folder / "saved").exists()
+    os.close(terminal)
+
+
+def test_a_closed_terminal_saves(site, on_a_terminal):
+    process, terminal = on_a_terminal
+    os.close(terminal)
+    assert process.wait(timeout=20) == 42
+    assert (site.folder / "saved").exists()
+
+
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGUSR1))
+def test_a_signal_to_the_whole_group_saves(site, on_a_terminal, number):
+    process, terminal = on_a_terminal
+    os.killpg(process.pid, number)
+    assert process.wait(timeout=20) == 42
+    assert (site.folder / "saved").exists()
+    os.close(terminal)
+
+
+def test_gpu_takes_the_first_of_those_that_are_allowed(site):
+    site.stand_in(nvidia_smi=NVIDIA_SMI)
+    site.own_python()
+    site.environment["CUDA_VISIBLE_DEVICES"] = "4,5,GPU-c"
+    site.write(ends_0=[0])
+    assert site.run("gpu.sh", *TRAIN, "--gpus=2").returncode == 0
+    assert site.record()[-1] == f"JAX_PLATFORMS=cuda,cpu CUDA_VISIBLE_DEVICES=4,5 python {TRAINING}"
+    site.environment["CUDA_VISIBLE_DEVICES"] = "4"
+    answer = site.run("gpu.sh", *TRAIN, "--gpus=2")
+    assert answer.returncode == 2
+    assert answer.stderr == "error: --gpus=2, but CUDA_VISIBLE_DEVICES=4 allows 1\n"
 
 
 def test_gpu_dry_run(site):

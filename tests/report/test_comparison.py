@@ -35,7 +35,7 @@ def unseen(count: int, labelled: bool = True) -> Source:
         splits={"test": np.arange(count)},
         read=lambda i: pytest.fail("read"),
         mask=None,
-        fingerprint="0",
+        identify=lambda kind: "0",
     )
 
 

@@ -302,7 +302,7 @@ def test_workdir_of_other_data(tmp_path, finished, cvsa_config, monkeypatch):
     workdir, load = shutil.copytree(finished, tmp_path / "run"), settings.load_source
     source = load(cvsa_config().data)
     fewer = dataclasses.replace(source, splits=source.splits | {"train": source.splits["train"][1:]})
-    other = dataclasses.replace(source, fingerprint="another")
+    other = dataclasses.replace(source, identify=lambda kind: "another")
     edited = dataclasses.replace(source, labels=source.labels[::-1].copy())
     before = final_state(workdir, cvsa_config())
     reasons = (

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -79,7 +80,7 @@ def command(tmp_path, body: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, script], text=True, env=environment, **pipes)
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 42), ("SIGINT", 130)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 42), ("SIGINT", 130), ("SIGHUP", 42), ("SIGUSR1", 42)])
 def test_a_command_ends_with_its_code_and_one_line(tmp_path, name, code):
     with command(tmp_path, f"os.kill(os.getpid(), signal.{name})") as process:
         _, said = process.communicate(timeout=60)
@@ -113,4 +114,72 @@ def test_a_second_signal_ends_a_loop_that_hangs_at_once(tmp_path):
             process.wait(timeout=interruption.GRACE + 2)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and said.startswith("interrupted again: ended at once.")
+    assert process.returncode == 130 and "\ninterrupted again: ended at once." in said
+
+
+LOOP = (
+    "with interruption.deferred() as interrupted:\n    print('there', flush=True)\n"
+    "    while not interrupted(): time.sleep(0.05)\n    time.sleep(0.5)\n    print('saved', flush=True)"
+)
+
+
+def test_signals_of_the_same_moment_are_one_wish(tmp_path):
+    with command(tmp_path, LOOP) as process:
+        assert process.stdout.readline() == "there\n"
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            process.send_signal(number)
+        out, said = process.communicate(timeout=60)
+    assert out == "saved\n" and process.returncode in (42, 130)
+    assert said.startswith("interrupted: the step under way is finished and saved")
+
+
+def test_nohup_keeps_its_word(tmp_path):
+    with command(tmp_path, f"signal.signal(signal.SIGHUP, signal.SIG_IGN)\ninterruption.listen()\n{LOOP}") as process:
+        assert process.stdout.readline() == "there\n"
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=1.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60)[0] == "saved\n"
+
+
+def test_outside_of_the_main_thread_no_signal_is_handled():
+    found = []
+
+    def train():
+        with interruption.deferred() as interrupted:
+            found.append(interrupted())
+
+    thread = threading.Thread(target=train)
+    before = signal.getsignal(signal.SIGTERM)
+    thread.start()
+    thread.join()
+    assert found == [0] and signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_loop_goes_on_when_nobody_reads_any_more(tmp_path, closed):
+    done = tmp_path / "done"
+    body = (
+        "import sys, pathlib\nprint('there', flush=True)\ntime.sleep(0.5)\n"
+        f"for _ in range(3000): print('x' * 100); print('x' * 100, file=sys.{closed}, flush=True)\n"
+        f"pathlib.Path('{done}').touch()"
+    )
+    with command(tmp_path, body) as process:
+        assert process.stdout.readline() == "there\n"
+        getattr(process, closed).close()
+        other = process.stderr if closed == "stdout" else process.stdout
+        said = other.read()
+        assert process.wait(timeout=60) == 0
+    assert done.exists() and "Traceback" not in said and "Exception ignored" not in said
+
+
+def test_a_standard_output_that_was_never_there(tmp_path):
+    body = "from cvsa_jax.runtime.progress import Progress\nprint(Progress('x', 1).update(1))"
+    script = tmp_path / "command.py"
+    script.write_text(
+        f"from cvsa_jax.runtime import cli\ndef main():\n    {body.replace(chr(10), chr(10) + '    ')}\ncli.run(main)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    ended = subprocess.run(("sh", "-c", f"{sys.executable} {script} >&-"), env=environment, stderr=subprocess.PIPE)
+    assert (ended.returncode, ended.stderr) == (0, b"")

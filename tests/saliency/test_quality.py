@@ -19,7 +19,7 @@ def source_of(masks: list[np.ndarray] | None = None, boxes: list[list[float]] | 
         splits={},
         read=lambda i: b"",
         mask=masks and (lambda i: np.where(masks[i], 255, 0).astype(np.uint8)),
-        fingerprint="0",
+        identify=lambda kind: "0",
         box=boxes and (lambda i: np.array(boxes[i])),
     )
 

@@ -146,7 +146,9 @@ def test_stores_side_by_side(tmp_path, source):
 
 def test_unreadable_images_do_not_count_in_the_figures(tmp_path, source):
     first = int(source.split("test")[0])
-    bad = dataclasses.replace(source, read=lambda i: b"no image" if i == first else source.read(i), fingerprint="bad")
+    bad = dataclasses.replace(
+        source, read=lambda i: b"no image" if i == first else source.read(i), identify=lambda kind: "bad"
+    )
     compute(bad, masks(bad), tmp_path, threshold=0.5, on_bad_image="skip")
     store = SaliencyStore(tmp_path, bad)
     expected = measure(source, source.split("test")[1:], store.record, 0.5)
@@ -155,7 +157,7 @@ def test_unreadable_images_do_not_count_in_the_figures(tmp_path, source):
 
 def test_the_page_of_a_store_without_truth_and_with_unreadable_images(tmp_path, source):
     blind = dataclasses.replace(
-        source, mask=None, read=lambda i: b"no image" if i in (0, 13) else source.read(i), fingerprint="blind"
+        source, mask=None, read=lambda i: b"no image" if i in (0, 13) else source.read(i), identify=lambda kind: "blind"
     )
     compute(blind, center(blind), tmp_path, threshold=0.5, on_bad_image="skip")
     store = SaliencyStore(tmp_path, blind)

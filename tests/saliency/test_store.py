@@ -173,7 +173,7 @@ def test_missing_store_is_refused(tmp_path):
 def test_store_of_another_data_set_is_refused(tmp_path):
     make(source_of(), tmp_path)
     other = source_of(name="other")
-    other = dataclasses.replace(other, names=tuple(f"x{n}" for n in other.names), fingerprint="other")
+    other = dataclasses.replace(other, names=tuple(f"x{n}" for n in other.names), identify=lambda kind: "other")
     with pytest.raises(UserError, match=r"maps of image0\.png, image1\.png and 8 more, none of the images of other"):
         SaliencyStore(tmp_path, other)
 
@@ -184,7 +184,7 @@ def test_images_that_came_or_went_or_changed_are_named(tmp_path):
         SaliencyStore(tmp_path, source_of(N + 2))
     with pytest.raises(UserError, match=r"holds maps of 1 images that the data set no longer has: image9\.png\."):
         SaliencyStore(tmp_path, source_of(N - 1))
-    with pytest.raises(UserError, match=r"some images have changed since it was made"):
+    with pytest.raises(UserError, match=r"some images have changed\. Make"):
         SaliencyStore(tmp_path, source_of(bad=(2,)))
 
 

@@ -62,7 +62,7 @@ def data() -> tuple[Source, np.ndarray]:
         Image.fromarray(image).save(file, "PNG")
         encoded.append(file.getvalue())
     names = tuple(f"{i}.png" for i in range(N))
-    source = Source("memory", names, LABELS, tuple("abcd"), {}, encoded.__getitem__, None, "f")
+    source = Source("memory", names, LABELS, tuple("abcd"), {}, encoded.__getitem__, None, lambda kind: "f")
     return source, smooth(rng, 64, 64)
 
 
@@ -115,7 +115,7 @@ def test_images_of_other_shapes_are_squeezed_and_cropped_in_their_own_aspect(dat
     wide[..., 0], wide[..., 1] = np.linspace(0, 255, 160)[None], np.linspace(0, 255, 40)[:, None]
     file = io.BytesIO()
     Image.fromarray(wide).save(file, "PNG")
-    source = dataclasses.replace(data[0], read=lambda i: file.getvalue(), fingerprint="wide")
+    source = dataclasses.replace(data[0], read=lambda i: file.getvalue(), identify=lambda kind: "wide")
     spec = dataclasses.replace(SPECS["crop"], crop_area=(0.05, 0.15))
     (batch,) = on_device(source, None, spec, mesh_of(1), Order(BATCH, range(1), SEED, 8))
     for view in (*batch["view1"], *batch["view2"]):
@@ -152,7 +152,9 @@ def test_a_set_that_does_not_fit_is_refused_with_both_figures(data, mesh_of, mon
 
 
 def test_an_image_that_cannot_be_decoded_is_named(data, mesh_of, cache):
-    source = dataclasses.replace(data[0], read=lambda i: b"no image" if i == 5 else data[0].read(i), fingerprint="b")
+    source = dataclasses.replace(
+        data[0], read=lambda i: b"no image" if i == 5 else data[0].read(i), identify=lambda kind: "b"
+    )
     with pytest.raises(UserError, match=r"1 of 21 images of memory cannot be decoded: 5\.png"):
         device_views.load(source, POOL, data[1], SPEC, mesh_of(1))
     assert not list(cache.iterdir())

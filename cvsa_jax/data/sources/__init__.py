@@ -1,7 +1,10 @@
 """Data sets. `load` is the one way to get a `Source`."""
 
+import dataclasses
+
 from cvsa_jax.data.sources import aircraft, cars, cub, dogs, flowers, folder, food, inat, pets, procedural, tfds
-from cvsa_jax.data.sources.source import Source
+from cvsa_jax.data.sources.source import CONTENTS, TIMES, Source
+from cvsa_jax.runtime import checks
 from cvsa_jax.runtime.errors import UserError
 
 # Kind -> loader of (root) or, where a colon and more may follow, of (root, what follows).
@@ -20,9 +23,14 @@ _VARIED = {"aircraft": aircraft.LEVELS, "inat": inat.SETS}
 KINDS = ("folder", "procedural", *OFFICIAL, f"{tfds.PREFIX}<name>")
 
 
-def load(kind: str, root: str, procedural_spec: procedural.Spec | None = None) -> Source:
+def load(kind: str, root: str, procedural_spec: procedural.Spec | None = None, looks_at: str = CONTENTS) -> Source:
     """The data set of one of `KINDS`; `root` is its folder (unused by `procedural`, which takes a `Spec`). Behind a
-    colon, `aircraft` takes one of its levels of classes, and `inat` its year."""
+    colon, `aircraft` takes one of its levels of classes, and `inat` its year. `looks_at`: see `Source`."""
+    checks.choice("config.data.fingerprint", looks_at, (CONTENTS, TIMES))
+    return dataclasses.replace(_load(kind, root, procedural_spec), looks_at=looks_at)
+
+
+def _load(kind: str, root: str, procedural_spec: procedural.Spec | None) -> Source:
     if "://" in root:
         raise UserError(
             f"config.data.root={root}: images are read one by one, from a disk. Copy them to one (gcloud storage rsync "

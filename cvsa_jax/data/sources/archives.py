@@ -75,7 +75,8 @@ def located(root: str, official: Official, *markers: str) -> Path:
 
 
 def unpack(archive: Path, into: Path) -> None:
-    """Unpacks a tar or zip archive, or goes on where it was stopped: files of the right size are left as they are.
+    """Unpacks a tar or zip archive, or goes on where it was stopped, unless it was exchanged meanwhile: then files of
+    the right size are left as they are.
 
     Raises:
         UserError: the archive is damaged or cut off, names files outside of `into`, or the disk is full.
@@ -90,7 +91,11 @@ def unpack(archive: Path, into: Path) -> None:
         with open(into / ".unpacking", "w") as mark:
             fcntl.flock(mark, fcntl.LOCK_EX)  # of several processes one unpacks, and the others wait
             if not (done.is_file() and read_json(done) == stamp):
-                _unpack(archive, into, status.st_size)
+                begun = into / f"{archive.name}.begun"
+                goes_on = begun.is_file() and read_json(begun) == stamp
+                write_json_atomically(begun, stamp)
+                done.unlink(missing_ok=True)
+                _unpack(archive, into, status.st_size, goes_on)
                 write_json_atomically(done, stamp)
     except OSError as error:
         raise UserError(
@@ -98,14 +103,14 @@ def unpack(archive: Path, into: Path) -> None:
         ) from None
 
 
-def _unpack(archive: Path, into: Path, size_of_archive: int) -> None:
+def _unpack(archive: Path, into: Path, size_of_archive: int, goes_on: bool) -> None:
     progress, count = Progress(f"unpack {archive.name}", size_of_archive, unit="bytes"), 0
     try:
         for name, size, read, place in _members(archive):
             target = (into / name).resolve()
             if not target.is_relative_to(into.resolve()):
                 raise UserError(f"{archive} names a file outside of its folder, {name!r}: do not trust it")
-            if not (target.is_file() and target.stat().st_size == size):
+            if not (goes_on and target.is_file() and target.stat().st_size == size):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 half = target.with_name(f"{target.name}.{os.getpid()}.part")
                 with read() as source, open(half, "wb") as file:

@@ -1,10 +1,7 @@
 """Image files below a folder: what lies there, what of it are images, and the source that they make."""
 
 import collections
-import contextlib
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,10 +10,10 @@ import numpy as np
 from PIL import features
 
 from cvsa_jax.data import decode
+from cvsa_jax.data.sources.contents import digests, identity
 from cvsa_jax.data.sources.masks import read_mask
 from cvsa_jax.data.sources.source import Source, fingerprint
 from cvsa_jax.runtime.errors import UserError, some
-from cvsa_jax.runtime.files import cache_folder, write_json_atomically
 
 READABLE = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 if features.check("avif"):
@@ -147,7 +144,7 @@ def from_files(
         mask=None if masks is None or not known.any() else files.mask,
         box=None if annotations.boxes is None else files.box,
         annotation=files.annotation,
-        fingerprint=fingerprint(names, ((f"{there.sizes[n]} -{cut}" if cut else there.sizes[n]) for n in names)),
+        identify=files.identify,
         masked=None if known is None or known.all() else known,
         cut=cut,
         left_out=there.left_out,
@@ -185,12 +182,16 @@ class _Files:
             raise UserError(f"the box of {self.root / self.names[i]} ({place}) does not lie in it")
         return np.clip(corners, 0, 1)
 
+    def identify(self, kind: str) -> str:
+        return identity(kind, self.root, self.names, f"without the lowest {self.cut} rows" if self.cut else "")
+
     def annotation(self) -> str:
         boxes, masks = self.annotations.boxes, self.annotations.masks
         parts = [] if boxes is None else [(f"box {b}", 0) for b in np.asarray(boxes).tolist()]
         if masks is not None:
-            hashes = content_hashes([path for path in masks if path is not None])
-            parts += [(n, hashes.get(str(path), "")) for n, path in zip(self.names, masks, strict=True)]
+            there = [path for path in masks if path is not None]
+            hashes = dict(zip(there, digests(there), strict=True))
+            parts += [(n, hashes.get(path, "")) for n, path in zip(self.names, masks, strict=True)]
         return fingerprint(*zip(*parts, strict=True)) if parts else ""
 
     def _header(self, i: int) -> decode.Encoded:
@@ -198,30 +199,6 @@ class _Files:
             return decode.opened(self.read(i), self.cut)
         except (OSError, decode.Unreadable) as error:
             raise UserError(f"cannot read {self.root / self.names[i]}: {error}") from None
-
-
-def content_hashes(paths: Sequence[Path]) -> dict[str, str]:
-    """Path -> hash of what the file holds; of files whose size and time are as before, from the cache."""
-    if not paths:
-        return {}
-    where = hashlib.sha256(str(paths[0].parent.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
-    cache = cache_folder() / f"hashes-{where}.json"
-    try:
-        before = json.loads(cache.read_text())
-    except (OSError, ValueError):
-        before = {}
-    now = {}
-    for path in paths:
-        status = path.stat()
-        stamp = [status.st_size, status.st_mtime_ns]
-        if (known := before.get(str(path))) and known[:2] == stamp:
-            now[str(path)] = known
-        else:
-            now[str(path)] = [*stamp, hashlib.sha256(path.read_bytes()).hexdigest()[:16]]
-    if now != before:
-        with contextlib.suppress(OSError):  # a cache, which may lie where nothing can be written
-            write_json_atomically(cache, now)
-    return {path: known[2] for path, known in now.items()}
 
 
 def _check_aspect(path: Path, shape: tuple[int, ...], image: decode.Encoded) -> None:

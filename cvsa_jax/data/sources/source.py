@@ -1,12 +1,15 @@
 """What a data set is to the rest of the code: names, labels, splits, and random access to encoded images."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from cvsa_jax.runtime.errors import UserError
+
+CONTENTS, TIMES = "contents", "times"  # what a fingerprint looks at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +25,9 @@ class Source:
         read: index -> encoded bytes of an image that Pillow reads.
         mask: index -> (H, W) uint8 ground-truth mask of the upright image, 255 on the object; None where the source has
             no masks.
-        fingerprint: hash of the names and contents' sizes; it changes when images are added, removed or replaced.
+        identify: kind, CONTENTS or TIMES, -> hash of the names and of what the images hold, or of when they were last
+            changed; another where images are added, removed, exchanged or edited.
+        looks_at: the kind of this source's `fingerprint`.
         box: index -> (4,) ground-truth box (y0, x0, y1, x1) in fractions of the upright image; None where it has no
             boxes.
         annotation: gives the hash of masks and boxes, so that maps made from them can be told to be outdated.
@@ -38,7 +43,8 @@ class Source:
     splits: dict[str, np.ndarray]
     read: Callable[[int], bytes]
     mask: Callable[[int], np.ndarray] | None
-    fingerprint: str
+    identify: Callable[[str], str]
+    looks_at: str = CONTENTS
     box: Callable[[int], np.ndarray] | None = None
     annotation: Callable[[], str] = str
     masked: np.ndarray | None = None
@@ -47,6 +53,11 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What stores, caches and runs recognise the images by. The first time, all of them are read."""
+        return self.identify(self.looks_at)
 
     def split(self, name: str) -> np.ndarray:
         """Indices of one split (`all`: every image); UserError where there is no such split or it is empty."""
@@ -81,9 +92,19 @@ class Source:
         return np.ones(len(indices), bool) if self.masked is None else self.masked[indices]
 
 
-def fingerprint(names, sizes) -> str:
-    """Order-sensitive hash of image names and byte counts."""
+def difference(stored: str, now: str) -> str:
+    """Why two fingerprints of the same names are not equal, in words."""
+    kinds = [text.rpartition("-")[0] for text in (stored, now)]
+    if kinds[0] == kinds[1]:
+        return "some images have changed"
+    if not kinds[0]:
+        return "its fingerprint is of names and sizes alone, as earlier versions made it, and says too little"
+    return f"its fingerprint is of {kinds[0]} and this config's of {kinds[1]}: set config.data.fingerprint={kinds[0]}"
+
+
+def fingerprint(names, values) -> str:
+    """Order-sensitive hash of names and of a value of each."""
     digest = hashlib.sha256()
-    for name, size in zip(names, sizes, strict=True):
-        digest.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
+    for name, value in zip(names, values, strict=True):
+        digest.update(f"{name}\0{value}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]

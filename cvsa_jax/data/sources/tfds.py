@@ -1,5 +1,6 @@
 """TFDS data sets that are prepared as ArrayRecord files: random access to sets of millions of images."""
 
+import functools
 import io
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
@@ -7,10 +8,11 @@ from typing import Any, SupportsIndex
 import numpy as np
 from PIL import Image
 
+from cvsa_jax.data.sources.contents import identity
 from cvsa_jax.data.sources.masks import binary_mask
-from cvsa_jax.data.sources.source import Source, fingerprint
+from cvsa_jax.data.sources.source import TIMES, Source, fingerprint
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import cache_folder, write_atomically
+from cvsa_jax.runtime.files import as_path, cache_folder, is_local, write_atomically
 
 PREFIX = "tfds:"
 _CHUNK = 256  # records read at once for their labels
@@ -57,7 +59,8 @@ def load(name: str, root: str) -> Source:
 
     features = dict(builder.info.features.items())
     sizes = {split: len(r) for split, r in records.items()}
-    version = fingerprint([builder.info.full_name, *sizes], [builder.info.dataset_size, *sizes.values()])
+    identify = functools.partial(_identity, builder)
+    version = identify(TIMES)
     labels, classes = None, ()
     if isinstance(features.get("label"), ClassLabel):
         labels = {split: _labels(f"{builder.name}_{split}_{version}", r) for split, r in records.items()}
@@ -98,9 +101,8 @@ def load(name: str, root: str) -> Source:
         splits={split: np.arange(ends[k], ends[k + 1]) for k, split in enumerate(sizes)},
         read=lambda i: example(i)["image"],
         mask=mask,
-        fingerprint=version,
+        identify=identify,
         box=box,
-        annotation=lambda: version if mask or box else "",
     )
 
 
@@ -128,6 +130,18 @@ def _open(name: str, root: str) -> tuple[Any, dict[str, Sequence]]:
             f"Prepare the set again, into another folder: {prepare}"
         ) from None
     return builder, {split: records[split] for split in sorted(records)}
+
+
+def _identity(builder: Any, kind: str) -> str:
+    """The fingerprint of the files that hold the records, and so of images, labels, masks and boxes. Those in a bucket
+    are told by sizes and times alone."""
+    folder = as_path(str(builder.data_path))
+    files = sorted(path for path in folder.iterdir() if ".array_record" in path.name)
+    if is_local(folder):
+        return identity(kind, folder, [path.name for path in files], builder.info.full_name)
+    stats = [path.stat() for path in files]
+    names = [builder.info.full_name, *(path.name for path in files)]
+    return f"{TIMES}-{fingerprint(names, ['', *(f'{one.length} {one.mtime}' for one in stats)])}"
 
 
 def _labels(title: str, records: Sequence) -> np.ndarray:

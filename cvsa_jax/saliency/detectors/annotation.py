@@ -1,6 +1,5 @@
 """Detectors that look nothing up in the pixels: the data set's own masks and boxes, the user's maps, the centre."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +7,9 @@ import numpy as np
 from PIL import Image
 
 from cvsa_jax.data.sources import Source
+from cvsa_jax.data.sources.contents import digests
 from cvsa_jax.data.sources.folder import NO_IMAGE
+from cvsa_jax.data.sources.source import fingerprint
 from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.files import load_array
 from cvsa_jax.saliency.detector import Detection, Detector
@@ -76,10 +77,8 @@ def folder(source: Source, root: Path, supervision: str) -> Detector:
             f"{root} has no map (.png or .npy, in folders that mirror the images) of {len(absent)} of {len(source)} "
             f"images: {some(absent)}"
         )
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.relative_to(root)}\0{path.stat().st_size}\n".encode())
-    return _detector("folder", supervision, {"maps": digest.hexdigest()[:16]}, lambda i: read_map(paths[i]))
+    told = fingerprint([path.relative_to(root) for path in paths], digests(paths))
+    return _detector("folder", supervision, {"maps": told}, lambda i: read_map(paths[i]))
 
 
 def read_map(path: Path) -> np.ndarray:
