@@ -72,7 +72,7 @@ class _Run:
         views = settings.view_spec(config, model.stride)
         make_views = None if kind is None else device_views.make_views(views, seed=0)
         step = make_train_step(model, optimizer, mesh, settings.step_spec(config, _IMAGES.value), make_views)
-        order = Order(_BATCH.value, range(10**6), 0, config.data.shuffle_rounds)
+        order = Order(_BATCH.value, range(10**6), 0)
         if kind is None:
             batch = to_mesh(synthetic_batch(_BATCH.value, _SIZE.value), mesh)
             self.batches = iter(lambda: batch, None)

@@ -149,7 +149,7 @@ def _views(changes: dict) -> float:
     grid = np.linspace(-1, 1, 64)
     blob = 255 * np.exp(-((grid[:, None] - 0.1) ** 2 + (grid[None] + 0.2) ** 2) / 0.2)
     maps = np.tile(blob.astype(np.uint8), (len(files), 1, 1))
-    order = Order(batch, range(10**6), 0, config.data.shuffle_rounds)
+    order = Order(batch, range(10**6), 0)
     spec = settings.view_spec(config, 32)
     swapped = spec.kind == "saliency_swap"
     with tempfile.TemporaryDirectory() as folder:

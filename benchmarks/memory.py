@@ -64,7 +64,7 @@ def measure(folder: Path) -> dict[str, float]:
     store = SaliencyStore(folder / "store", source)
     spec = settings.view_spec(config, 32)
     pool = source.split("train")
-    batches = pipeline.train_batches(source, pool, store, spec, pipeline.Order(BATCH, range(STEPS), seed=0, rounds=8))
+    batches = pipeline.train_batches(source, pool, store, spec, pipeline.Order(BATCH, range(STEPS), seed=0))
     figures = {"images": len(source), "before_mib": before}
     for step, _ in enumerate(batches, 1):
         if step == 1:

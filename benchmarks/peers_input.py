@@ -68,7 +68,7 @@ def ours(folder: str, *, full: bool) -> float:
     config = common.pretrain()
     config.views.update(kind="random_resized_crop", size=flags.FLAGS.size)
     source = load("folder", folder)
-    order = Order(BATCH, range(10**6), 0, config.data.shuffle_rounds)
+    order = Order(BATCH, range(10**6), 0)
     batches = train_batches(source, np.arange(len(source)), None, settings.view_spec(config, 32), order)
     specs = [settings.photometric(config.augment[view]) for view in ("view1", "view2")]
 

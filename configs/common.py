@@ -250,7 +250,6 @@ def _data() -> ConfigDict:
     # change, where reading all would take too long, as on a mounted bucket
     data.train_split = "train"  # pre-training and the probe's fitting; `all` is every image
     data.test_split = "test"
-    data.shuffle_rounds = 8  # of the cipher that orders an epoch's images; 4 continues runs of before it was a key
     data.on_bad_image = "stop"  # or skip: leave unreadable images out, and say which
     data.procedural = ConfigDict()
     data.procedural.seed = 0

@@ -225,7 +225,6 @@ def probe(config: ConfigDict) -> Probe:
         draws=config.label_draws,
         seeds=tuple(range(config.seed, config.seed + config.probe.seeds)),
         list_seed=config.seed,
-        shuffle_rounds=config.data.shuffle_rounds,
         crop_area=tuple(config.probe.crop_area) if config.probe.augmented else None,
     )
 

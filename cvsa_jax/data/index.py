@@ -8,28 +8,29 @@ import functools
 
 import numpy as np
 
-_SEED_PREFIX = 498247692  # of `tf.random.experimental.index_shuffle`, whose permutations these are
-_ROUND, _SEQUENCE = 0xFFFFFFFC, 0x7369F885192C0EF5  # constants of Simon's key schedule
 _SMALLEST_WORD = 8  # bits; shorter ones leave patterns
+_ROUNDS = 8  # with 4, neighbours of a small set stay neighbours too often
+_MASK, _GOLDEN, _FACTORS = 2**64 - 1, 0x9E3779B97F4A7C15, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64
 
 
-def example_order(positions: np.ndarray, n: int, seed: int, rounds: int) -> np.ndarray:
+def example_order(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
     """Positions (k,) int64 -> examples (k,) int64 in [0, n): in each epoch every example once, in a new order."""
     epochs, places = np.divmod(np.asarray(positions, np.int64), n)
     examples = np.empty_like(places)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        examples[here] = _epoch_order(n, seed, int(epoch), rounds)[places[here]]
+        examples[here] = _epoch_order(n, seed, int(epoch))[places[here]]
     return examples
 
 
 @functools.lru_cache(maxsize=2)
-def _epoch_order(n: int, seed: int, epoch: int, rounds: int) -> np.ndarray:
-    """(n,) uint32, the order of an epoch: a permutation by the block cipher Simon (Beaulieu et al. 2013), keyed by seed
-    and epoch, of a block just large enough for n; what it puts outside of n is encrypted again. With 4 `rounds`,
-    neighbours of a small set stay neighbours too often; 8 are TensorFlow's advice."""
+def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """(n,) uint32, the order of an epoch: a permutation by the block cipher Simon (Beaulieu et al. 2013), of a block
+    just large enough for n; what it puts outside of n is encrypted again. Simon's own key schedule would cut seed and
+    epoch down to the few bits of a small set's words, so that epoch 256 repeated epoch 0: each round has a key of its
+    own from all bits of both."""
     bits = max(-(-int(n - 1).bit_length() // 2), _SMALLEST_WORD)
-    order = _encrypt(np.arange(4**bits, dtype=np.uint32), _round_keys([_SEED_PREFIX, seed, epoch], bits, rounds), bits)
+    order = _encrypt(np.arange(4**bits, dtype=np.uint32), _round_keys(seed, epoch, bits), bits)
     while (order[:n] >= n).any():
         order = np.where(order < n, order, order[order])  # each pass makes the steps twice as long
     return order[:n].copy()
@@ -40,13 +41,18 @@ def position_words(positions: np.ndarray) -> np.ndarray:
     return np.stack([positions >> 32, positions & 0xFFFFFFFF], -1).astype(np.uint32)
 
 
-def _round_keys(parts: list[int], bits: int, rounds: int) -> list[int]:
-    word = (1 << bits) - 1
-    keys = [part & word for part in parts]
-    for i in range(3, rounds):
-        turned = _rotated(keys[-1], bits - 3, bits) ^ _rotated(keys[-1], bits - 4, bits)
-        keys.append((_ROUND & word) ^ (_SEQUENCE >> (i - 3) & 1) ^ keys[i - 3] ^ turned)
-    return keys[:rounds]
+def _round_keys(seed: int, epoch: int, bits: int) -> list[int]:
+    """Of each round, from the generator SplitMix64 (Steele et al. 2014) seeded with a mix of seed and epoch."""
+    state = _mixed(_mixed(seed) + epoch)
+    return [_mixed(state + k * _GOLDEN) & ((1 << bits) - 1) for k in range(1, _ROUNDS + 1)]
+
+
+def _mixed(value: int) -> int:
+    """64 bits, of which each depends on all of the value's."""
+    value = (value + _GOLDEN) & _MASK
+    for shift, factor in zip((30, 27), _FACTORS, strict=True):
+        value = ((value ^ value >> shift) * factor) & _MASK
+    return value ^ value >> 31
 
 
 def _encrypt(values: np.ndarray, keys: list[int], bits: int) -> np.ndarray:

@@ -29,7 +29,6 @@ class Order:
     batch_size: int  # global
     steps: range
     seed: int
-    rounds: int  # of `example_order`
     process_index: int = 0
     process_count: int = 1
 
@@ -44,7 +43,7 @@ class Order:
 
     def examples(self, pool: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Which of the pool's images stand at these places."""
-        return pool[example_order(positions, len(pool), self.seed, self.rounds)]
+        return pool[example_order(positions, len(pool), self.seed)]
 
 
 @runtime_checkable

@@ -42,7 +42,7 @@ def fit_crops(
         step = make_probe_step(optimizer, mesh, rates, jnp.asarray(scale.mean), jnp.asarray(scale.std))
         weights = jnp.zeros((len(rates), len(scale.mean) + 1, len(source.classes)))
         state = jax.device_put(ProbeState(weights, optimizer.init(weights)), replicated(mesh))
-        order = Order(batch_size, range(total), seed, probe.shuffle_rounds, jax.process_index(), jax.process_count())
+        order = Order(batch_size, range(total), seed, jax.process_index(), jax.process_count())
         batches = crop_batches(source, train[rows], order, area=probe.crop_area, size=size)
         progress = Progress("probe", total, per_count=batch_size)
         for done, batch in enumerate(batches, start=1):

@@ -1,9 +1,28 @@
 """The model card of an exported network."""
 
-from cvsa_jax.report.columns import TITLES, percent
+from cvsa_jax.report.columns import RECOGNITION, TITLES, percent
 from cvsa_jax.weights.frozen import Frozen
 
 _NOTHING = "not recorded"
+# File -> how PyTorch loads its tensors.
+_LOADED = {
+    "model.safetensors": 'safetensors.torch.load_file("model.safetensors")',
+    "model.npz": "{k: torch.from_numpy(v) for k, v in numpy.load(\"model.npz\").items() if v.dtype.kind == 'f'}",
+}
+# File -> what runs it, and how.
+_CALLED = {
+    "model.stablehlo": (
+        "jax",
+        ('run = jax.export.deserialize(open("model.stablehlo", "rb").read())', "features = run.call(images)"),
+    ),
+    "model.onnx": (
+        "onnxruntime",
+        (
+            'session = onnxruntime.InferenceSession("model.onnx")',
+            '(features,) = session.run(None, {"images": images})',
+        ),
+    ),
+}
 
 
 def model_card(
@@ -23,41 +42,48 @@ def model_card(
     lines = ["---", f"license: {licence}", "tags: [image-feature-extraction, fine-grained, cvsa]", "---", ""]
     lines += [f"# {shape}", "", f"Exported from {network.about} by cvsa_jax {version}; {tensors} tensors.", ""]
     lines += ["## What it learned from", "", *_learned(config, data), ""]
-    shown = {key: figures[key] for key in TITLES if key in figures}
+    pooled = "eval" in config and config.eval.get("pooling", "average") != "average"
+    shown = {key: figures[key] for key in TITLES if key in figures and not (pooled and key in RECOGNITION)}
     if shown:
         lines += ["## Figures of its run", "", "| figure | % |", "|---|---|"]
         lines += [f"| {TITLES[key]} | {percent(value)} |" for key, value in shown.items()] + [""]
         lines += ["On the run's own data set (above); kNN and localisation by docs/protocols.md.", ""]
+    if pooled:
+        lines += [
+            "The run's recognition figures are not shown: they are of features pooled by where the network looks, and "
+            "the files give features averaged over the cells. `python -m cvsa_jax.evaluate` measures those "
+            "(`--config.eval.pooling=average`).",
+            "",
+        ]
     lines += [
         "## Load it",
         "",
         "Images: `preprocess.json`. Files: " + ", ".join(f"`{name}`" for name in files) + ".",
         "",
     ]
-    if plain:
+    weights = next((name for name in files if name in _LOADED), None)
+    if plain and weights:
         head = f"Linear(net.fc.in_features, {len(network.classes)})" if network.classes else "Identity()"
         lines += [
             "```python",
             "# timm",
             f'net = timm.create_model("resnet{model.depth}", num_classes={len(network.classes)})',
-            'net.load_state_dict(safetensors.torch.load_file("model.safetensors"))',
+            f"net.load_state_dict({_LOADED[weights]})",
             "# torchvision",
             f"net = torchvision.models.resnet{model.depth}()",
             f"net.fc = torch.nn.{head}",
-            'net.load_state_dict(safetensors.torch.load_file("model.safetensors"))',
+            f"net.load_state_dict({_LOADED[weights]})",
             "```",
             "",
         ]
-    else:
+    elif not plain:
         why = "its padding is TensorFlow's" if model.padding == "same" else "its shape is none of theirs"
         lines += [f"The names are torchvision's, but timm and torchvision have no such network: {why}.", ""]
-    lines += [
-        "```python",
-        "# cvsa_jax",
-        'features = cvsa_jax.load_backbone("model.safetensors").features(images)',
-        "```",
-        "",
-    ]
+    if weights:
+        lines += ["```python", "# cvsa_jax"]
+        lines += [f'features = cvsa_jax.load_backbone("{weights}").features(images)', "```", ""]
+    for name in (name for name in files if name in _CALLED):
+        lines += ["```python", f"# {_CALLED[name][0]}", *_CALLED[name][1], "```", ""]
     lines += ["## Licence", "", f"{licence}. That of the images it learned from may bind its use as well.", ""]
     return "\n".join(lines)
 

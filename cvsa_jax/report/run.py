@@ -52,8 +52,6 @@ def report_run(
             f"warning: the run has ended at step {run.total} and is kept, but its report could not be made: {error}. "
             "The same command makes it again"
         )
-        for name in ("results.json", "index.html") if run.steps else ():  # those there are of an earlier step
-            (run.workdir / "report" / name).unlink(missing_ok=True)
         return {}
 
 

@@ -36,7 +36,7 @@ def feed_of(
 
     def order(steps: range) -> Order:
         place = jax.process_index(), jax.process_count()
-        return Order(config.batch_size, steps, config.seed, config.data.shuffle_rounds, *place)
+        return Order(config.batch_size, steps, config.seed, *place)
 
     if views.where == "host":
         opener = together(lambda: Squares(source, pool, views.square)) if config.data.cache else None

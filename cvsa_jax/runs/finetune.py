@@ -35,7 +35,7 @@ from cvsa_jax.runtime.errors import Diverged, UserError
 from cvsa_jax.runtime.files import AnyPath, write_json_atomically
 from cvsa_jax.training.finetune_step import ClassifierState, init_classifier, make_finetune_step
 from cvsa_jax.training.loop import run_steps
-from cvsa_jax.training.resume import begin, write_config
+from cvsa_jax.training.resume import begin, drop_report, write_config
 from cvsa_jax.training.state import Network
 from cvsa_jax.weights import backbones
 
@@ -45,6 +45,7 @@ class _Job:
     """What all trainings of one call share; `images`: of the train split, by which epochs are counted."""
 
     config: ConfigDict
+    workdir: AnyPath
     source: Source
     mesh: Mesh
     model: Classifier
@@ -80,7 +81,7 @@ def finetune(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     evaluator = Evaluator(model, mesh, source, settings.evaluation(config.eval, config))
     side = SQUARE * config.views.size
     opener = together(lambda: Squares(source, train, side)) if config.data.cache else None
-    job = _Job(config, source, mesh, model, backbone, origin, evaluator, len(train), opener)
+    job = _Job(config, workdir, source, mesh, model, backbone, origin, evaluator, len(train), opener)
     print(f"{source.name}: {len(train)} train and {len(test)} test images, {len(source.classes)} classes", flush=True)
 
     # 2) One sweep and one final training for each fraction of the labels.
@@ -165,8 +166,10 @@ def _train(job: _Job, images: np.ndarray, rate: float, workdir: AnyPath) -> Netw
         about=f"{workdir}: {len(images)} images, learning rate {rate:g}",
         start_from=None if job.backbone is None else start_from,
     )
+    if run.steps:
+        drop_report(job.workdir)
     place = jax.process_index(), jax.process_count()
-    order = Order(config.batch_size, run.steps, config.seed, config.data.shuffle_rounds, *place)
+    order = Order(config.batch_size, run.steps, config.seed, *place)
     area = tuple(config.views.crop_area)
     size, opener = config.views.size, job.opener
     stream = pipeline.crop_batches(job.source, images, order, area=area, size=size, opener=opener)

@@ -52,12 +52,13 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
 
     kept = settings.state_parts(config, spec.objective, len(pool), len(source.classes))
     initialize = functools.partial(init_state, model, optimizer, views.size, **kept)
+    identity = {"fingerprint": source.fingerprint, "images": len(pool), "selection": source.selection(pool)}
     run = begin(
         config,
         workdir,
         mesh,
         initialize,
-        identity={"fingerprint": source.fingerprint, "images": len(pool), "selection": source.selection(pool)},
+        identity=identity | ({} if store is None else {"saliency": store.identity}),
         total=settings.total_steps(config, len(pool)),
         about=f"{source.name}: {len(pool)} images",
         start_from=start_from if config.init_from else None,

@@ -65,6 +65,9 @@ def export_run(run: str, out: AnyPath, formats: tuple[str, ...], licence: str) -
         write_json_atomically(out / "config.json", network.config.to_dict())
     told = {"data": data, "figures": figures, "licence": licence, "version": _version()}
     write_text_atomically(out / "README.md", model_card(network, written.files, len(written.tensors), **told))
+    kinds = (f"model.{kind}" for kind in export.FORMATS)
+    if others := [name for name in kinds if name not in written.files and (out / name).is_file()]:
+        print(f"warning: {', '.join(others)} in {out} is of an earlier export; README.md does not describe it")
     print(f"{out}: {', '.join(written.files)} and the model card README.md; {len(written.tensors)} tensors")
 
 

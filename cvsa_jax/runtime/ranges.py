@@ -24,7 +24,6 @@ RANGES: dict[str, tuple[float | int, float | int]] = {
     "data.procedural.size": (16, 4096),
     "data.procedural.scale": (1e-6, 1),
     "data.procedural.*": (1, 10**7),
-    "data.shuffle_rounds": (4, 64),
     "align.weight": (0, 10**6),
     "*temperature": (1e-4, 10**4),
     "contrast.queue": (1, 10**9),

@@ -36,7 +36,6 @@ from cvsa_jax.saliency.store import (
     shard_paths,
 )
 
-LATER = ("decoder", "settings.annotation_hash")
 BLANK, FULL = 0.01, 0.95  # shares of the image at the threshold below and above which a map says nothing
 TIMING = "timing.json"
 BEGUN = ".begun"  # ending of the records of a file that is not complete
@@ -193,10 +192,7 @@ def _claim(folder: Path, identity: dict, source: Source) -> None:
     if claim.is_file():
         before = read_json(claim)
         there, now = _flat(before), _flat(identity)
-        # What stores of before did not write down, or wrote otherwise, is not compared.
-        keys = [k for k in {**now, **there} if there.get(k) != now.get(k) and (k in there or k not in LATER)]
-        keys = [k for k in keys if k != "settings.annotation"]
-        if keys:
+        if keys := [k for k in {**now, **there} if there.get(k) != now.get(k)]:
             differing = [f"{k}: {there.get(k, 'nothing')} there, {now.get(k, 'nothing')} now" for k in keys]
             raise UserError(
                 f"{folder} holds another saliency store ({'; '.join(differing)}). Delete it, or choose another folder "

@@ -4,25 +4,21 @@ A store is a folder of `shard-00000.npy`, … (structured arrays of RECORD, in t
 `manifest.json`, which is written last: a folder without it is an unfinished store.
 """
 
-import contextlib
 import functools
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from cvsa_jax.data.decode import Unreadable
-from cvsa_jax.data.pipeline import open_image
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.sources.source import difference
 from cvsa_jax.evaluation.boxes import bounding_box
 from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.files import AnyPath, LocalCopy, as_path, load_array, read_json
 
-VERSION = 2
+VERSION = 3  # since 3 the fingerprint is of what the images hold
 GRID = 64  # cells along each side of a stored map
 _MAPPED = 64  # files
-_ASKED = 500  # images whether they are turned, of a store of before
 MOSTLY, HALF = 0.8, 0.5  # a map's share of the image that is mostly object, and the share of such maps that is odd
 SHARD_SIZE = 256  # images per file, the smallest share of a machine
 # `box` is (y0, x0, y1, x1) in fractions of the image around the map's cells at or above the manifest's threshold;
@@ -55,14 +51,12 @@ class SaliencyStore:
             )
         self.manifest = read_json(path)
         if self.manifest.get("version") != VERSION:
-            raise UserError(f"{folder} has store version {self.manifest.get('version')}, not {VERSION}: make it again")
+            raise UserError(
+                f"{folder} has store version {self.manifest.get('version')}, not {VERSION} (the fingerprint is now of "
+                "what the images hold): make it again, into another folder or after deleting this one"
+            )
         if self.manifest["fingerprint"] != source.fingerprint:
             raise UserError(self._difference(source))
-        if "decoder" not in self.manifest and (turned := _turned(source)):
-            raise UserError(
-                f"the saliency store {folder} was made before images were turned upright, as {turned} is now: make it "
-                "again, into another folder or after deleting this one"
-            )
         made_from = self.manifest["settings"].get("annotation_hash")
         if made_from is not None and made_from != source.annotation():
             raise UserError(
@@ -124,6 +118,11 @@ class SaliencyStore:
         return {key: self.manifest[key] for key in ("detector", "supervision")}
 
     @property
+    def identity(self) -> dict:
+        """What tells its maps from those of another pass: the detector and its settings, weights and threshold."""
+        return {"detector": self.manifest["detector"]} | self.manifest["settings"]
+
+    @property
     def threshold(self) -> float:
         """Of the maps, for box and area."""
         return self.manifest["settings"]["threshold"]
@@ -152,15 +151,6 @@ class SaliencyStore:
             f"the saliency store {self.folder} was not made for this data set: {detail}. Make it again with "
             "python -m cvsa_jax.saliency (into another folder, or after deleting this one)"
         )
-
-
-def _turned(source: Source) -> str:
-    """Of some of the images the name of one that its EXIF data turn; "" where none is turned."""
-    for i in np.unique(np.linspace(0, len(source) - 1, _ASKED).astype(int)):
-        with contextlib.suppress(Unreadable):
-            if open_image(source, int(i)).turn is not None:
-                return source.names[i]
-    return ""
 
 
 def open_store(configured: str, source: Source, detector: str, warn_fallback: float) -> SaliencyStore:

@@ -161,10 +161,7 @@ def _reading(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
         instead = f"go on from step {max(older)}" if older else "begin anew"
         advice = f"Delete this folder, and the same command will {instead}"
         if "structures do not match" in str(error):
-            advice = (
-                "It is whole, but of another config, or of an earlier version of this program: give the config of the "
-                "run's config.json, or another --workdir"
-            )
+            advice = "It is whole, but of another config: give that of the run's config.json, or another --workdir"
         raise UserError(
             f"the checkpoint {manager.directory / str(step)} cannot be read ({_brief(error)}). {advice}"
         ) from error
@@ -204,10 +201,7 @@ def _check_tensors(stored: dict, wanted: dict, workdir: AnyPath, step: int) -> N
     problems += [f"{p} is not in the model" for p in stored.keys() - wanted.keys()]
     both = stored.keys() & wanted.keys()
     problems += [f"{p} is {stored[p]}, the model's is {wanted[p]}" for p in both if stored[p] != wanted[p]]
-    note = ""
-    if any(problem.endswith("linear2/bias is not in the model") for problem in problems):
-        note = ". Heads of before have a last bias: --config.model.head_bias=True"
     raise UserError(
         f"the checkpoint {workdir}/ckpt/{step} has another architecture than config.model: "
-        f"{some(sorted(problems), 3)}. Give the config.model of {workdir}/config.json{note}"
+        f"{some(sorted(problems), 3)}. Give the config.model of {workdir}/config.json"
     )

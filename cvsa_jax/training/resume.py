@@ -28,15 +28,8 @@ BOUND = (
     *("align", "augment", "target"),
 )
 FREE = ("data.root", "data.fingerprint", "data.test_split", "model.remat", "views.where", "views.stored", "data.cache")
-# What runs did from before a key existed.
-BEFORE = {"data.shuffle_rounds": 4, "views.hole": "size", "views.cover": 0.95, "views.background": "different"}
-BEFORE |= {"optim.predictor": "scheduled", "align.temperature": 0.2, "eval.pooling": "average"}
-BEFORE |= {"align.balance": "fixed", "optim.decay": "kernels", "model.head_bias": True, "model.padding": "symmetric"}
-BEFORE |= {"data.procedural.scale": (0.19, 0.29), "data.procedural.bodies": "same"}
-BEFORE |= {"data.procedural.background": "plain"}
-# Sections that are another thing in other modes, of which none of this was ever a key; a fine-tuning has no heads.
-MODES = {"views": ("pretrain",), "model": ("pretrain", "finetune")}
-FREE_IN = {"finetune": ("model.head_bias",)}
+# Of what a run writes: raised where the same config would go on otherwise than it began, as by another order of images.
+VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +81,10 @@ def begin(
     with contextlib.ExitStack() as refused:
         refused.callback(checkpoints.close)  # which lets others use the workdir
         if checkpoints.latest is not None:
+            stored = checkpoints.meta()
+            _check_version(stored, workdir)
             changes = compare_config(config, workdir)
-            _check_identity(checkpoints.meta(), identity, workdir)
+            _check_identity(stored, identity, workdir)
             if checkpoints.latest > total:
                 raise UserError(
                     f"{workdir} is at step {checkpoints.latest}, beyond the {total} of config.total_steps or "
@@ -104,6 +99,7 @@ def begin(
         refused.pop_all()
     if start < total:
         write_config(config, workdir)
+        drop_report(workdir)
     table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     if is_first():
         write_text_atomically(workdir / "parameters.txt", table + "\n")
@@ -118,7 +114,14 @@ def begin(
         print(f"changed since {workdir} was last started{left}: {change}")
     if config.log_parameters:
         print(table, flush=True)
-    return Run(config, workdir, mesh, state, checkpoints, identity, start, total)
+    return Run(config, workdir, mesh, state, checkpoints, identity | {"version": VERSION}, start, total)
+
+
+def drop_report(workdir: AnyPath) -> None:
+    """Removes the figures and the page of an earlier step, in the first process: the weights are about to change."""
+    if is_first():
+        for name in ("results.json", "index.html"):
+            (workdir / "report" / name).unlink(missing_ok=True)
 
 
 def check_mode(config: ConfigDict, workdir: AnyPath) -> None:
@@ -144,8 +147,7 @@ def compare_config(config: ConfigDict, workdir: AnyPath) -> list[str]:
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     }
-    free = FREE + FREE_IN.get(config.mode, ())
-    if refused := [change for key, change in changes.items() if _within(key, BOUND) and not _within(key, free)]:
+    if refused := [change for key, change in changes.items() if _within(key, BOUND) and not _within(key, FREE)]:
         raise UserError(
             f"{workdir} holds a run with another config:\n  " + "\n  ".join(refused) + "\nContinue it with its own "
             "values, or give another --workdir"
@@ -167,36 +169,35 @@ def write_config(config: ConfigDict, workdir: AnyPath) -> None:
 
 
 def read_config(workdir: str) -> ConfigDict:
-    """The config of a run, with what it did before a key existed; UserError where the folder holds none."""
+    """The config of a run; UserError where the folder holds none."""
     file = as_path(workdir) / "config.json"
     if not workdir or not file.is_file():
         why = f"there is no {file}" if not workdir or as_path(workdir).exists() else "there is no such file or folder"
         raise UserError(f"{workdir!r} is not the workdir of a run: {why}")
-    config = ConfigDict(read_json(file))
-    if "target" in config and "reference_batch" not in config.target:
-        config.target.reference_batch = config.batch_size  # tau was not scaled
-    for key, value in BEFORE.items():
-        path, _, name = key.rpartition(".")
-        section = config
-        for part in path.split("."):
-            section = section.get(part, {})
-        if section and config.mode in MODES.get(path, (config.mode,)) and name not in section:
-            section[name] = value
-    return config
+    return ConfigDict(read_json(file))
+
+
+def _check_version(stored: dict, workdir: AnyPath) -> None:
+    if (version := stored.get("version", 1)) != VERSION:
+        raise UserError(
+            f"{workdir} was begun by another version of this program, which took the images in another order (format "
+            f"{version}, here {VERSION}): finish it with that one, or take another --workdir. As a start it is good"
+        )
 
 
 def _check_identity(stored: dict, identity: dict, workdir: AnyPath) -> None:
-    # What a run did not yet write down is not compared.
-    different = [key for key in identity if key in stored and stored[key] != identity[key]]
-    if different:
-        there, here = (
-            ", ".join(f"{key} {_brief(values.get(key))}" for key in different) for values in (stored, identity)
-        )
+    there, here = (_flat(values) for values in (stored, identity))
+    if different := [key for key in here if there.get(key) != here[key]]:
+        there, here = (", ".join(f"{key} {_brief(values.get(key))}" for key in different) for values in (there, here))
         why = f" ({difference(stored['fingerprint'], identity['fingerprint'])})" if "fingerprint" in different else ""
         raise UserError(
             f"{workdir} was trained on other data ({there}; now {here}){why}: restore the data or take another "
             "--workdir"
         )
+
+
+def _flat(identity: dict) -> dict[str, Any]:
+    return flatten_dict(identity, sep=".")
 
 
 def _brief(value: Any) -> str:

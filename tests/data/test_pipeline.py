@@ -51,7 +51,7 @@ MAPS = np.random.default_rng(1).integers(0, 256, (N, 64, 64)).astype(np.uint8)
 
 def batches(encoded, spec, steps, saliency=None, pool=POOL, **processes) -> list[dict[str, np.ndarray]]:
     source = source_of(encoded)
-    return list(train_batches(source, pool, saliency, spec, Order(BATCH, steps, SEED, 8, **processes)))
+    return list(train_batches(source, pool, saliency, spec, Order(BATCH, steps, SEED, **processes)))
 
 
 def assert_same(a: list[dict], b: list[dict]):
@@ -216,7 +216,7 @@ def test_train_images_of_one_class_are_warned_of(labels, capsys):
 
 def crops(encoded, steps, *, pool=POOL, area=(0.2, 1.0), size=16, batch_size=BATCH, seed=SEED, **processes):
     source = dataclasses.replace(source_of(encoded), labels=LABELS, classes=tuple("abcde"))
-    return list(crop_batches(source, pool, Order(batch_size, steps, seed, 8, **processes), area=area, size=size))
+    return list(crop_batches(source, pool, Order(batch_size, steps, seed, **processes), area=area, size=size))
 
 
 def test_crops_come_in_the_data_order_with_their_labels():
@@ -229,7 +229,7 @@ def test_crops_come_in_the_data_order_with_their_labels():
     pixels = images.reshape(len(images), -1, 3)
     assert (pixels == pixels[:, :1]).all()
     examples = np.array([int(np.flatnonzero((colour == COLOURS).all(1))[0]) for colour in pixels[:, 0]])
-    order = example_order(np.arange(BATCH * len(POOL)), len(POOL), SEED, 8)
+    order = example_order(np.arange(BATCH * len(POOL)), len(POOL), SEED)
     np.testing.assert_array_equal(examples, POOL[order])
     assert labels.dtype == np.int32
     np.testing.assert_array_equal(labels, LABELS[examples])

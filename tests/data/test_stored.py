@@ -19,7 +19,7 @@ N, SIDE, SIZE, BATCH, SEED = 17, 64, 32, 8, 3
 POOL = np.arange(N - 1, 0, -1)  # in an order of its own, and without image 0
 LABELS = np.arange(N, dtype=np.int32) % 4
 SWAP = dataclasses.replace(small_sources.SWAP, size=SIZE, group=4, hole="cover", paste="bounded")
-ORDER = Order(BATCH, range(1, 5), SEED, 8)
+ORDER = Order(BATCH, range(1, 5), SEED)
 
 
 @pytest.fixture(autouse=True)

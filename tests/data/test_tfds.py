@@ -153,9 +153,7 @@ def test_batches_are_those_of_a_folder_of_the_same_images(pets, tmp_path):
 
     def batches(of: source.Source) -> list[dict]:
         pool, labels = of.splits["train"], found.labels
-        return list(
-            pipeline.train_batches(of, pool, None, CROP, pipeline.Order(9, range(3, 6), seed=7, rounds=8), labels)
-        )
+        return list(pipeline.train_batches(of, pool, None, CROP, pipeline.Order(9, range(3, 6), seed=7), labels))
 
     for ours, theirs in zip(batches(found), batches(files), strict=True):
         for key in theirs:
@@ -218,7 +216,7 @@ def test_a_damaged_file_is_told_of(tmp_path):
     assert bad
     assert all(reason.startswith(f"record {int(name[6:])} of train: ") for name, reason in bad.items())
     with pytest.raises(UserError, match=r"of oxford_iiit_pet cannot be decoded: train/00000"):
-        list(pipeline.train_batches(found, np.arange(60), None, CROP, pipeline.Order(3, range(20), seed=0, rounds=8)))
+        list(pipeline.train_batches(found, np.arange(60), None, CROP, pipeline.Order(3, range(20), seed=0)))
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,6 @@ PROBE = Probe(
     fractions=(1.0,),
     seeds=(0,),
     list_seed=0,
-    shuffle_rounds=8,
     crop_area=(0.3, 1.0),
 )
 NOTHING = Network({}, {})
@@ -136,7 +135,7 @@ def test_fitting_is_a_descent_on_fresh_crops_of_its_rows(mesh_of):
     # 3 epochs of 11 images in batches of 8.
     assert len(seen.pooled) == round(3 * 11 / 8)
     pool = TRAIN[::-1][rows]
-    given = crop_batches(SOURCE, pool, Order(8, range(4), seed=4, rounds=8), area=(0.3, 1.0), size=SIZE)
+    given = crop_batches(SOURCE, pool, Order(8, range(4), seed=4), area=(0.3, 1.0), size=SIZE)
     scale, batches = scale_of(TRAIN), []
     for batch, images, pooled in zip(given, seen.images, seen.pooled, strict=True):
         np.testing.assert_array_equal(images, batch["image"])
@@ -243,12 +242,12 @@ def figures_of(mesh, **changes) -> dict[str, float]:
 
 def test_several_seeds_and_fractions_give_the_figures_of_each_alone(mesh_of):
     mesh, given = mesh_of(1), {"fractions": (1.0, 0.25), "learning_rates": (0.3,)}
-    figures = figures_of(mesh, seeds=(3, 5), **given)
+    figures = figures_of(mesh, seeds=(3, 6), **given)
     names = [f"linear_{name}{suffix}" for name in ("top1", "top5", "mean_class") for suffix in ("", "_at_25")]
-    rates = {f"learning_rate{suffix}_{seed}": 0.3 for suffix in ("", "_at_25") for seed in (3, 5)}
+    rates = {f"learning_rate{suffix}_{seed}": 0.3 for suffix in ("", "_at_25") for seed in (3, 6)}
     found = {name for name in figures if name.startswith(("linear", "learning"))}
     assert found == {*names, *(f"{name}_std" for name in names), *rates}
-    alone = [figures_of(mesh, seeds=(seed,), **given) for seed in (3, 5)]
+    alone = [figures_of(mesh, seeds=(seed,), **given) for seed in (3, 6)]
     for name in names:
         first, second = (single[name] for single in alone)
         assert figures[name] == pytest.approx((first + second) / 2)

@@ -22,7 +22,7 @@ VECTORS = (RNG.normal(size=(len(SOURCE), 8)) + 1.5 * np.eye(3, 8)[SOURCE.labels]
 
 def probe(**changes) -> Probe:
     values = {"learning_rates": (0.1, 1.0), "epochs": 20, "batch_size": 16, "validation_share": 0.2, "folds": 2}
-    values |= {"fractions": (1.0,), "seeds": (0,), "list_seed": 0, "shuffle_rounds": 8, "crop_area": None}
+    values |= {"fractions": (1.0,), "seeds": (0,), "list_seed": 0, "crop_area": None}
     return Probe(**(values | changes))
 
 

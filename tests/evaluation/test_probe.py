@@ -21,7 +21,6 @@ SETTINGS = Probe(
     fractions=(1.0,),
     seeds=(0,),
     list_seed=0,
-    shuffle_rounds=8,
     crop_area=None,
 )
 

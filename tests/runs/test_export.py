@@ -64,7 +64,55 @@ def test_the_card_says_where_maps_and_labels_came_from(run):
     assert "timm and torchvision have no such network" in card
     assert "supervision: not recorded" in model_card(network, [], 45, data=data, **told)
     plain = network._replace(model=dataclasses.replace(network.model, depth=50, width=64, stem="imagenet"))
-    assert 'timm.create_model("resnet50", num_classes=0)' in model_card(plain, [], 45, data={}, **told)
+    assert 'timm.create_model("resnet50", num_classes=0)' in model_card(
+        plain, ["model.safetensors"], 45, data={}, **told
+    )
+
+
+def test_the_card_shows_figures_of_the_exported_features_alone(run):
+    config = tiny()
+    network = frozen.load(str(run), api.make_mesh())._replace(config=config)
+    figures = {"knn_top1": 0.185, "pointing_game": 0.75}
+    cards = {}
+    for pooling in ("average", "attention"):
+        config.eval.pooling = pooling
+        cards[pooling] = model_card(network, [], 45, data={}, figures=figures, licence="none", version="1")
+    assert "| kNN top-1 | 18.5 |" in cards["average"] and "are not shown" not in cards["average"]
+    assert "18.5" not in cards["attention"] and "| pointing game | 75.0 |" in cards["attention"]
+    assert "features pooled by where the network looks" in cards["attention"]
+
+
+def test_the_card_loads_the_files_that_were_written(tmp_path, run, capsys):
+    weights.export_run(str(run), tmp_path / "out", ("safetensors",), "none")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert 'load_backbone("model.safetensors")' in card
+    # Another run's file stays there, and the card no longer speaks of it.
+    capsys.readouterr()
+    weights.export_run(str(run), tmp_path / "out", ("npz", "stablehlo"), "none")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "safetensors" not in card and 'load_backbone("model.npz")' in card
+    assert "warning: model.safetensors in" in capsys.readouterr().out
+    # The lines for StableHLO do what they say.
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    lines = card.partition("# jax\n")[2].partition("```")[0].replace("model.", f"{tmp_path}/out/model.")
+    told = {"jax": jax, "images": images}
+    exec(lines, told)
+    np.testing.assert_allclose(told["features"], cvsa_jax.load_backbone(str(run)).features(images), atol=1e-5)
+
+
+def test_the_npz_lines_of_the_card_give_the_tensors(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import numpy
+
+    file = write(tmp_path / "w.npz", torch_weights(18, 64))
+    weights.export_run(str(file), tmp_path / "out", ("npz",), "none")
+    card = (tmp_path / "out" / "README.md").read_text()
+    line = next(line for line in card.splitlines() if line.startswith("net.load_state_dict("))
+    state = eval(
+        line.removeprefix("net.load_state_dict(")[:-1].replace("model.npz", f"{tmp_path}/out/model.npz"),
+        {"torch": torch, "numpy": numpy},
+    )
+    assert state["conv1.weight"].shape == (64, 3, 7, 7)
 
 
 def test_preprocess_is_what_the_network_sees(tmp_path):

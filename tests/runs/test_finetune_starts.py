@@ -179,11 +179,11 @@ def test_workdir_of_other_data_is_refused(tmp_path, finetuned, monkeypatch):
     source = procedural()
     # Another picture under an old name; and the same pictures, one of which is no longer for training.
     fewer = source.splits | {"train": source.splits["train"][1:]}
-    for change in ({"fingerprint": "other"}, {"splits": fewer}):
+    for change in ({"identify": lambda kind: "other"}, {"splits": fewer}):
         changed = dataclasses.replace(source, **change)
         monkeypatch.setattr(settings, "load_source", lambda data, changed=changed: changed)
         with pytest.raises(
-            UserError, match=r"was trained on other data \(.*\): restore the data or take another --workdir"
+            UserError, match=r"was trained on other data \(.*\).*: restore the data or take another --workdir"
         ):
             finetune.finetune(tiny(), workdir)
 

@@ -19,7 +19,7 @@ from cvsa_jax.runtime.distributed import replicated
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.detectors.annotation import center, masks
-from cvsa_jax.training import checkpoint
+from cvsa_jax.training import checkpoint, resume
 from cvsa_jax.training.log import read_metrics
 from cvsa_jax.training.state import init_state
 
@@ -126,7 +126,7 @@ def test_stage_two_starts_from_stage_one(tmp_path, cvsa_config):
     # A rate of zero moves nothing, so what it starts from is what it ends with.
     stage2.optim.lr = 0.0
     pretrain.train(stage2, tmp_path / "stage2")
-    before, after = (final_state(tmp_path / name, stage2) for name in ("stage1", "stage2"))
+    before, after = final_state(tmp_path / "stage1", stage1), final_state(tmp_path / "stage2", stage2)
     assert_equal_trees(after.online.params, before.online.params)
     # The average of equal numbers, tau · x + (1 − tau) · x, may differ from them in the last bit.
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
@@ -315,9 +315,23 @@ def test_workdir_of_other_data(tmp_path, finished, cvsa_config, monkeypatch):
         config = tiny("byol")
         config.update(cvsa_config().to_dict())
         monkeypatch.setattr(pretrain, "open_store", lambda *args: None)
-        with pytest.raises(UserError, match=rf"was trained on other data \({reason}\): restore the data"):
+        with pytest.raises(UserError, match=rf"was trained on other data \({reason}\).*: restore the data"):
             pretrain.train(config, workdir)
     assert_equal_trees(final_state(workdir, cvsa_config()), before)
+
+
+def test_workdir_of_other_maps(tmp_path, finished, cvsa_config):
+    config, source = cvsa_config(), settings.load_source(tiny().data)
+    config.saliency.store = str(tmp_path / "other")
+    compute(source, masks(source), tmp_path / "other", threshold=0.4, on_bad_image="stop")
+    with pytest.raises(UserError, match=r"other data \(saliency\.threshold 0\.5; now saliency\.threshold 0\.4\)"):
+        pretrain.train(config, finished)
+
+
+def test_workdir_of_another_version_is_refused_in_a_sentence(finished, cvsa_config, monkeypatch):
+    monkeypatch.setattr(resume, "VERSION", 99)
+    with pytest.raises(UserError, match=r"took the images in another order \(format 2, here 99\): finish it with that"):
+        pretrain.train(cvsa_config(), finished)
 
 
 def test_init_from_another_architecture_names_the_tensor(tmp_path, finished, cvsa_config):

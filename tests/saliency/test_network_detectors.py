@@ -225,7 +225,7 @@ def test_detectors_refuse_runs_of_another_kind(unet_run, byol_run, tmp_path):
 def test_other_commands_refuse_a_detectors_run(unet_run, tmp_path):
     config = tiny_pretrain()
     config.init_from = str(unet_run)
-    with pytest.raises(UserError, match=r"ckpt/6 holds no 'online': it is a run of another kind"):
+    with pytest.raises(UserError, match=r"a pre-training run is needed"):
         pretrain.train(config, tmp_path / "run")
     config = common.linear()
     config.data.update(tiny_pretrain().data)

@@ -67,7 +67,7 @@ def test_manifest_counts(tmp_path):
     manifest = make(source, tmp_path)
     assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
     expected = {
-        "version": 2,
+        "version": 3,
         "detector": "masks",
         "settings": {"threshold": 0.5},
         "supervision": "human",
@@ -191,7 +191,7 @@ def test_images_that_came_or_went_or_changed_are_named(tmp_path):
 def test_store_of_another_version_is_refused(tmp_path):
     manifest = make(source_of(), tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"version": 0}))
-    with pytest.raises(UserError, match=r"store version 0, not 2: make it again"):
+    with pytest.raises(UserError, match=r"store version 0, not 3 .*: make it again"):
         SaliencyStore(tmp_path, source_of())
 
 
@@ -289,7 +289,7 @@ def test_a_store_deleted_in_use_stops_the_batches_with_its_name(tmp_path):
     np.testing.assert_array_equal(store[np.arange(SHARD)], first)  # a file in use stays readable
     with pytest.raises(UserError, match=r"was changed while it was in use .*shard-00002\.npy"):
         store.record(2 * SHARD)
-    batches = pipeline.train_batches(source, np.arange(N), store, SWAP, pipeline.Order(3, range(8), seed=0, rounds=8))
+    batches = pipeline.train_batches(source, np.arange(N), store, SWAP, pipeline.Order(3, range(8), seed=0))
     with pytest.raises(UserError, match=r"was changed while it was in use"):
         list(batches)
 

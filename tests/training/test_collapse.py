@@ -50,7 +50,7 @@ def batches(config, mesh_of) -> list[dict[str, jax.Array]]:
     """Batches of random resized crops, augmented once and for all: this takes longer than a step."""
     source = settings.load_source(config.data)
     spec = settings.view_spec(config, settings.model(config.model).stride)
-    order = pipeline.Order(config.batch_size, range(DISTINCT), seed=0, rounds=8)
+    order = pipeline.Order(config.batch_size, range(DISTINCT), seed=0)
     augmented = jax.jit(photometric.augment)
 
     def augment(rows: dict, view: int) -> np.ndarray:

@@ -76,7 +76,7 @@ def on_device(source, saliency, spec, mesh, order) -> list[dict[str, np.ndarray]
 @pytest.mark.parametrize("name", SPECS)
 def test_views_are_those_of_the_host(data, mesh_of, name, devices):
     source, saliency = data
-    spec, order = SPECS[name], Order(BATCH, range(2, 5), SEED, 8)
+    spec, order = SPECS[name], Order(BATCH, range(2, 5), SEED)
     found = on_device(source, saliency, spec, mesh_of(devices), order)
     expected = list(train_batches(source, POOL, saliency, spec, order, LABELS))
     assert len(found) == len(expected) == 3
@@ -103,7 +103,7 @@ def test_views_are_those_of_the_host(data, mesh_of, name, devices):
 
 def test_crops_without_maps(data, mesh_of):
     source, saliency = data
-    order, spec = Order(BATCH, range(1), SEED, 8), SPECS["crop"]
+    order, spec = Order(BATCH, range(1), SEED), SPECS["crop"]
     (with_maps,), (without,) = (on_device(source, maps, spec, mesh_of(2), order) for maps in (saliency, None))
     assert with_maps.keys() - without.keys() == {"mask1", "mask2"}
     np.testing.assert_array_equal(with_maps["view1"], without["view1"])
@@ -117,7 +117,7 @@ def test_images_of_other_shapes_are_squeezed_and_cropped_in_their_own_aspect(dat
     Image.fromarray(wide).save(file, "PNG")
     source = dataclasses.replace(data[0], read=lambda i: file.getvalue(), identify=lambda kind: "wide")
     spec = dataclasses.replace(SPECS["crop"], crop_area=(0.05, 0.15))
-    (batch,) = on_device(source, None, spec, mesh_of(1), Order(BATCH, range(1), SEED, 8))
+    (batch,) = on_device(source, None, spec, mesh_of(1), Order(BATCH, range(1), SEED))
     for view in (*batch["view1"], *batch["view2"]):
         across, down = (
             np.ptp(view[..., channel].astype(float).mean(axis)[[3, -4]]) / (SIZE - 7) * SIZE
@@ -163,6 +163,6 @@ def test_an_image_that_cannot_be_decoded_is_named(data, mesh_of, cache):
 def test_the_set_is_an_argument_of_the_step(mesh_of, data):
     # A set that is a constant of the program would be folded into it, for minutes.
     resident = device_views.load(data[0], POOL, data[1], SPEC, mesh_of(1))
-    (batch,) = device_views.device_batches(resident, len(POOL), Order(BATCH, range(1), SEED, 8), None)
+    (batch,) = device_views.device_batches(resident, len(POOL), Order(BATCH, range(1), SEED), None)
     assert isinstance(batch["resident_images"], jax.Array)
     assert {key for key in batch if not key.startswith("resident_")} == {"row", "position"}

@@ -97,8 +97,6 @@ def difference(stored: str, now: str) -> str:
     kinds = [text.rpartition("-")[0] for text in (stored, now)]
     if kinds[0] == kinds[1]:
         return "some images have changed"
-    if not kinds[0]:
-        return "its fingerprint is of names and sizes alone, as earlier versions made it, and says too little"
     return f"its fingerprint is of {kinds[0]} and this config's of {kinds[1]}: set config.data.fingerprint={kinds[0]}"
 
 
