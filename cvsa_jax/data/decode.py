@@ -10,9 +10,14 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-DECODER = 2  # counts the changes of what pixels the same bytes give: turned by EXIF, transparent over white
+from cvsa_jax.data import png
+
+# Counts the changes of what pixels the same bytes give: turned by EXIF; transparent over white; more than 8 bits by the
+# range that the file tells.
+DECODER = 3
 BACKGROUND = 255  # level of grey behind what is transparent
 _ORIENTATION = 0x0112  # EXIF's tag
+_LOWEST, _HIGHEST = (340, 280), (341, 281)  # TIFF's tags: SMinSampleValue, MinSampleValue, and of the maximum
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -70,8 +75,8 @@ class Encoded:
                     max(1, int(np.ceil(side))) for side in (least if self.turn is None else [max(least)] * 2)
                 )
                 image.draft("RGB", (width, height))
-            if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would cut off what is above 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode[0] in "IF":
+                image = Image.fromarray(_in_levels(image))
             image = _over_background(image) if image.has_transparency_data else _in_rgb(image)
             if self.turn is not None:
                 image = image.transpose(self.turn)
@@ -84,13 +89,40 @@ def opened(encoded: bytes, cut: int = 0) -> Encoded:
         raise Unreadable("the file is empty")
     with _explained(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of very large images, and of odd metadata
-        image = Image.open(io.BytesIO(encoded))
+        image = Image.open(io.BytesIO(png.without_metadata(encoded)))
         # Pillow turns a TIFF itself.
-        turn = None if image.format == "TIFF" else _TURNS.get(image.getexif().get(_ORIENTATION))
+        turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
     read = Encoded(image, turn, cut)
     if min(read.size) < 1:
         raise Unreadable(f"it is {image.size[0]} x {image.size[1]} px, of which the lowest {cut} rows are cut off")
     return read
+
+
+def _orientation(image: Image.Image) -> int | None:
+    with contextlib.suppress(Exception):  # whatever damaged EXIF data raise: the pixels may be sound
+        return image.getexif().get(_ORIENTATION)
+    return None
+
+
+def _in_levels(image: Image.Image) -> np.ndarray:
+    """(H, W) uint8 of a grey image of more than 8 bits, or of floats, scaled by the range that the file tells: the tags
+    of a TIFF, or the maximum of a PGM, which Pillow scales to 16 bits. Without it 16 bits are taken for 16, and floats
+    for shares from 0 to 1. Raises Unreadable where the range cannot be told, or is not kept."""
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    low, high = (
+        next((float(np.ravel(tags[tag])[0]) for tag in both if tag in tags), None) for both in (_LOWEST, _HIGHEST)
+    )
+    if high is None and values.dtype.kind == "f":
+        high = 1.0
+    if high is None and (values.dtype.itemsize == 2 or image.format in ("PNG", "PPM")):
+        high = 65535.0
+    low = 0.0 if low is None else low
+    if high is None or not high > low:
+        raise Unreadable("its pixels have 32 bits, of a range that it does not tell: save it with 8")
+    if not (values.min() >= low and values.max() <= high):  # NaN neither
+        found = f"its pixels have values from {values.min():g} to {values.max():g}"
+        raise Unreadable(f"{found}, outside of the range of {low:g} to {high:g}: save it with 8 bits")
+    return np.floor((values - low) / (high - low) * 255.999).clip(0, 255).astype(np.uint8)
 
 
 def _in_rgb(image: Image.Image) -> Image.Image:
@@ -110,6 +142,8 @@ def _explained() -> Iterator[None]:
     """Turns whatever Pillow raises at broken bytes, which is of many types, into Unreadable."""
     try:
         yield
+    except Unreadable:
+        raise
     except Image.UnidentifiedImageError:
         raise Unreadable("not an image of a known format") from None
     except Exception as error:

@@ -1,6 +1,7 @@
 """What a look at every image of a source finds: unreadable files, equal and nearly equal images, odd annotations."""
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Iterable
@@ -16,16 +17,20 @@ from cvsa_jax.runtime.progress import Progress
 from cvsa_jax.runtime.workers import in_threads
 
 NEAR = 3  # bits of 64 in which the hashes of nearly equal images may differ
+FAINT = 16  # levels of 256
+_GLANCES = 16  # images that a training looks at before it begins
 _SIDE = 8  # cells of the hash, which compares each with its neighbour
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """One image: why it cannot be read, or its (height, width), the hash of its bytes and of its look, and whether it
-    had to be turned; what is wrong with its mask, the mask's share of the image, and what is wrong with its box."""
+    """One image: why it cannot be read, or its (height, width), its lowest and highest level in any channel, the hash
+    of its bytes and of its look, and whether it had to be turned; what is wrong with its mask, the mask's share of the
+    image, and what is wrong with its box."""
 
     unreadable: str = ""
     size: tuple[int, int] = (0, 0)
+    levels: tuple[int, int] = (0, 255)
     content: str = ""
     look: int = 0
     turned: bool = False
@@ -61,16 +66,20 @@ def equal_groups(keys: Iterable) -> list[list[int]]:
 
 def near_pairs(looks: np.ndarray) -> list[tuple[int, int]]:
     """Pairs of rows whose (n,) uint64 hashes differ in 1 to NEAR bits, or in none. Of NEAR + 1 parts of such hashes one
-    is equal, so that only rows with an equal part are compared."""
+    is equal, so that only rows with an equal part are compared. Of rows with one hash, each is paired with the first
+    alone, which stands for all of them in pairs with others: as many pairs as there are chains of such rows."""
+    values, first, group_of = np.unique(looks, return_index=True, return_inverse=True)
+    equal = [(int(first[group]), row) for row, group in enumerate(group_of.tolist()) if first[group] != row]
     bits, pairs = 64 // (NEAR + 1), set()
     for part in range(NEAR + 1):
-        keys = (looks >> np.uint64(part * bits)) & np.uint64(2**bits - 1)
+        keys = (values >> np.uint64(part * bits)) & np.uint64(2**bits - 1)
         order = np.argsort(keys, kind="stable")
         for group in np.split(order, np.flatnonzero(np.diff(keys[order])) + 1):
             for k, row in enumerate(group[:-1]):
-                distance = np.bitwise_count(looks[group[k + 1 :]] ^ looks[row])
-                pairs |= {tuple(sorted((int(row), int(other)))) for other in group[k + 1 :][distance <= NEAR]}
-    return sorted(pairs)
+                distance = np.bitwise_count(values[group[k + 1 :]] ^ values[row])
+                near = group[k + 1 :][distance <= NEAR]
+                pairs |= {tuple(sorted((int(first[row]), int(first[other])))) for other in near}
+    return sorted([*equal, *pairs])
 
 
 def _see(source: Source, i: int, has_mask: bool) -> Seen:
@@ -92,7 +101,35 @@ def _see(source: Source, i: int, has_mask: bool) -> Seen:
         except UserError as error:
             box_error = str(error)
     size = (image.height, image.width)
-    return Seen("", size, content, look_of(image), encoded.turn is not None, mask_error, share, box_error)
+    levels = levels_of(np.asarray(image))
+    return Seen("", size, levels, content, look_of(image), encoded.turn is not None, mask_error, share, box_error)
+
+
+def levels_of(image: np.ndarray) -> tuple[int, int]:
+    """The lowest and the highest level of an image in any channel."""
+    return int(image.min()), int(image.max())
+
+
+def faint_levels(levels: Iterable[tuple[int, int]]) -> list[int]:
+    """Rows of images that use less than a sixteenth of their range of levels, as pixels of 12 bits that were saved in
+    16, or of a few levels that were meant to be 0 to 1; a constant image is one, too."""
+    return [row for row, (low, high) in enumerate(levels) if high - low < FAINT]
+
+
+def warn_of_faint(source: Source, pool: np.ndarray) -> None:
+    """Looks at a few images of the pool, evenly spaced, and prints a warning where most of them are faint."""
+    looked = pool[np.unique(np.linspace(0, len(pool) - 1, _GLANCES).astype(int))]
+    levels = []
+    for i in looked:
+        with contextlib.suppress(decode.Unreadable):  # which whoever reads it says
+            levels.append(levels_of(np.asarray(open_image(source, int(i)).pixels(np.full(2, 256.0)))))
+    faint = faint_levels(levels)
+    if 2 * len(faint) > len(levels):
+        print(
+            f"warning: {len(faint)} of {len(levels)} images of {source.name} that were looked at use less than a "
+            "sixteenth of their range of levels, so they are nearly black, or constant: python -m cvsa_jax.data check "
+            "shows them"
+        )
 
 
 def look_of(image: Image.Image) -> int:

@@ -12,6 +12,7 @@ from cvsa_jax.data import decode
 from cvsa_jax.data.index import example_order, position_words
 from cvsa_jax.data.saliency_maps import SaliencyMaps, covering_rows, object_integral, saliency_maps
 from cvsa_jax.data.sources import Source
+from cvsa_jax.data.sources.source import TIMES
 from cvsa_jax.data.view_spec import ViewSpec
 from cvsa_jax.data.views import group_views, labelled_crop, resized
 from cvsa_jax.runtime.errors import UserError, some
@@ -173,12 +174,28 @@ def readable_splits(source: Source, data) -> tuple[np.ndarray, np.ndarray]:
     train, test = (readable(source, split, data.on_bad_image) for split in splits)
     if source.labels is not None and len(np.unique(source.labels[train])) == 1:
         print(f"warning: all {len(train)} train images are of one class, so accuracies say nothing")
+    warn_of_overlap(source, train, test)
+    return train, test
+
+
+def warn_of_overlap(source: Source, train: np.ndarray, test: np.ndarray) -> None:
+    """Prints a warning where test images are train images as well, or hold the same bytes under another name."""
     if both := len(np.intersect1d(train, test)):
         print(
             f"warning: {both} of the {len(test)} test images are train images as well, so the figures say nothing of "
             "new ones: make a split (folders train/ and test/, or a splits.csv)"
         )
-    return train, test
+    if source.hashes is None or source.looks_at == TIMES:
+        return
+    hashes = source.hashes()
+    known = {hashes[i]: int(i) for i in train.tolist() if hashes[i]}
+    copies = [(i, known[hashes[i]]) for i in np.setdiff1d(test, train).tolist() if hashes[i] in known]
+    if copies:
+        pairs = some((f"{source.names[i]} = {source.names[j]}" for i, j in copies), 2)
+        print(
+            f"warning: {len(copies)} of the {len(test)} test images are equal to train images byte by byte ({pairs}): "
+            "on these the figures say nothing of new ones"
+        )
 
 
 def unreadable(source: Source, indices: np.ndarray) -> dict[str, str]:

@@ -6,6 +6,7 @@ import textwrap
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from cvsa_jax.runtime.files import AnyPath, write_atomically
 
@@ -181,7 +182,7 @@ def scatter_picture(
     few = len(classes) <= 12
     for axis, (title, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for label, name in enumerate(classes):
-            axis.scatter(*points[labels == label].T, s=7, color=colours[label], label=name if few else None)
+            axis.scatter(*points[labels == label].T, s=7, color=colours[label], label=_legend(name) if few else None)
         axis.set_title(title, fontsize=10)
         axis.set_xticks([])
         axis.set_yticks([])
@@ -214,7 +215,7 @@ def background_picture(
     height = 0.8 / len(bars)
     for r, (run, shares) in enumerate(bars.items()):
         places = np.arange(len(examples)) + (r - (len(bars) - 1) / 2) * height
-        axis.barh(places, [100 * shares.get(title, 0) for title in examples], height, label=run)
+        axis.barh(places, [100 * shares.get(title, 0) for title in examples], height, label=_legend(run))
     axis.set_yticks(range(len(examples)), examples, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("linear top-1, %", fontsize=8)
@@ -250,8 +251,15 @@ def _row_title(axis, title: str) -> None:
     axis.set_ylabel(title, fontsize=8)
 
 
+def _legend(name: str) -> str:
+    """The name; matplotlib leaves out of a legend what begins with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def _save(figure: Figure, path: AnyPath, caption: str) -> Picture:
     path.parent.mkdir(parents=True, exist_ok=True)
+    for text in figure.findobj(Text):  # names of classes and runs are no formulas, whatever dollars are in them
+        text.set_parse_math(False)
     # Whole or not at all: the same command in another shell may be reading it.
     write_atomically(path, lambda file: figure.savefig(file, dpi=_DPI, format="png"))
     return Picture(path, caption)

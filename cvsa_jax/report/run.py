@@ -58,8 +58,10 @@ def report_run(
 def _report(run: Run, network: Network, evaluator: Evaluator, train, test, batch) -> dict[str, float]:
     source, config, folder = evaluator.source, run.config, run.workdir / "report"
     figures: dict[str, float] = {}
-    if test is not None and source.labels is not None and config.eval.knn:
-        figures |= evaluator.recognition(network, train, test, knn=settings.knn(config.eval)).figures
+    # An image that was trained on is no neighbour of itself.
+    others = train if test is None else np.setdiff1d(train, test)
+    if test is not None and source.labels is not None and config.eval.knn and len(others) > 1:
+        figures |= evaluator.recognition(network, others, test, knn=settings.knn(config.eval)).figures
     measured = test is not None and not (source.mask is None and source.box is None)
     images = test if measured else evenly(train if test is None else test, _LOOKED_AT)
     masks = None if source.mask is None else evaluator.masks(images)
@@ -72,7 +74,8 @@ def _report(run: Run, network: Network, evaluator: Evaluator, train, test, batch
         return figures
     drawn = {"views": _draw_views(folder / "views.png", batch, config.augment)}
     if attention is not None:
-        told = {"kind": "training" if test is None else "held-out", "trained": config.align.weight > 0}
+        kind = "training" if test is None else "held-out" if len(others) == len(train) else "test"
+        told = {"kind": kind, "trained": config.align.weight > 0}
         drawn["attention"] = _draw_attention(folder / "attention.png", evaluator, images, attention, masks, **told)
     rows = [("this run", figures), (GUESSES["chance"], chance(source, images, masks))]
     rows += [] if masks is None else [(GUESSES["center_prior"], center_prior(source, images, masks))]

@@ -111,6 +111,9 @@ def _findings(config, source: Source, looked, seen: list[inspect.Seen], near: bo
         if len(full) > _MOST * len(shares):
             found("full masks", full, f"masks cover more than {_FULL:.0%} of their image: are they inverted", warnings)
     found("turned", [row for row, one in enumerate(seen) if one.turned], "images are turned upright (EXIF)", warnings)
+    readable = [row for row, one in enumerate(seen) if not one.unreadable]
+    faint = [readable[k] for k in inspect.faint_levels(seen[row].levels for row in readable)]
+    found("faint", faint, "images use less than a sixteenth of their range of levels (black, or constant)", warnings)
     warnings += _classes(source) + _repeated(source, looked, seen, near, lists)
     return refused, warnings
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
-from cvsa_jax.data import pipeline
+from cvsa_jax.data import inspect, pipeline
 from cvsa_jax.data.pipeline import Order
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.stored import Squares
@@ -74,6 +74,7 @@ def finetune(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
         raise UserError(f"{source.name} has no labels, which fine-tuning needs")
     check_batch_size(config.batch_size, 1, mesh)
     train, test = pipeline.readable_splits(source, config.data)
+    inspect.warn_of_faint(source, train)
     architecture, backbone, origin = backbones.load(config.init_from, config.model, mesh)
     check_shared(workdir)
     model = settings.classifier(architecture, len(source.classes))

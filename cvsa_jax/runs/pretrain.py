@@ -6,6 +6,7 @@ import functools
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
+from cvsa_jax.data import inspect, pipeline
 from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.features import evenly
 from cvsa_jax.report.run import report_run
@@ -36,6 +37,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     if store is not None:
         views = dataclasses.replace(views, threshold=store.threshold)
     pool = train_images(config, source, store)
+    inspect.warn_of_faint(source, pool)
 
     # 2) Views, optimiser and the jitted step.
     optimizer, schedule = settings.optimizer(config, len(pool))
@@ -80,6 +82,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     test = None
     if config.data.test_split in source.splits:
         test = readable_images(config, source, config.data.test_split, store)
+        pipeline.warn_of_overlap(source, pool, test)
     else:
         print(f"{source.name} has no split {config.data.test_split!r}: no kNN, and the attention is of training images")
     views = feed.shown(batch or next(feed.batches(range(run.total - 1, run.total))))

@@ -101,3 +101,29 @@ def test_several_processes_unpack_an_archive_once(tmp_path):
     assert not list((tmp_path / "into").rglob("*.part"))
     image = f"images/{CUB_NAMES['1']}"
     assert (tmp_path / "into" / image).read_bytes() == (tmp_path / "made" / image).read_bytes()
+
+
+def test_links_in_a_tar_are_files_and_dangling_ones_are_said(tmp_path, capsys):
+    (tmp_path / "made" / "sub").mkdir(parents=True)
+    (tmp_path / "made" / "b.txt").write_text("held")
+    os.link(tmp_path / "made" / "b.txt", tmp_path / "made" / "sub" / "hard.txt")
+    os.symlink("../b.txt", tmp_path / "made" / "a_soft.txt")  # before its file in the archive, and wrong there
+    os.symlink("../b.txt", tmp_path / "made" / "sub" / "soft.txt")
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        for path in sorted((tmp_path / "made").rglob("*")):
+            archive.add(path, str(path.relative_to(tmp_path / "made")), recursive=False)
+    unpack(tmp_path / "set.tar", tmp_path / "into")
+    for name in ("sub/hard.txt", "sub/soft.txt"):
+        assert (tmp_path / "into" / name).read_text() == "held"
+    assert not (tmp_path / "into" / "a_soft.txt").exists()
+    assert "left out 1 links to what is not a file in it: a_soft.txt" in capsys.readouterr().out
+
+
+def test_a_link_that_leads_outside_is_none(tmp_path, capsys):
+    (tmp_path / "secret.txt").write_text("x")
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        link = tarfile.TarInfo("link.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "../secret.txt"
+        archive.addfile(link)
+    unpack(tmp_path / "set.tar", tmp_path / "into")
+    assert not (tmp_path / "into" / "link.txt").exists() and "left out 1 links" in capsys.readouterr().out

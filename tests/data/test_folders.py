@@ -9,6 +9,7 @@ from small_sources import split_names, write_all, write_image, write_splits
 
 from cvsa_jax.data.pipeline import load_image
 from cvsa_jax.data.sources import load
+from cvsa_jax.report import pictures
 from cvsa_jax.runtime.errors import UserError
 
 
@@ -217,3 +218,54 @@ def test_a_link_to_itself_is_a_link_to_nothing(tmp_path):
     write_all(tmp_path, "1.png")
     os.symlink(tmp_path / "2.png", tmp_path / "2.png")
     assert folder(tmp_path).left_out == {"links to nothing": ["2.png"]}
+
+
+def test_a_class_called_masks_stays_a_class(tmp_path):
+    write_all(tmp_path, "images/masks/1.png", "images/owl/2.png", "masks/owl/2.png")
+    source = folder(tmp_path)
+    assert source.names == ("masks/1.png", "owl/2.png") and source.classes == ("masks", "owl")
+    assert source.has_mask(np.arange(2)).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("b.png,train,Gull, herring", r"splits\.csv, row 3: 4 cells for 3 columns .*quotes"),
+        ("b.png,train,Gull, ", ""),
+    ],
+)
+def test_cells_beyond_the_columns_are_not_lost(tmp_path, row, message):
+    write_all(tmp_path, "a.png", "b.png")
+    write_splits(tmp_path, "image,split,label", "a.png,train,Gull", row)
+    if not message:
+        assert folder(tmp_path).classes == ("Gull",)
+        return
+    with pytest.raises(UserError, match=message):
+        folder(tmp_path)
+
+
+def test_decimal_commas_do_not_shift_a_box(tmp_path):
+    write_all(tmp_path, "a.png", "b.png")
+    (tmp_path / "boxes.csv").write_text("image,x,y,width,height\na.png,1,1,3,3\nb.png,1,5,1,2,2\n")
+    with pytest.raises(UserError, match=r"boxes\.csv, row 3: 6 cells for 5 columns"):
+        folder(tmp_path)
+
+
+def test_class_folders_that_are_not_text_are_classes(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        write_image(tmp_path / name / "1.png")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    write_image(tmp_path / "price_$5_vs_$10" / "2.png")
+    source = folder(tmp_path)
+    assert set(source.classes) == {r"caf\udce9", "price_$5_vs_$10"}
+    for text in source.classes:
+        text.encode()
+    # The pictures take any name for what it is.
+    titles = [source.classes[label] for label in source.labels]
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    pictures.contact_sheet(tmp_path / "sheet.png", images, None, None, titles, "")
+    points = {"_a run": np.zeros((2, 2)), "b $x": np.ones((2, 2))}
+    pictures.scatter_picture(tmp_path / "scatter.png", points, source.labels, ("_$1_", "x$y$z"), "")
+    assert (tmp_path / "sheet.png").stat().st_size > 0 and (tmp_path / "scatter.png").stat().st_size > 0

@@ -1,6 +1,8 @@
 """The official layouts in miniature, each with the traps that its copies are known for."""
 
 import json
+import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -312,3 +314,14 @@ def test_a_missing_set_says_what_to_get_from_where(tmp_path, kind):
     for root in ("", str(tmp_path / "nowhere"), str(tmp_path)):
         with pytest.raises(UserError, match=r"is at http.*: get .* as --config\.data\.root=data/"):
             load(kind, root)
+
+
+def test_inaturalists_images_are_unpacked_where_only_its_tables_were(tmp_path):
+    categories = [{"id": 8, "name": "b"}, {"id": 10, "name": "a"}]
+    write_inat(tmp_path, "train2018.json", {7: "train_val2018/Aves/10/a.jpg"}, {7: 10}, categories)
+    write_inat(tmp_path, "val2018.json", {9: "train_val2018/Aves/10/c.jpg"}, {9: 10}, categories)
+    with tarfile.open(tmp_path / "train_val2018.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "train_val2018", "train_val2018")
+    shutil.rmtree(tmp_path / "train_val2018")
+    source = load("inat", str(tmp_path))
+    assert len(source) == 2 and load_image(source, 1).ndim == 3

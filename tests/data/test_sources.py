@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 from small_sources import CUB_NAMES, CUB_TABLES, split_names, write_all, write_cub, write_image, write_splits
 
@@ -294,3 +295,16 @@ def test_cub100():
     # Folders carry the class's name.
     assert all(name.startswith(source.classes[k] + "/") for name, k in zip(source.names, source.labels, strict=True))
     assert source.read(5901)[:2] == b"\xff\xd8"
+
+
+def test_copies_of_train_images_among_the_test_images_are_said(tmp_path, capsys):
+    write_all(tmp_path, "train/1.png", "train/2.png", "test/3.png")
+    (tmp_path / "test" / "again.png").write_bytes((tmp_path / "train" / "2.png").read_bytes())
+    source = load("folder", str(tmp_path))
+    data = ConfigDict({"train_split": "train", "test_split": "test", "on_bad_image": "stop"})
+    pipeline.readable_splits(source, data)
+    said = capsys.readouterr().out
+    assert "1 of the 2 test images are equal to train images byte by byte (test/again.png = train/2.png)" in said
+    # Where the set is told by times alone, nothing is read for it.
+    pipeline.readable_splits(load("folder", str(tmp_path), looks_at="times"), data)
+    assert "byte by byte" not in capsys.readouterr().out

@@ -141,6 +141,13 @@ def test_near_pairs_are_those_that_comparing_all_finds():
     assert len(every) >= 40 and inspect.near_pairs(looks) == every
 
 
+def test_many_images_of_one_look_are_a_chain_and_not_all_pairs():
+    # 2,000 black images, say: two million pairs. One of them stands for all in pairs with what is near.
+    looks = np.array([7] * 2000 + [6, 2**40 + 2**41], np.uint64)
+    pairs = inspect.near_pairs(looks)
+    assert pairs == [*((0, row) for row in range(1, 2000)), (0, 2000)]
+
+
 def test_the_look_of_an_image_survives_size_and_jpeg_and_tells_others_apart(tmp_path):
     looks = [inspect.look_of(picture(k)) for k in range(20)]
     for k in range(20):

@@ -55,6 +55,7 @@ def test_what_is_exported_is_imported_bit_by_bit(tmp_path, run):
 
 def test_the_card_says_where_maps_and_labels_came_from(run):
     config = tiny()
+    config.eval.pooling = "average"
     network = frozen.load(str(run), api.make_mesh())._replace(config=config)
     data = {"name": "birds", "images": 9, "classes": 3, "splits": {"train": 9}, "fingerprint": "f00"}
     told = {"figures": {"knn_top1": 0.125, "other": 1}, "licence": "none", "version": "1"}

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_sources import write_all
 from small_store import detected, source_of
 
-from cvsa_jax.data.sources import Source
+from cvsa_jax.data.sources import Source, load
 from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.saliency.detectors import annotation
 from cvsa_jax.saliency.detectors.annotation import boxes, center, folder
 from cvsa_jax.saliency.store import GRID, make_record
 
@@ -218,3 +220,17 @@ def test_a_box_narrower_than_a_cell_leaves_a_map_there():
     assert record["area"] > 0
     # 0.311 is in the 20th of 64 columns.
     assert 19 / 64 <= record["box"][1] < record["box"][3] <= 21 / 64
+
+
+def test_images_of_one_stem_have_maps_of_their_own(tmp_path):
+    write_all(tmp_path / "set", "a.jpg", "a.png", "b.png")
+    source, maps = load("folder", str(tmp_path / "set")), tmp_path / "maps"
+    maps.mkdir()
+    for name, value in (("a", 0.9), ("a.jpg", 0.1), ("a.png", 0.2), ("b", 0.3)):
+        np.save(maps / f"{name}.npy", np.full((4, 4), value, np.float32))
+    detector = annotation.folder(source, maps, "human")
+    values = [float(detector.prepare(i, None).max()) for i in range(3)]
+    assert values == pytest.approx([0.1, 0.2, 0.3])
+    (maps / "a.png.npy").unlink()
+    with pytest.raises(UserError, match=r"no map .* of 1 of 3 images: a\.png\. .*a\.jpg\.npy"):
+        annotation.folder(source, maps, "human")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.files import read_json, write_json_atomically
 from cvsa_jax.runtime.progress import Progress
 
@@ -104,12 +104,10 @@ def unpack(archive: Path, into: Path) -> None:
 
 
 def _unpack(archive: Path, into: Path, size_of_archive: int, goes_on: bool) -> None:
-    progress, count = Progress(f"unpack {archive.name}", size_of_archive, unit="bytes"), 0
+    progress, count, links = Progress(f"unpack {archive.name}", size_of_archive, unit="bytes"), 0, []
     try:
-        for name, size, read, place in _members(archive):
-            target = (into / name).resolve()
-            if not target.is_relative_to(into.resolve()):
-                raise UserError(f"{archive} names a file outside of its folder, {name!r}: do not trust it")
+        for name, size, read, place in _members(archive, links):
+            target = _inside(archive, into, name)
             if not (goes_on and target.is_file() and target.stat().st_size == size):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 half = target.with_name(f"{target.name}.{os.getpid()}.part")
@@ -118,12 +116,36 @@ def _unpack(archive: Path, into: Path, size_of_archive: int, goes_on: bool) -> N
                 os.replace(half, target)
             count += 1
             progress.update(min(place, size_of_archive - 1))
+        _link(archive, into, links)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError) as error:
         raise UserError(
             f"cannot unpack {archive} after {count} files: {error}. Get it again, or make room, and give the same "
             "command again"
         ) from None
     progress.update(size_of_archive)
+
+
+def _inside(archive: Path, into: Path, name: str) -> Path:
+    target = (into / name).resolve()
+    if not target.is_relative_to(into.resolve()):
+        raise UserError(f"{archive} names a file outside of its folder, {name!r}: do not trust it")
+    return target
+
+
+def _link(archive: Path, into: Path, links: list[tuple[str, str]]) -> None:
+    """Makes the links of a tar, name and what it is of, copies of the files they are of; says which are of none."""
+    dangling = []
+    for name, origin in links:
+        there = into / origin
+        if there.resolve().is_relative_to(into.resolve()) and there.is_file():
+            target = _inside(archive, into, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(there, half := target.with_name(f"{target.name}.{os.getpid()}.part"))
+            os.replace(half, target)
+        else:
+            dangling.append(name)
+    if dangling:
+        print(f"{archive}: left out {len(dangling)} links to what is not a file in it: {some(dangling)}")
 
 
 def product(folder: Path, name: str, archive: str) -> Path | None:
@@ -140,8 +162,9 @@ def product(folder: Path, name: str, archive: str) -> Path | None:
     return None
 
 
-def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]], int]]:
-    """(name, bytes, opens it, place in the archive) of each file; links and devices are none."""
+def _members(archive: Path, links: list[tuple[str, str]]) -> Iterator[tuple[str, int, Callable[[], IO[bytes]], int]]:
+    """(name, bytes, opens it, place in the archive) of each file. Hard and soft links, name and what it is of below the
+    archive's root, go to `links`; devices are nothing."""
     if archive.name.lower().endswith(".zip"):
         with zipfile.ZipFile(archive) as opened:
             for info in opened.infolist():
@@ -150,7 +173,11 @@ def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]],
         return
     with open(archive, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as opened:
         for info in opened:
-            if info.isfile():
+            if info.islnk():
+                links.append((info.name, info.linkname))
+            elif info.issym():
+                links.append((info.name, os.path.normpath(os.path.join(os.path.dirname(info.name), info.linkname))))
+            elif info.isfile():
                 yield info.name, info.size, lambda info=info: opened.extractfile(info), raw.tell()
 
 

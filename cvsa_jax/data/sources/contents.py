@@ -22,11 +22,15 @@ _LARGE = 2**24  # bytes, from which a file is not read at once
 _SETTLED = 2 * 10**9  # ns after which a change would show in a file's times
 
 
-def identity(kind: str, root: Path, names: Sequence[str], note: str = "") -> str:
-    """The fingerprint of the files `names` below `root`: with the kind `contents` of what they hold, with `times` of
-    their sizes and times of change. The order counts. `note`: what else makes the set another."""
+def identity(kind: str, root: Path, names: Sequence[str], hashes: Sequence[str] | None = None, note: str = "") -> str:
+    """The fingerprint of the files `names` below `root`: with the kind `contents` of what they hold, of which `hashes`
+    are the `digests` where they are known, with `times` of their sizes and times of change. The order counts. `note`:
+    what else makes the set another."""
     paths = [os.path.join(root, name) for name in names]
-    told = digests(paths) if kind == CONTENTS else [f"{size} {changed}" for size, changed, _ in _stamps(paths).tolist()]
+    if kind == CONTENTS:
+        told = digests(paths) if hashes is None else hashes
+    else:
+        told = [f"{size} {changed}" for size, changed, _ in _stamps(paths).tolist()]
     return f"{kind}-{fingerprint([*names, note], [*told, ''])}"
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -12,8 +13,9 @@ from PIL import features
 from cvsa_jax.data import decode
 from cvsa_jax.data.sources.contents import digests, identity
 from cvsa_jax.data.sources.masks import read_mask
-from cvsa_jax.data.sources.source import Source, fingerprint
+from cvsa_jax.data.sources.source import CONTENTS, Source, fingerprint
 from cvsa_jax.runtime.errors import UserError, some
+from cvsa_jax.runtime.files import as_text
 
 READABLE = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 if features.check("avif"):
@@ -138,13 +140,14 @@ def from_files(
         name=name,
         names=files.names,
         labels=labels,
-        classes=tuple(classes),
+        classes=tuple(map(as_text, classes)),
         splits=splits,
         read=files.read,
         mask=None if masks is None or not known.any() else files.mask,
         box=None if annotations.boxes is None else files.box,
         annotation=files.annotation,
         identify=files.identify,
+        hashes=lambda: files.digests,
         masked=None if known is None or known.all() else known,
         cut=cut,
         left_out=there.left_out,
@@ -182,8 +185,14 @@ class _Files:
             raise UserError(f"the box of {self.root / self.names[i]} ({place}) does not lie in it")
         return np.clip(corners, 0, 1)
 
+    @functools.cached_property
+    def digests(self) -> list[str]:
+        return digests([os.path.join(self.root, name) for name in self.names])
+
     def identify(self, kind: str) -> str:
-        return identity(kind, self.root, self.names, f"without the lowest {self.cut} rows" if self.cut else "")
+        told = self.digests if kind == CONTENTS else None
+        note = f"without the lowest {self.cut} rows" if self.cut else ""
+        return identity(kind, self.root, self.names, told, note)
 
     def annotation(self) -> str:
         boxes, masks = self.annotations.boxes, self.annotations.masks

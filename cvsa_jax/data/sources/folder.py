@@ -38,7 +38,7 @@ def load(root: str) -> Source:
     inner = sub_folder(folder, "images")
     masks = sub_folder(folder, "masks", *(["mask"] if inner else []))  # without `images`, mask may be a class
     images = folder / inner if inner else folder
-    there = listing(images, skip=(*TABLES, masks))
+    there = listing(images, skip=TABLES if inner else (*TABLES, masks))  # below `images`, masks is a class
     if inner and (outside := listing(folder, skip=(*TABLES, inner, masks)).sizes):
         there.left_out["images that lie beside the folder of images"] = list(outside)
     there, beside = _without_masks_beside(there, images)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cvsa_jax.data.sources.archives import Official, located, say_counts
+from cvsa_jax.data.sources.archives import Official, located, say_counts, unpack
 from cvsa_jax.data.sources.files import from_files, listing
 from cvsa_jax.data.sources.source import Source
 from cvsa_jax.runtime.errors import UserError, some
@@ -62,6 +62,12 @@ def load(root: str, year: str = "2018") -> Source:
         names += files.values()
         numbers += [category_of[i] for i in files]
     tops = {name.split("/")[0] for name in names}
+    for top in tops:  # the JSON files may have been unpacked, and the images not
+        if not any((folder / name).is_dir() for name in (top, _RENAMED.get(top, top))):
+            for archive in (folder / f"{top}.tar.gz", folder.parent / f"{top}.tar.gz"):
+                if archive.is_file():
+                    unpack(archive, folder)
+                    break
     renamed = {top: _RENAMED[top] for top in tops if not (folder / top).is_dir() and top in _RENAMED}
     renamed = {top: new for top, new in renamed.items() if (folder / new).is_dir()}
     if renamed:

@@ -27,6 +27,7 @@ class Source:
             no masks.
         identify: kind, CONTENTS or TIMES, -> hash of the names and of what the images hold, or of when they were last
             changed; another where images are added, removed, exchanged or edited.
+        hashes: gives the hash of what each image holds; None where images are no files of their own.
         looks_at: the kind of this source's `fingerprint`.
         box: index -> (4,) ground-truth box (y0, x0, y1, x1) in fractions of the upright image; None where it has no
             boxes.
@@ -44,6 +45,7 @@ class Source:
     read: Callable[[int], bytes]
     mask: Callable[[int], np.ndarray] | None
     identify: Callable[[str], str]
+    hashes: Callable[[], Sequence[str]] | None = None
     looks_at: str = CONTENTS
     box: Callable[[int], np.ndarray] | None = None
     annotation: Callable[[], str] = str

@@ -60,6 +60,11 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     for number, row in enumerate(rows[1:], start=2):
         if not any(cell.strip() for cell in row):
             continue
+        if any(cell.strip() for cell in row[len(names) :]):
+            raise UserError(
+                f"{path}, row {number}: {len(row)} cells for {len(names)} columns ({some(row, 9)}). Put cells with a "
+                f"{separator!r} in them in quotes, and write decimals with a point"
+            )
         cells = dict.fromkeys(names, "") | dict(zip(names, (cell.strip() for cell in row), strict=False))
         if empty := [name for name in ("image", *columns) if not cells.get(name)]:
             raise UserError(f"{path}, row {number}: no {empty[0]}. Fill the cell, or take the row out")

@@ -138,7 +138,7 @@ def _identity(builder: Any, kind: str) -> str:
     folder = as_path(str(builder.data_path))
     files = sorted(path for path in folder.iterdir() if ".array_record" in path.name)
     if is_local(folder):
-        return identity(kind, folder, [path.name for path in files], builder.info.full_name)
+        return identity(kind, folder, [path.name for path in files], note=builder.info.full_name)
     stats = [path.stat() for path in files]
     names = [builder.info.full_name, *(path.name for path in files)]
     return f"{TIMES}-{fingerprint(names, ['', *(f'{one.length} {one.mtime}' for one in stats)])}"

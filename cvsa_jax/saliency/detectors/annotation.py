@@ -1,7 +1,8 @@
 """Detectors that look nothing up in the pixels: the data set's own masks and boxes, the user's maps, the centre."""
 
+import collections
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -61,8 +62,8 @@ def center(source: Source) -> Detector:
 
 
 def folder(source: Source, root: Path, supervision: str) -> Detector:
-    """The user's own maps below `root`: `<image name without ending>.png` (8 or 16 bits) or `.npy` (float in [0, 1],
-    or uint8), of any size.
+    """The user's own maps below `root`: `<image name>.png` (8 or 16 bits) or `.npy` (float in [0, 1], or uint8), of any
+    size. The image's ending may be left out, unless two images differ by it alone.
 
     Raises:
         UserError: no such folder, or images without a map (they are named); while it runs, a map that is unreadable,
@@ -70,12 +71,20 @@ def folder(source: Source, root: Path, supervision: str) -> Detector:
     """
     if not root.is_dir():
         raise UserError(f"--maps={root} is not a folder")
-    candidates = [[(root / name).with_suffix(ending) for ending in MAP_ENDINGS] for name in source.names]
+    stems = collections.Counter(str(PurePosixPath(name).with_suffix("")) for name in source.names)
+
+    def places(name: str) -> list[Path]:
+        stem = str(PurePosixPath(name).with_suffix(""))
+        return [root / f"{base}{ending}" for base in (name, *([stem] * (stems[stem] == 1))) for ending in MAP_ENDINGS]
+
+    candidates = [places(name) for name in source.names]
     paths = [next((path for path in pair if path.is_file()), None) for pair in candidates]
     if absent := [name for name, path in zip(source.names, paths, strict=True) if path is None]:
+        alike = ". Of images that differ by their ending alone, maps are named with it: a.jpg.npy"
+        alike *= max(stems.values()) > 1
         raise UserError(
             f"{root} has no map (.png or .npy, in folders that mirror the images) of {len(absent)} of {len(source)} "
-            f"images: {some(absent)}"
+            f"images: {some(absent)}{alike}"
         )
     told = fingerprint([path.relative_to(root) for path in paths], digests(paths))
     return _detector("folder", supervision, {"maps": told}, lambda i: read_map(paths[i]))

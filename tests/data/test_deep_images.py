@@ -1,0 +1,117 @@
+"""Images of more than 8 bits, and PNG files with damaged metadata: the right pixels, or one line of why not."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+from small_sources import decoded, write_image
+
+from cvsa_jax.data import decode, inspect
+from cvsa_jax.data.sources import load
+
+RAMP = np.linspace(0, 1, 12).reshape(3, 4)
+LOWEST, HIGHEST, FLOAT_LOWEST, FLOAT_HIGHEST = 280, 281, 340, 341
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def tiff(values: np.ndarray, **tags: float) -> bytes:
+    info = {"lowest": LOWEST, "highest": HIGHEST, "float_lowest": FLOAT_LOWEST, "float_highest": FLOAT_HIGHEST}
+    return encoded(Image.fromarray(values), "TIFF", tiffinfo={info[name]: value for name, value in tags.items()})
+
+
+def pgm(values: np.ndarray, most: int) -> bytes:
+    return b"P5 %d %d %d\n" % (values.shape[1], values.shape[0], most) + values.astype(">u2").tobytes()
+
+
+# Name -> bytes that show RAMP.
+RIGHT = {
+    "floats from 0 to 1": tiff(RAMP.astype(np.float32)),
+    "floats of a range that tags tell": tiff((RAMP * 7 - 3).astype(np.float32), float_lowest=-3.0, float_highest=4.0),
+    "16 bits": tiff((RAMP * 65535).astype(np.uint16)),
+    "12 bits in 16, told": tiff((RAMP * 4095).astype(np.uint16), lowest=0, highest=4095),
+    "32 bits of a range that tags tell": tiff((RAMP * 10**6).astype(np.int32), float_lowest=0.0, float_highest=1e6),
+    "PNG of 16 bits": encoded(Image.fromarray((RAMP * 65535).astype(np.uint16)), "PNG"),
+    "PGM of 12 bits": pgm(RAMP * 4095, 4095),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_more_than_8_bits_are_scaled_by_the_range_that_the_file_tells(name):
+    pixels = decoded(RIGHT[name])
+    assert (pixels == pixels[..., :1]).all()
+    np.testing.assert_allclose(pixels[..., 0], RAMP * 255, atol=1)
+
+
+REFUSED = {
+    "floats of no known range": (tiff((RAMP * 300).astype(np.float32)), "values from 0 to 300, outside of the range"),
+    "floats with a NaN": (tiff(np.full((2, 2), np.nan, np.float32)), "values from nan"),
+    "negative floats": (tiff((RAMP - 0.5).astype(np.float32)), "values from -0.5 to 0.5"),
+    "32 bits": (tiff((RAMP * 10**6).astype(np.int32)), "32 bits, of a range that it does not tell"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_range_that_cannot_be_told_is_refused(name):
+    content, reason = REFUSED[name]
+    with pytest.raises(decode.Unreadable, match=reason):
+        decoded(content)
+
+
+def chunk(kind: bytes, data: bytes, checksum: int | None = None) -> bytes:
+    right = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", right if checksum is None else checksum)
+
+
+PLAIN = encoded(Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5), "PNG")
+HEADER = 8 + 25  # signature and IHDR
+MUCH = 2 * PngImagePlugin.MAX_TEXT_CHUNK
+DAMAGED = {
+    "EXIF that is no EXIF": chunk(b"eXIf", b"MM\0*\xff\xff\xff\xff" + b"\0" * 9),
+    "a checksum of EXIF": chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0", checksum=1),
+    "a checksum of text": chunk(b"tEXt", b"Comment\0hello", checksum=1),
+    "text above Pillow's limit": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * MUCH)),
+    "an ICC profile above Pillow's limit": chunk(b"iCCP", b"icc\0\0" + zlib.compress(b"x" * MUCH)),
+}
+
+
+@pytest.mark.parametrize("place", ["before the pixels", "after the pixels"])
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_png_with_damaged_metadata_has_its_pixels(name, place):
+    cut = HEADER if place == "before the pixels" else len(PLAIN) - 12
+    np.testing.assert_array_equal(decoded(PLAIN[:cut] + DAMAGED[name] + PLAIN[cut:]), decoded(PLAIN))
+
+
+def test_a_png_that_is_cut_off_is_refused():
+    with pytest.raises(decode.Unreadable):
+        decoded(PLAIN[: len(PLAIN) // 2])
+
+
+def test_transparency_and_orientation_of_a_png_stay():
+    pixels = np.zeros((4, 6, 4), np.uint8)
+    pixels[:, :3] = (10, 20, 30, 255)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    read = decoded(encoded(Image.fromarray(pixels), "PNG", exif=exif, pnginfo=None))
+    assert (read[:, 3:] == (10, 20, 30)).all() and (read[:, :3] == 255).all()
+
+
+def test_sets_that_are_nearly_black_or_constant_are_noticed_before_training(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name, most in (("dark", 16), ("good", 256)):
+        for k in range(4):
+            path = tmp_path / name / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, most, (20, 20, 3), np.uint8)).save(path)
+        source = load("folder", str(tmp_path / name))
+        inspect.warn_of_faint(source, np.arange(4))
+        assert ("4 of 4 images of dark" in capsys.readouterr().out) == (name == "dark")
+    write_image(tmp_path / "flat" / "a.png")
+    assert inspect.faint_levels([(3, 3), (0, 15), (0, 16), (100, 255)]) == [0, 1]
