@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import runpy
 import sys
 from collections.abc import Sequence
@@ -44,11 +45,18 @@ def load_config(file: str, changes: dict | None = None) -> ConfigDict:
     path, _, argument = file.partition(":")
     if not Path(path).is_file():
         raise UserError(f"{path}: there is no such config file")
-    sys.path.insert(0, str(Path(path).resolve().parents[1]))  # config files import each other as `configs`
+    # Config files import each other as `configs`, which may be a package of the user's project as well.
+    others = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "configs"}
+    for name in others:
+        del sys.modules[name]
+    sys.path.insert(0, str(Path(path).resolve().parents[1]))
     try:
         config = runpy.run_path(path)["get_config"](argument)
     finally:
         sys.path.pop(0)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
+            del sys.modules[name]
+        sys.modules.update(others)
     config.lock()
     flat, known = flatten_dict(changes or {}, sep="."), flat_config(config)
     if unknown := [key for key in flat if key not in known]:
@@ -113,7 +121,7 @@ class Backbone:
         return localization.attention_maps(encoded.queries, encoded.keys)
 
     def _encoded(self, images: list[np.ndarray], maps: bool):
-        encode = make_encoder(self.model, self.mesh, maps=maps)
+        encode = _encoder(self.model, self.mesh, maps)
         step = -(-_BATCH // self.mesh.size) * self.mesh.size
         parts = []
         for first in range(0, len(images), step):
@@ -125,6 +133,12 @@ class Backbone:
 
     def _crop(self, image: np.ndarray) -> np.ndarray:
         return centre_crop(Image.fromarray(image), self.spec.resize, self.spec.size)
+
+
+@functools.lru_cache
+def _encoder(model: Siamese | Classifier, mesh: Mesh, maps: bool):
+    """Compiled once, and not for each call."""
+    return make_encoder(model, mesh, maps=maps)
 
 
 def _checked(images: Images) -> Images:

@@ -17,7 +17,8 @@ def main() -> None:
         raise UserError(f"config.mode={config.mode!r} is unknown; take one of {', '.join(_MODES)}")
     if config.mode == "linear":
         # The probe's figures belong to the run it probes; a file has no room for them.
-        workdir = workdir or ("" if os.path.isfile(config.init_from) else f"{config.init_from}/linear")
+        start = os.path.expanduser(config.init_from)
+        workdir = workdir or ("" if os.path.isfile(start) else f"{start}/linear")
     if not workdir:
         raise UserError("--workdir is missing, e.g. --workdir=runs/mine")
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from cvsa_jax.data import sources
 from cvsa_jax.data.sources import procedural
 from cvsa_jax.data.view_spec import ViewSpec
-from cvsa_jax.evaluation.embedding import EMBEDDINGS
+from cvsa_jax.evaluation.embedding import EMBEDDINGS, require_umap
 from cvsa_jax.evaluation.protocol import EvalSpec, Knn, Probe
 from cvsa_jax.losses import OBJECTIVES, Objective
 from cvsa_jax.runtime import checks
@@ -155,8 +155,9 @@ def total_steps(config: ConfigDict, images: int) -> int:
     return _steps(config.total_steps, config.total_epochs, images, config.batch_size)
 
 
-def notes(config: ConfigDict, images: int) -> list[str]:
-    """What a pre-training on so many images says at its start: warnings, and how fast the target follows."""
+def notes(config: ConfigDict, images: int, begins: bool = True) -> list[str]:
+    """What a pre-training on so many images says at its start: warnings, of which some are of one that `begins`, and
+    how fast the target follows."""
     said = []
     group = config.views.group
     smaller = max(-(-FEW_IMAGES // group), images // FEW_STEPS // group) * group
@@ -165,7 +166,7 @@ def notes(config: ConfigDict, images: int) -> list[str]:
             f"warning: an epoch has {steps} steps of config.batch_size={config.batch_size}; a batch of {smaller}, with "
             f"which the learning rate falls in proportion, suits {images} images better"
         )
-    if config.views.kind == "saliency_swap" and not config.init_from:
+    if begins and config.views.kind == "saliency_swap" and not config.init_from:
         said.append(
             "warning: stage 2 begins from random weights: where there is a stage 1 from elsewhere, give it as "
             "--config.init_from (a run, or a file of weights); else train for as long as both stages would (:scratch)"
@@ -240,6 +241,8 @@ def label_fractions(config: ConfigDict) -> tuple[float, ...]:
 def embedding(evaluation: ConfigDict) -> str:
     """What draws features in two dimensions."""
     checks.choice("config.eval.embedding", evaluation.embedding, EMBEDDINGS)
+    if evaluation.embedding == "umap":
+        require_umap()
     return evaluation.embedding
 
 

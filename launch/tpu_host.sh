@@ -18,6 +18,14 @@ marker() {
     echo "data/.copied-${name##*/}"
 }
 
+# Ends where data/ holds a copy of another source of the same name, which this one would be mixed with.
+only_copy() {
+    [[ ! -e $(marker "$1") ]] || is_copied "$1" || {
+        echo "error: data/$(basename "$1") is a copy of $(<"$(marker "$1")"), and not of $1: rename one of them" >&2
+        exit 2
+    }
+}
+
 is_copied() {
     [[ -e $(marker "$1") && $(<"$(marker "$1")") == "$1" ]]
 }
@@ -32,7 +40,8 @@ mount_bucket() {
         sudo apt-get install -qq gcsfuse
     fi
     mkdir -p "$folder"
-    gcsfuse --implicit-dirs "$1" "$folder"
+    # Checkpoints are finished by renaming their folder, which gcsfuse does for so many files at most.
+    gcsfuse --implicit-dirs --rename-dir-limit=10000 "$1" "$folder"
 }
 
 case ${1-} in
@@ -42,12 +51,24 @@ case ${1-} in
         ;;
     download)
         is_copied "$2" && exit
+        only_copy "$2"
         gcloud storage cp "${2%/}" data/ --recursive --no-clobber
         echo "$2" >"$(marker "$2")"
         ;;
-    missing) is_copied "$2" || echo missing ;;
+    missing)
+        only_copy "$2"
+        is_copied "$2" || echo missing
+        ;;
     copied) echo "$2" >"$(marker "$2")" ;;
-    running) if is_running; then echo running; else echo idle; fi ;;
+    running) # running, other: and what runs there, or idle
+        if ! is_running; then
+            echo idle
+        elif [[ ! -e train.args || $(<train.args) == "${*:2}" ]]; then
+            echo running
+        else
+            echo "other: $(<train.args)"
+        fi
+        ;;
     start)
         arguments=()
         for argument in "${@:2}"; do
@@ -62,6 +83,7 @@ case ${1-} in
         exec 9>"$lock"
         flock --nonblock 9 || exit 0
         rm -f train.code
+        echo "${*:2}" >train.args
         # The inner shell outlives a SIGTERM, to write the code down.
         # shellcheck disable=SC2016
         setsid bash -c 'trap : TERM; "$@"; echo $? >train.code' train env JAX_PLATFORMS=tpu,cpu \

@@ -91,11 +91,14 @@ acquire() {
     done
 }
 
-# Whether all the hosts are training.
+# Whether all the hosts are at this training; ends the script where they are at another.
 running() {
-    local answer
+    local answer command
+    command="cvsa_jax/launch/tpu_host.sh running $(quoted "${train[@]}")"
     answer=$(tpu tpu-vm ssh "$name" --worker=all \
-        --command='if [ -e cvsa_jax ]; then cvsa_jax/launch/tpu_host.sh running; else echo idle; fi')
+        --command="if [ -e cvsa_jax ]; then $command; else echo idle; fi")
+    [[ $answer != *other* ]] || die "another training runs on $name: ${answer#*other: }"$'\n'"wait for it, or take" \
+        "another --name"
     [[ $answer == *running* && $answer != *idle* ]]
 }
 

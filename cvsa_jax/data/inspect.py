@@ -105,6 +105,18 @@ def _see(source: Source, i: int, has_mask: bool) -> Seen:
     return Seen("", size, levels, content, look_of(image), encoded.turn is not None, mask_error, share, box_error)
 
 
+def check_boxes(source: Source, indices: np.ndarray) -> None:
+    """UserError where boxes of these images do not lie in them, before figures that need them are computed."""
+    wrong = []
+    for i in indices.tolist() if source.box is not None else ():
+        try:
+            source.box(i)
+        except UserError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise UserError("; ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""))
+
+
 def levels_of(image: np.ndarray) -> tuple[int, int]:
     """The lowest and the highest level of an image in any channel."""
     return int(image.min()), int(image.max())

@@ -226,8 +226,9 @@ def unreadable_error(source: Source, bad: dict[str, str]) -> UserError:
     """The error that names unreadable images, name -> reason."""
     listed = some(f"{name} ({reason})" for name, reason in bad.items())
     return UserError(
-        f"{len(bad)} of {len(source)} images of {source.name} cannot be decoded: {listed}. Replace or remove "
-        "them, or leave them out with --config.data.on_bad_image=skip (of embed: --skip_bad_images)"
+        f"{len(bad)} of {len(source)} images of {source.name} cannot be decoded: {listed}. Leave them out with "
+        "--config.data.on_bad_image=skip (of embed: --skip_bad_images), with which a run that has begun goes on; or "
+        "replace or remove them before one begins"
     )
 
 

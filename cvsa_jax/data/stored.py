@@ -61,7 +61,12 @@ def stored_squares(source: Source, indices: np.ndarray, size: int) -> tuple[np.n
     told = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / f"images-{source.fingerprint}-{size}-{told}"
     if not (folder / "identity.json").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"the cache folder {folder.parent} cannot be made ({error.strerror}): name another in XDG_CACHE_HOME"
+            ) from None
         check_room(
             folder.parent,
             len(indices) * 3 * size**2,
@@ -72,11 +77,10 @@ def stored_squares(source: Source, indices: np.ndarray, size: int) -> tuple[np.n
         # Elsewhere first: several processes may begin at once, and one that is killed leaves nothing half done.
         half = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
         try:
-            images = np.lib.format.open_memmap(half / "images.npy", "w+", np.uint8, (len(indices), size, size, 3))
-            if hasattr(os, "posix_fallocate"):  # a disk that fills up would end the process at a write to the map
-                with open(half / "images.npy", "r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, os.path.getsize(file.name))
+            images = reserved_array(half / "images.npy", (len(indices), size, size, 3))
             np.save(half / "shapes.npy", write_squares(source, indices, images))
+            images.flush()
+            _sync(half / "images.npy", half / "shapes.npy")
             write_json_atomically(half / "identity.json", identity)
             if not (folder / "identity.json").is_file():  # else another process was first, with the same
                 shutil.rmtree(folder, ignore_errors=True)
@@ -87,6 +91,22 @@ def stored_squares(source: Source, indices: np.ndarray, size: int) -> tuple[np.n
         finally:
             shutil.rmtree(half, ignore_errors=True)
     return np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "shapes.npy")
+
+
+def reserved_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A new array of uint8, mapped from a file whose place on the disk is taken; OSError where there is none."""
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):  # a disk that fills up would end the process at a write to the map
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(file.name))
+    return array
+
+
+def _sync(*paths: Path) -> None:
+    """Until the files are on the disk, so that what says that they are whole is not there before them."""
+    for path in paths:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def write_squares(source: Source, indices: np.ndarray, images: np.ndarray) -> np.ndarray:

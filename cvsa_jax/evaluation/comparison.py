@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from cvsa_jax.training.state import Network
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     """A network under comparison, or features without one; `title` names it in tables and pictures. `pretrained_here`:
-    it is a run of ours, and not what others trained elsewhere."""
+    it is a run of ours on the images of this comparison, and not what was trained elsewhere or on others."""
 
     title: str
     evaluator: Evaluator | GivenFeatures
@@ -38,8 +39,8 @@ class Comparison:
     """What was measured of the candidates, by their names, on the images `test` of their common source.
 
     `figures`: name of a candidate, `chance` or `center_prior` -> flat names -> numbers; localisation has no prefix
-    where the attention is read, and `mean_`, `component_`, `cam_`, `grad_cam_` for the other maps. Of the test images
-    `attention` (k, h, w), for networks `without_heads` for it the first component; pooled `features` (k, C) and the
+    where the attention is read, and `mean_`, `component_`, `cam_`, … for the other maps. Of the test images `attention`
+    (k, h, w), or where nothing trained it another map, which `shown` names; pooled `features` (k, C) and the
     probe's `predicted` classes (k,); the last two are empty where there are no labels.
     """
 
@@ -47,7 +48,7 @@ class Comparison:
     test: np.ndarray
     figures: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     attention: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    without_heads: list[str] = dataclasses.field(default_factory=list)
+    shown: dict[str, str] = dataclasses.field(default_factory=dict)
     features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     predicted: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -70,13 +71,20 @@ class Comparison:
 
 
 def compare(
-    candidates: dict[str, Candidate], train: np.ndarray, test: np.ndarray, *, knn: Knn, probe: Probe
+    candidates: dict[str, Candidate],
+    train: np.ndarray,
+    test: np.ndarray,
+    *,
+    knn: Knn,
+    probe: Probe,
+    keep: Callable[[dict], None] = lambda figures: None,
 ) -> Comparison:
     """Recognition (where the source has labels) and localisation (where it has masks or boxes) of each network on the
     same images, and what guessing and the centre give.
 
     Args:
         candidates: name -> candidate, all of the same source.
+        keep: takes the figures so far, after each candidate.
     """
     comparison, masks = Comparison(candidates, test), None
     for name, candidate in candidates.items():
@@ -85,9 +93,10 @@ def compare(
         maps = evaluator.maps(network, test)
         if maps:
             masks = None if evaluator.source.mask is None else evaluator.masks(test)
-            comparison.attention[name] = maps["attention" if "attention" in maps else "component"]
-            if "attention" not in maps:
-                comparison.without_heads.append(name)
+            shown = evaluator.shown if evaluator.shown in maps else "component"
+            comparison.attention[name] = maps[shown]
+            if shown != "attention":
+                comparison.shown[name] = shown
         figures = comparison.figures[name] = {}
         if evaluator.source.labels is not None:
             print(f"{candidate.title}: kNN, retrieval and linear probe", flush=True)
@@ -103,6 +112,7 @@ def compare(
         for reading, values in maps.items():
             scores = evaluator.localization(values, test, masks)
             figures |= {reading_prefix(reading) + key: value for key, value in scores.items()}
+        keep(comparison.figures)
     comparison.figures["chance"] = chance(comparison.source, test, masks)
     comparison.figures["center_prior"] = {}
     if with_maps := [candidate.evaluator for name, candidate in candidates.items() if name in comparison.attention]:

@@ -1,5 +1,7 @@
 """Features in two dimensions, to look at."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float
 
@@ -18,11 +20,16 @@ def pca(features: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m 2"]:
 
 def umap(features: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m 2"]:
     """UMAP (McInnes et al. 2018) of the cosine distances, by umap-learn; UserError where that is not installed."""
+    return np.asarray(require_umap()(metric="cosine", random_state=0, n_jobs=1).fit_transform(features))
+
+
+def require_umap() -> Callable:
+    """UMAP's class; UserError where umap-learn is not installed."""
     try:
         from umap import UMAP
     except ImportError:
         raise UserError("config.eval.embedding=umap needs umap-learn: pip install umap-learn, or take pca") from None
-    return np.asarray(UMAP(metric="cosine", random_state=0, n_jobs=1).fit_transform(features))
+    return UMAP
 
 
 EMBEDDINGS = {"pca": pca, "umap": umap}

@@ -18,13 +18,15 @@ from cvsa_jax.training.state import Network
 
 class Encoded(NamedTuple):
     """Of B images, float32: `pooled` (B, C); where maps were asked for, the unit queries P and keys Z of the attention
-    (B, h·w, D), the attention to the image's own mirror image (B, h, w), and the backbone's activation (B, h, w), as
-    `mean` and as first `component`."""
+    (B, h·w, D), the attention to the image's own mirror image (B, h, w), the object's probability (B, h, w) that the
+    control `mask_head` predicts in channel 0 of P, and the backbone's activation (B, h, w), as `mean` and as first
+    `component`."""
 
     pooled: jax.Array
     queries: jax.Array | None = None
     keys: jax.Array | None = None
     mirrored: jax.Array | None = None
+    predicted_mask: jax.Array | None = None
     mean: jax.Array | None = None
     component: jax.Array | None = None
 
@@ -44,7 +46,9 @@ def make_encoder(model: Siamese | Classifier, mesh: Mesh, *, maps: bool) -> Call
         out, mirror = (model.apply(network.variables, x, train=False) for x in (views, views[:, :, ::-1]))
         queries, keys, mirror_keys = map(_unit_cells, (out.prediction_map, out.projection_map, mirror.projection_map))
         mirrored = jnp.einsum("bid,bd->bi", queries, mirror_keys.mean(1), precision="highest")
-        return Encoded(pooled, queries, keys, mirrored.reshape(feature_map.shape[:3]), **activation)
+        mirrored = mirrored.reshape(feature_map.shape[:3])
+        mask = jax.nn.sigmoid(out.prediction_map[..., 0].astype(jnp.float32))
+        return Encoded(pooled, queries, keys, mirrored, mask, **activation)
 
     return _on_rows(encode, mesh)
 

@@ -67,14 +67,21 @@ class Evaluator(Localizer):
 
     def maps(self, network: Network, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Name -> (k, h, w) maps of whole images, each squeezed to a square: `attention`, where the network has the
-        heads for it, and of the backbone alone `mean` and `component`."""
+        heads for it, `predicted_mask` of the control that predicts one, and of the backbone alone `mean` and
+        `component`."""
         encoded = self._extract(self.encode[True], network, indices, 0)
         if encoded.queries is None:
             return {"mean": encoded.mean, "component": encoded.component}
         attention = encoded.mirrored
         if self.spec.attention == "others":
             attention = localization.attention_maps(encoded.queries, encoded.keys)
-        return {"attention": attention, "mean": encoded.mean, "component": encoded.component}
+        maps = {"attention": attention, "mean": encoded.mean, "component": encoded.component}
+        return maps | ({"predicted_mask": encoded.predicted_mask} if self.spec.reading == "mask" else {})
+
+    @property
+    def shown(self) -> str:
+        """Which of the maps says where the network looks: what its losses trained."""
+        return "predicted_mask" if self.spec.reading == "mask" else self.spec.reading
 
     def class_maps(
         self, network: Network, weights: np.ndarray, indices: np.ndarray, key: np.ndarray | None = None
@@ -107,11 +114,12 @@ class Evaluator(Localizer):
         return {"knn_top1": float(scores.max())}
 
     def background(self, network: Network, found: Recognition, test: np.ndarray, seed: int) -> dict[str, float]:
-        """Top-1 of the probe that was found, on the test images that have a mask: `as_it_is_top1`, and with other
-        backgrounds (see `data.background`) `same_background_top1` and `other_background_top1`, with one of the image's
-        own and of another class, and `background_gap`, their difference; `background_only_top1` without the object.
-        {} without masks."""
+        """Top-1 of the probe that was found, on the test images whose mask shows an object, {} where none does:
+        `as_it_is_top1`; with another background (see `data.background`), of the image's own class and of another,
+        `same_background_top1` and `other_background_top1`, and `background_gap`, their difference; without the object
+        `background_only_top1`."""
         known = self.source.has_mask(test)
+        known[known] = [self.source.mask(int(i)).any() for i in test[known]]
         test, labels = test[known], labels_of(self.source)[test[known]]
         if not len(test):
             return {}
@@ -147,8 +155,10 @@ def chance(source: Source, test: np.ndarray, masks: np.ndarray | None) -> dict[s
         majority = float(np.bincount(source.labels[test]).max() / len(test))
         figures |= {"linear_top1": majority, "knn_top1": majority}
     if masks is not None and (known := source.has_mask(test)).any():
-        share = float(masks[known].mean())
-        figures |= dict.fromkeys(("pointing_game", "mask_iou", "mask_iou_best", "pixel_ap"), share)
+        figures["pixel_ap"] = float(masks[known].mean())
+        # As `localization.score`: of images that show an object.
+        if (shown := masks[known][masks[known].any((1, 2))]).size:
+            figures |= dict.fromkeys(("pointing_game", "mask_iou", "mask_iou_best"), float(shown.mean()))
     return figures
 
 

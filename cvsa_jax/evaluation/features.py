@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from cvsa_jax.data.pipeline import image_batches
 from cvsa_jax.data.sources import Source
 from cvsa_jax.runtime.distributed import to_host, to_mesh
+from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.progress import Progress
 
 
@@ -38,6 +39,12 @@ def extract(
         images, _ = next(stream, (np.zeros((share, size, size, 3), np.uint8), 0))
         encoded = to_host(encode(to_mesh({"images": images}, mesh)["images"]))
         batches.append(jax.tree.map(lambda output, count=count: output[:count], encoded))
+        finite = [np.isfinite(output).reshape(count, -1).all(1) for output in jax.tree.leaves(batches[-1])]
+        if len(wrong := np.flatnonzero(~np.all(finite, 0))):
+            raise UserError(
+                f"the network gives numbers that are not finite, as for {source.names[indices[first + wrong[0]]]}: its "
+                "weights are damaged, or config.model.dtype=bfloat16 does not hold its features"
+            )
         progress.update(first + count)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 

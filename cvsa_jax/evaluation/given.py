@@ -15,17 +15,17 @@ from cvsa_jax.evaluation.protocol import Knn, Probe
 from cvsa_jax.evaluation.recognition import Labelled, Recognition, recognized
 from cvsa_jax.models.activation import READOUTS
 from cvsa_jax.runtime.errors import UserError, some
-from cvsa_jax.runtime.files import as_text
+from cvsa_jax.runtime.files import AnyPath, as_text, on_disk
 
 PLACED = {"maps": "(n, h, w)", "patches": "(n, h, w, C)"}  # what may say where a model looks
 CHUNK = 256  # images whose patches are converted at a time
 
 
-def is_features(path: Path) -> bool:
+def is_features(path: AnyPath) -> bool:
     """Whether a file is one of features: an npz of `names` and `vectors`."""
     if path.suffix != ".npz" or not path.is_file():
         return False
-    with contextlib.suppress(Exception), np.load(path) as arrays:
+    with contextlib.suppress(Exception), np.load(on_disk(path)) as arrays:
         return {"names", "vectors"} <= set(arrays.files)
     return False
 
@@ -39,11 +39,12 @@ class GivenFeatures(Localizer):
     backbone's; both of whole images, squeezed to squares.
 
     Raises:
-        UserError: it cannot be read, or an image of the source has no vector, or has two.
+        UserError: it cannot be read, or one of the `images` of the source has no vector, or has two.
     """
 
-    def __init__(self, path: Path, source: Source, size: int):
+    def __init__(self, path: AnyPath, source: Source, size: int, images: np.ndarray):
         super().__init__(source, size)
+        path = on_disk(path)
         try:
             with np.load(path) as arrays:
                 names, vectors = arrays["names"], np.asarray(arrays["vectors"], np.float32)
@@ -55,7 +56,8 @@ class GivenFeatures(Localizer):
         for name, (shape, numeric) in self.placed.items():
             if not numeric or len(shape) != len(PLACED[name].split(",")) or shape[0] != len(names) or 0 in shape:
                 raise _misfit(path, name)
-        self.path, self.rows = path, _rows(path, [str(name) for name in names], source.names)
+        self.path, self.rows = path, np.full(len(source), -1)
+        self.rows[images] = _rows(path, [str(name) for name in names], tuple(source.names[i] for i in images))
         self.vectors = vectors[self.rows]
 
     def recognition(
@@ -88,6 +90,7 @@ class GivenFeatures(Localizer):
                 raise _misfit(self.path, name)
             yield chunk
 
+    shown = "attention"  # where the file has maps
     class_maps = background = lambda self, *_: {}
 
 

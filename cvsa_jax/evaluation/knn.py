@@ -30,7 +30,8 @@ def leave_one_out(
 def _votes(queries, gallery, labels, ks, temperature: float, *, among_themselves: bool) -> np.ndarray:
     predicted = np.zeros((len(ks), len(queries)), int)
     for chunk, similarity, rows in nearest(queries, gallery, max(ks), among_themselves=among_themselves):
-        weights = np.exp((similarity - 1) / temperature)
+        # A common factor of a row changes no vote; without it all of them may be 0 at a low temperature.
+        weights = np.exp((similarity - similarity.max(1, keepdims=True)) / temperature)
         voter = np.broadcast_to(np.arange(len(rows))[:, None], rows.shape)
         for number, k in enumerate(ks):
             votes = np.zeros((len(rows), int(labels.max()) + 1))

@@ -18,13 +18,13 @@ def validation_rows(labels: Int[np.ndarray, " n"], share: float, seed: int, fold
     return held
 
 
-def fraction_rows(labels: Int[np.ndarray, " n"], fraction: float, seed: int) -> Int[np.ndarray, " k"]:
+def fraction_rows(labels: Int[np.ndarray, " n"], fraction: float, seed: int, draw: int = 0) -> Int[np.ndarray, " k"]:
     """Sorted rows of a stratified fraction: round(fraction · count) of each class, at least one.
 
-    The lists depend on the labels, the fraction and the seed alone, and those of a smaller fraction are part of those
-    of a larger one.
+    The lists depend on the labels, the fraction, the seed and the number of the draw alone, and those of a smaller
+    fraction are part of those of a larger one.
     """
-    rng = np.random.default_rng([seed, 0xF8AC])
+    rng = _list_generator(seed, draw)
     chosen = []
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
@@ -37,11 +37,16 @@ def fraction_suffix(fraction: float) -> str:
     return "" if fraction == 1 else f"_at_{100 * fraction:.4g}"
 
 
-def count_rows(labels: Int[np.ndarray, " n"], count: int, seed: int) -> Int[np.ndarray, " k"]:
+def count_rows(labels: Int[np.ndarray, " n"], count: int, seed: int, draw: int = 0) -> Int[np.ndarray, " k"]:
     """Sorted rows of so many images of each class, or all where it has fewer; drawn as in `fraction_rows`, so that the
     lists are nested with those of fractions as well."""
-    rng = np.random.default_rng([seed, 0xF8AC])
+    rng = _list_generator(seed, draw)
     return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == k))[:count] for k in np.unique(labels)]))
+
+
+def _list_generator(seed: int, draw: int) -> np.random.Generator:
+    """Of a seed and a draw on their own, so that the second list of one seed is not the first of the next."""
+    return np.random.default_rng([seed, 0xF8AC, draw] if draw else [seed, 0xF8AC])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Amount:
             return f"{self.count} of each class"
         return f"{100 * self.fraction:.4g} % of the labels"
 
-    def rows(self, labels: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " k"]:
-        """The labelled rows."""
-        return fraction_rows(labels, self.fraction, seed) if self.fraction else count_rows(labels, self.count, seed)
+    def rows(self, labels: Int[np.ndarray, " n"], seed: int, draw: int = 0) -> Int[np.ndarray, " k"]:
+        """The labelled rows of the list of this number."""
+        if self.fraction:
+            return fraction_rows(labels, self.fraction, seed, draw)
+        return count_rows(labels, self.count, seed, draw)

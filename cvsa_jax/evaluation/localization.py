@@ -40,7 +40,10 @@ def upsample(attention: Float[np.ndarray, "h w"], size: int) -> Float[np.ndarray
     """Bilinear to (size, size), then scaled to [0, 1]; a constant map becomes 0."""
     image = Image.fromarray(attention.astype(np.float32), "F").resize((size, size), Image.Resampling.BILINEAR)
     values = np.asarray(image)
-    return (values - values.min()) / max(float(np.ptp(values)), 1e-12)
+    span = float(np.ptp(values))
+    if span <= 1e-6 * float(np.abs(values).max()):  # constant, but for rounding
+        return np.zeros_like(values)
+    return (values - values.min()) / span
 
 
 def pointing_score(values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> float:

@@ -73,7 +73,7 @@ class Probe:
 
     @property
     def amounts(self) -> list[Amount]:
-        """Of labels, the most last."""
+        """Of labels: numbers of images of each class, then shares, each rising."""
         return [Amount(0, count) for count in sorted(self.counts)] + [Amount(f) for f in sorted(self.fractions)]
 
     def __post_init__(self):

@@ -62,7 +62,7 @@ def recognized(
         figures |= {f"knn_top1_of_{k}": top for k, top in each.items()}
     with timed("retrieval"):
         figures |= retrieval(x_test, y_test)
-    largest = np.bincount(y).max()
+    largest, most = np.bincount(y).max(), 0
     for amount in probe.amounts if probe else ():
         if not amount.fraction and amount.count >= largest:
             print(f"left out: {amount.title}, since no class has more than {largest} labelled images")
@@ -70,7 +70,7 @@ def recognized(
         draws = 1 if amount.fraction == 1 else probe.draws
         results = []
         for draw, seed in itertools.product(range(draws), probe.seeds):
-            rows = amount.rows(y, probe.list_seed + draw)
+            rows = amount.rows(y, probe.list_seed, draw)
             with timed("probe"):
                 how = fit and fit(x, rows, probe, seed)
                 results.append(linear_probe(x[rows], y[rows], x_test, y_test, classes, probe, seed, how))
@@ -78,7 +78,8 @@ def recognized(
         for rate, result in {result.learning_rate: result for result in results}.items():
             warn_at_the_end(ends, rate, result.validation)
         figures |= _summary(results, probe.seeds, amount.suffix)
-        weights = results[0].weights
+        if len(rows) > most:
+            weights, most = results[0].weights, len(rows)
     return Recognition(figures, x_test, weights)
 
 

@@ -15,16 +15,26 @@ def channel_mean(features: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h w
 
 
 def first_component(features: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h w"], Float[Array, " b"]]:
-    """Projection of each image's cells on their first principal component, negative on the border on average, and the
-    share of the variance that it explains."""
-    b, h, w, _ = features.shape
-    cells = features.reshape(b, h * w, -1)
+    """Projection of each image's cells on their first principal component, a map of length 1, negative on the border on
+    average (of maps without an inside: where the channels' mean is low), and the share of the variance that it
+    explains."""
+    b, h, w, c = features.shape
+    cells = features.reshape(b, h * w, c)
     cells = cells - cells.mean(1, keepdims=True)
-    # The cells are fewer than the channels, or about as many: their Gram matrix has the same spectrum.
-    values, vectors = _eigh(cells @ cells.swapaxes(1, 2))
-    component = vectors[..., -1].reshape(b, h, w)
+    # The Gram matrix of the cells and that of the channels have the same spectrum: the smaller one is taken.
+    if h * w <= c:
+        values, vectors = _eigh(cells @ cells.swapaxes(1, 2))
+        component = vectors[..., -1]
+    else:
+        values, vectors = _eigh(cells.swapaxes(1, 2) @ cells)
+        component = jnp.einsum("bnc,bc->bn", cells, vectors[..., -1], precision="highest")
+        component = component * jax.lax.rsqrt(jnp.maximum((component**2).sum(-1, keepdims=True), 1e-24))
+    component = component.reshape(b, h, w)
     border = jnp.ones((h, w), bool).at[1:-1, 1:-1].set(False)
-    sign = jnp.where((component * border).sum((1, 2)) > 0, -1.0, 1.0)
+    # A map without an inside is nothing but border, over which a component sums to 0: there the object is what is
+    # more active.
+    outside = border if min(h, w) > 2 else -features.mean(-1)
+    sign = jnp.where((component * outside).sum((1, 2)) > 0, -1.0, 1.0)
     share = values[:, -1] / jnp.maximum(values.sum(-1), 1e-12)
     return component * sign[:, None, None], jnp.clip(share, 0, 1)
 

@@ -16,6 +16,8 @@ _NEVER = 9  # no row or column of a window
 def conv_general_dilated(x: Map, kernel: Float[Array, "k k2 c o"], window_strides, padding, **options) -> Strided:
     """`jax.lax.conv_general_dilated` of maps, for `nn.Conv`. On a GPU an image's convolution with stride 2 is one of
     its blocks of 2x2 pixels."""
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], window_strides, padding)
     halved = tuple(window_strides) == (2, 2) and not any(side % 2 for side in x.shape[1:3])
     if halved and x.shape[-1] <= 4 and jax.default_backend() == "gpu":
         x, kernel, padding = in_blocks(x, kernel, padding)

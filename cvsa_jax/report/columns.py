@@ -48,6 +48,7 @@ READINGS = {
     "attention": "attention",
     "mean": "mean activation",
     "component": "first component",
+    "predicted_mask": "predicted mask",
     "cam": "CAM of the predicted class",
     "grad_cam": "Grad-CAM of the predicted class",
 }

@@ -112,9 +112,9 @@ def looks(comparison: Comparison, path: AnyPath) -> pictures.Picture | str:
             f"Attention over the {k} test images each on which that of {candidates[leading].title} fits the true mask "
             "(the line) best, middling and worst."
         )
-    if comparison.without_heads:
-        bare = ", ".join(candidates[name].title for name in comparison.without_heads)
-        caption += f" Of what has no heads for it ({bare}), the first component of the features."
+    for reading in dict.fromkeys(comparison.shown.values()):
+        titles = ", ".join(candidates[name].title for name, shown in comparison.shown.items() if shown == reading)
+        caption += f" Of what trains no attention ({titles}), the {READINGS[reading]}."
     rows = {
         candidate.title: np.stack([localization.upsample(comparison.attention[name][k], _SIZE) for k in shown])
         for name, candidate in candidates.items()

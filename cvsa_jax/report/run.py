@@ -9,6 +9,7 @@ import numpy as np
 from cvsa_jax import settings
 from cvsa_jax.data.pipeline import image_batches
 from cvsa_jax.evaluation import localization
+from cvsa_jax.evaluation.comparison import reading_prefix
 from cvsa_jax.evaluation.evaluator import Evaluator, center_prior, chance
 from cvsa_jax.evaluation.features import evenly
 from cvsa_jax.report import html, pictures
@@ -66,16 +67,17 @@ def _report(run: Run, network: Network, evaluator: Evaluator, train, test, batch
     images = test if measured else evenly(train if test is None else test, _LOOKED_AT)
     masks = None if source.mask is None else evaluator.masks(images)
     attention = None
-    # The mask_head control trains no attention, and one image has no others to attend to.
-    if config.align.form != "mask_head" and len(images) > 1:
-        attention = evaluator.maps(network, images)["attention"]
-        figures |= evaluator.localization(attention, images, masks)
+    if len(images) > 1:  # one has no others to attend to
+        name = "predicted_mask" if evaluator.shown == "predicted_mask" else "attention"
+        attention = evaluator.maps(network, images)[name]
+        scores = evaluator.localization(attention, images, masks)
+        figures |= {reading_prefix(name) + key: value for key, value in scores.items()}
     if not is_first():
         return figures
     drawn = {"views": _draw_views(folder / "views.png", batch, config.augment)}
     if attention is not None:
         kind = "training" if test is None else "held-out" if len(others) == len(train) else "test"
-        told = {"kind": kind, "trained": config.align.weight > 0}
+        told = {"kind": kind, "shown": evaluator.shown}
         drawn["attention"] = _draw_attention(folder / "attention.png", evaluator, images, attention, masks, **told)
     rows = [("this run", figures), (GUESSES["chance"], chance(source, images, masks))]
     rows += [] if masks is None else [(GUESSES["center_prior"], center_prior(source, images, masks))]
@@ -100,15 +102,17 @@ def _augmented(images: jax.Array, keys: jax.Array, strengths: photometric.Photom
 
 
 def _draw_attention(
-    path: AnyPath, evaluator: Evaluator, images, attention, masks, *, kind: str, trained: bool
+    path: AnyPath, evaluator: Evaluator, images, attention, masks, *, kind: str, shown: str
 ) -> pictures.Picture:
     shown = evenly(np.arange(len(images)), _PICTURED)
     size = evaluator.size
     pixels, _ = next(image_batches(evaluator.source, images[shown], resize=0, size=size, batch_size=len(shown)))
     caption = f"Cross-view attention (against all other {kind} images) over evenly spaced {kind} images."
+    if shown == "predicted_mask":
+        caption = f"The predicted mask over evenly spaced {kind} images."
     if masks is not None:
         caption += " The line is the true mask."
-    if not trained:
+    if shown == "component":
         caption += " Without the alignment loss the conv heads that it is read from are untrained."
     maps = np.stack([localization.upsample(attention[k], size) for k in shown])
     outlines = None if masks is None else masks[shown]

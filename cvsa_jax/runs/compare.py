@@ -4,7 +4,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
-from cvsa_jax.data import pipeline
+from cvsa_jax.data import inspect, pipeline
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.comparison import compare
 from cvsa_jax.evaluation.protocol import Probe
@@ -13,7 +13,7 @@ from cvsa_jax.report.columns import GUESSES, PANELS
 from cvsa_jax.report.comparison import findings, looks, sections, tables
 from cvsa_jax.runtime.distributed import is_first, make_mesh
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import AnyPath, as_path, output_folder, write_json_atomically
+from cvsa_jax.runtime.files import AnyPath, as_path, report_folder, write_json_atomically
 from cvsa_jax.training.log import read_metrics
 from cvsa_jax.weights import frozen
 
@@ -37,30 +37,39 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
         name, origin = (name, origin) if equals and "/" not in name else (as_path(entry).name, entry)
         if not origin:
             raise UserError(f"--runs={','.join(entries)}: an entry is empty; each is a path, or name=path")
-        if name in {*named, *GUESSES}:
+        if name in {*named, *GUESSES, "perf"}:
             raise UserError(
                 f"--runs={','.join(entries)}: two are called {name!r}, and names tell the rows apart, also from "
-                f"{' and '.join(GUESSES)}: write name=path"
+                f"{', '.join(GUESSES)} and perf: write name=path"
             )
         named[name] = origin
     if is_first():
-        output_folder("--out", out)
+        report_folder("--out", out)
     knn, probe, embedding = settings.knn(config.eval), settings.probe(config), settings.embedding(config.eval)
     source = settings.load_source(config.data)
     train, test = pipeline.readable_splits(source, config.data)
-    mesh = make_mesh()
-    candidates = {name: frozen.candidate(name, origin, source, config.eval, mesh) for name, origin in named.items()}
-    comparison = compare(candidates, train, test, knn=knn, probe=probe)
+    inspect.check_boxes(source, test)
+    mesh, used = make_mesh(), np.union1d(train, test)
+    candidates = {
+        name: frozen.candidate(name, origin, source, config.eval, mesh, used) for name, origin in named.items()
+    }
+    bare = [name for name, one in candidates.items() if one.network is None]
+    if bare and probe.crop_area is not None:
+        raise UserError(f"{', '.join(bare)}: features of whole images; config.probe.augmented needs networks")
+    folder = out / "report"
+
+    def keep(figures: dict) -> None:  # of each as soon as it is measured
+        if is_first():
+            write_json_atomically(folder / "results.json", figures)
+
+    comparison = compare(candidates, train, test, knn=knn, probe=probe, keep=keep)
     if not is_first():
         return comparison.figures
-    folder = out / "report"
     write_json_atomically(folder / "results.json", comparison.figures | {"perf": comparison.perf})
     curves = [
-        pictures.curves_picture(
-            folder / f"curves_{name}.png", read_metrics(as_path(origin)), PANELS, f"Curves of {name}."
-        )
+        pictures.curves_picture(folder / f"curves_{name}.png", rows, PANELS, f"Curves of {name}.")
         for name, origin in named.items()
-        if candidates[name].pretrained_here
+        if (rows := read_metrics(as_path(origin)))
     ]
     sentences, measured = findings(comparison), tables(comparison, probe.amounts)
     notes = ["There are no labels, and so no kNN, no retrieval and no probe."]

@@ -15,7 +15,7 @@ from cvsa_jax.evaluation.localization import square_masks
 from cvsa_jax.report import html, pictures
 from cvsa_jax.runtime import checks
 from cvsa_jax.runtime.errors import UserError, some
-from cvsa_jax.runtime.files import AnyPath, write_json_atomically
+from cvsa_jax.runtime.files import AnyPath, report_folder, write_json_atomically
 
 _SHOWN, _SIZE = 24, 96  # images on the page, and their side in px
 _FULL, _MOST = 0.8, 0.5  # a mask that covers more of its image is mostly object; the share of such that is odd
@@ -32,6 +32,7 @@ def check(config: ConfigDict, out: AnyPath, images: int | None, near: bool) -> N
         UserError: training would be refused, with the reasons, after everything is written.
     """
     checks.at_least("--images", 0 if images is None else images, 0)
+    report_folder("--out", out)
     source = settings.load_source(config.data)
     looked = np.arange(len(source)) if images is None else evenly(np.arange(len(source)), images)
     seen = inspect.inspect(source, looked) if len(looked) else []
@@ -46,13 +47,14 @@ def check(config: ConfigDict, out: AnyPath, images: int | None, near: bool) -> N
             f"Images of {min(widths)}×{min(heights)} to {max(widths)}×{max(heights)} px, in the middle "
             f"{int(np.median(widths))}×{int(np.median(heights))}."
         )
+    print("\n".join([*facts, *(f"warning: {text}" for text in warnings)]), flush=True)
     folder = out / "report"
     write_json_atomically(folder / "results.json", figures | {"lists": lists})
     blocks = [*facts, *(f"Refused: {text}" for text in refused), *(f"Look at: {text}" for text in warnings)]
     good = [int(i) for i, one in zip(looked, seen, strict=True) if one.is_sound]
     picture = [_contact_sheet(source, evenly(np.array(good), _SHOWN), folder / "images.png")] if good else []
     page = html.write_page(folder / "index.html", f"The data set {source.name}", [*blocks, *picture])
-    print("\n".join([*facts, *(f"warning: {text}" for text in warnings), f"report: {page}"]))
+    print(f"report: {page}")
     if refused:
         raise UserError("; ".join(refused))
 

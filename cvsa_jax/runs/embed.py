@@ -1,9 +1,11 @@
 """Features of a folder of images, to a file."""
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -26,7 +28,8 @@ from cvsa_jax.runtime.files import (
     write_atomically,
     write_json_atomically,
 )
-from cvsa_jax.saliency.detectors.network import weights_hash
+from cvsa_jax.runtime.lock import Lock
+from cvsa_jax.training.state import tree_hash
 from cvsa_jax.weights import frozen
 from cvsa_jax.weights.frozen import Frozen
 
@@ -64,7 +67,7 @@ def embed(run: str, data: str, out: str, options: Options) -> None:
         raise UserError("--predict: the classifier was trained on averaged features; leave out --pooling")
     images = pipeline.readable(source, np.arange(len(source)), "skip" if options.skip else "stop")
     evaluator = Evaluator(network.model, mesh, source, dataclasses.replace(network.spec(), pooling=options.pooling))
-    about = {"run": str(absolute(run)), "network": network.about, "weights": weights_hash(network.network)}
+    about = {"run": str(absolute(run)), "network": network.about, "weights": tree_hash(network.network)}
     about |= {"data": str(absolute(data)), "fingerprint": source.fingerprint, "images": len(images)}
     about |= {"size": evaluator.spec.size, "resize": evaluator.spec.resize, "pooling": options.pooling}
     print(f"{source.name}: {len(images)} images by {network.about}", flush=True)
@@ -75,6 +78,7 @@ def embed(run: str, data: str, out: str, options: Options) -> None:
         print(f"{path} is there already: delete it to make it anew")
         return
     _same(parts, about)
+    lock = Lock(parts / f"shard-{index}-of-{count}")  # of another process at the same work
     places = {k: parts / f"{k:06d}.npy" for k in range(-(-len(images) // PART))}
     key = evaluator.key(network.network, images)
     for k, place in places.items():
@@ -84,13 +88,17 @@ def embed(run: str, data: str, out: str, options: Options) -> None:
 
     # 3) All together, by whoever comes last.
     if missing := sum(not place.is_file() for place in places.values()):
-        print(f"{missing} of {len(places)} parts are another process's, which will write {path} when it has them")
+        if not parts.exists() and path.is_file():
+            print(f"{path} was written by another process meanwhile")
+        else:
+            print(f"{missing} of {len(places)} parts are another process's, which will write {path} when it has them")
         return
     features = np.concatenate([np.load(place) for place in places.values()])
     columns = _columns(source, images, features, network, options)
     write_atomically(
         path, lambda file: file.write(_encoded(path.suffix, columns, about | {"vectors": options.vectors}))
     )
+    lock.release()
     shutil.rmtree(parts, ignore_errors=True)
     print(f"{path}: {', '.join(f'{name} {array.shape}' for name, array in columns.items())}")
 
@@ -114,14 +122,17 @@ def _shard(shard: str) -> tuple[int, int]:
 
 def _same(parts: Path, about: dict) -> None:
     """The folder of the parts, which must be those of the same network and images."""
-    known = parts / "about.json"
-    if known.is_file() and (there := read_json(known)) != about:
+    known, ours = parts / "about.json", parts / f"about-{os.getpid()}.json"
+    output_folder("--out", parts)
+    write_json_atomically(ours, about)
+    with contextlib.suppress(FileExistsError):  # of several processes that begin at once, the first says what it is of
+        os.link(ours, known)
+    ours.unlink()
+    if (there := read_json(known)) != about:
         different = ", ".join(key for key in about if about[key] != there.get(key))
         raise UserError(
             f"{parts} holds parts of another embedding ({different} differ): delete it, or take another --out"
         )
-    output_folder("--out", parts)
-    write_json_atomically(known, about)
 
 
 def _columns(

@@ -74,6 +74,7 @@ def finetune(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
         raise UserError(f"{source.name} has no labels, which fine-tuning needs")
     check_batch_size(config.batch_size, 1, mesh)
     train, test = pipeline.readable_splits(source, config.data)
+    inspect.check_boxes(source, test)
     inspect.warn_of_faint(source, train)
     architecture, backbone, origin = backbones.load(config.init_from, config.model, mesh)
     check_shared(workdir)
@@ -108,7 +109,8 @@ def finetune(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     prior = localization.center_prior_maps(len(test), evaluator.size)
     guesses = {"chance": chance(source, test, masks), "center_prior": evaluator.localization(prior, test, masks)}
     if is_first():
-        write_config(config, workdir)
+        if not (workdir / "config.json").is_file():
+            write_config(config, workdir)
         write_json_atomically(workdir / "data.json", source.described())
         write_json_atomically(workdir / "model.json", architecture.to_dict())
         write_finetuned_page(workdir, source, test, guesses, figures, rows, places, last)
@@ -168,6 +170,7 @@ def _train(job: _Job, images: np.ndarray, rate: float, workdir: AnyPath) -> Netw
         start_from=None if job.backbone is None else start_from,
     )
     if run.steps:
+        write_config(job.config, job.workdir)
         drop_report(job.workdir)
     place = jax.process_index(), jax.process_count()
     order = Order(config.batch_size, run.steps, config.seed, *place)

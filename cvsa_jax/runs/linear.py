@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
@@ -9,7 +10,7 @@ from cvsa_jax.data import pipeline
 from cvsa_jax.report.columns import percent, share
 from cvsa_jax.runtime.distributed import is_first, make_mesh
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import AnyPath, write_json_atomically
+from cvsa_jax.runtime.files import AnyPath, output_folder, write_json_atomically
 from cvsa_jax.weights import frozen
 
 
@@ -21,22 +22,26 @@ def linear_probe(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     """
     if not config.init_from:
         raise UserError("config.init_from is not set: give the --workdir of a run, a file of weights, or of features")
+    if is_first():
+        output_folder("--workdir", workdir / "report")
     source = settings.load_source(config.data)
     train, test = pipeline.readable_splits(source, config.data)
     knn, probe = settings.knn(config.eval), settings.probe(config)
-    of = frozen.candidate("", config.init_from, source, config.eval, make_mesh())
+    used = np.union1d(train, test)
+    of = frozen.candidate("", config.init_from, source, config.eval, make_mesh(), used)
     figures = of.evaluator.recognition(of.network, train, test, knn=knn, probe=probe).figures
     if not is_first():
         return figures
-    results = workdir / "report" / "results.json"
-    write_json_atomically(results, figures | {"perf": of.evaluator.perf})
     print(f"{source.name}, {len(train)} train and {len(test)} test images, features {of.pooled}:")
     for amount in (amount for amount in probe.amounts if f"linear_top1{amount.suffix}" in figures):
         print(_line(figures, amount.suffix, f"linear, {amount.title}"))
     if knn.ks:
         print(f"kNN: top-1 {percent(figures['knn_top1'])} %, k = {figures['knn_k']}")
     recall, precision = (percent(figures.get(key)) for key in ("recall_at_1", "map_at_r"))
-    print(f"retrieval: recall@1 {recall} %, mAP@R {precision} %\nresults: {results}")
+    print(f"retrieval: recall@1 {recall} %, mAP@R {precision} %")
+    results = workdir / "report" / "results.json"
+    write_json_atomically(results, figures | {"perf": of.evaluator.perf})
+    print(f"results: {results}")
     return figures
 
 

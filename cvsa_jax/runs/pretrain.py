@@ -1,6 +1,5 @@
 """Pre-training, stage 1 (BYOL) and stage 2 (CVSA): data, step, start, loop, report."""
 
-import dataclasses
 import functools
 
 from ml_collections import ConfigDict
@@ -12,6 +11,7 @@ from cvsa_jax.evaluation.features import evenly
 from cvsa_jax.report.run import report_run
 from cvsa_jax.runs.feed import feed_of, readable_images, train_images
 from cvsa_jax.runtime.distributed import check_batch_size, is_first, make_mesh
+from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import AnyPath, write_json_atomically
 from cvsa_jax.saliency.store import open_store
 from cvsa_jax.training.loop import Watch, run_steps
@@ -34,15 +34,19 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     source, store = settings.load_source(config.data), None
     if config.views.kind == "saliency_swap" or config.align.weight > 0:
         store = open_store(config.saliency.store, source, config.saliency.detector, config.saliency.warn_fallback)
-    if store is not None:
-        views = dataclasses.replace(views, threshold=store.threshold)
+    if store is not None and store.threshold != config.saliency.threshold:
+        raise UserError(
+            f"config.saliency.threshold={config.saliency.threshold:g}, but the boxes of {store.folder} were made at "
+            f"{store.threshold:g}: give that one, or make the store again, into another folder"
+        )
     pool = train_images(config, source, store)
     inspect.warn_of_faint(source, pool)
 
     # 2) Views, optimiser and the jitted step.
     optimizer, schedule = settings.optimizer(config, len(pool))
     spec = settings.step_spec(config, len(pool))
-    print("".join(f"{note}\n" for note in settings.notes(config, len(pool))), end="")
+    begins = not (workdir / "ckpt").is_dir()
+    print("".join(f"{note}\n" for note in settings.notes(config, len(pool), begins)), end="")
     feed = feed_of(config, source, pool, store, views, mesh)
     train_step = make_train_step(model, optimizer, mesh, spec, feed.make_views)
     evaluator = Evaluator(model, mesh, source, evaluation)
@@ -54,7 +58,9 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
 
     kept = settings.state_parts(config, spec.objective, len(pool), len(source.classes))
     initialize = functools.partial(init_state, model, optimizer, views.size, **kept)
-    identity = {"fingerprint": source.fingerprint, "images": len(pool), "selection": source.selection(pool)}
+    # Of the whole split, so that a run can go on without an image that has become unreadable.
+    chosen = source.split(config.data.train_split)
+    identity = {"fingerprint": source.fingerprint, "images": len(chosen), "selection": source.selection(chosen)}
     run = begin(
         config,
         workdir,

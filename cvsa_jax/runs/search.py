@@ -19,10 +19,11 @@ from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.files import as_text, output_file, write_json_atomically
 from cvsa_jax.saliency.detector import squeezed
-from cvsa_jax.saliency.detectors.network import weights_hash
+from cvsa_jax.training.state import tree_hash
 from cvsa_jax.weights import frozen
 
 _SIZE = 128  # px of the pictured images
+_ROUNDING = 1e-6  # by which the cosine of equal vectors may miss 1 in float32
 _SHOWN = 60  # groups of duplicates on a page; the JSON has all
 
 
@@ -66,7 +67,7 @@ def duplicates(index: str, cosine: float, out: str) -> None:
         UserError: the index or its images are not there.
     """
     known, page = _read(index), _page(out)
-    pairs = _pairs(known.vectors, cosine)
+    pairs = _pairs(known.vectors, cosine - _ROUNDING)
     groups, source = _groups(pairs), _source(known)
     told = [[known.names[i] for i in group] for group in groups]
     first = f"{len(pairs)} pairs of cosine {cosine:g} or more, in {len(groups)} groups of {len(known.names)} images."
@@ -170,7 +171,7 @@ def _vectors(index: Index, source: Source, queries: list[str]) -> np.ndarray:
     if others:
         mesh = make_mesh(jax.local_devices())
         network = frozen.load(index.about["run"], mesh)
-        if weights_hash(network.network) != index.about["weights"]:
+        if tree_hash(network.network) != index.about["weights"]:
             raise UserError(f"{index.about['run']} has changed since the index was made: embed the images again")
         spec = dataclasses.replace(network.spec(), pooling=index.about["pooling"])
         files = Source(

@@ -42,6 +42,6 @@ def positive(key: str, value: float | int) -> None:
 
 
 def learning_rates(key: str, rates: Sequence[float]) -> None:
-    """Learning rates, each once, none negative."""
-    if not len(rates) or len(set(rates)) < len(rates) or min(rates) < 0:
+    """Learning rates, each once, to the six digits that name it in folders and figures; none negative."""
+    if not len(rates) or len({f"{rate:g}" for rate in rates}) < len(rates) or min(rates) < 0:
         raise UserError(f"{key}={tuple(rates)}: give different rates, none negative")

@@ -92,8 +92,12 @@ def _run(start: Callable[[list[str]], None]) -> None:
     interruption.listen()
     interruption.guard()
     _keep_compiled_programs()
-    sys.path.insert(0, os.getcwd())  # `configs` is a package of the working folder, however the command was started
-
+    # A config file imports its neighbours as the package `configs`: that of its own folder, and not another project's.
+    for argument in sys.argv[1:]:
+        if argument.lstrip("-").startswith("config="):
+            file = argument.partition("=")[2].partition(":")[0]
+            sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(file))))
+    sys.path.append(os.getcwd())  # for the demo's
     sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     try:
         app.run(lambda argv: start(argv[1:]), flags_parser=_parse)

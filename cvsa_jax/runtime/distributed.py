@@ -1,6 +1,8 @@
 """Processes and devices: who belongs to the run, the mesh, and how host batches become global arrays on it and back."""
 
 import glob
+import hashlib
+import json
 import math
 import os
 import socket
@@ -90,6 +92,25 @@ def together(work: Callable[[], Any]) -> Any:
 def first_alone(work: Callable[[], Any]) -> Any:
     """What `work` gives in the first process, None in the others; a UserError is raised by all."""
     return together(lambda: work() if is_first() else None)
+
+
+def check_alike(told: dict[str, Any]) -> None:
+    """UserError, in every process, where what they are told, name -> JSON-like, is not the same in all: else they would
+    train together on different data or at different rates, and nothing would notice."""
+    if jax.process_count() == 1:
+        return
+    hashes = [
+        hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).digest() for value in told.values()
+    ]
+    numbers = np.frombuffer(b"".join(hashes), np.uint32).reshape(len(told), -1)
+    everywhere = multihost_utils.process_allgather(numbers)
+    for k, name in enumerate(told):
+        others = np.flatnonzero((everywhere[:, k] != everywhere[0, k]).any(1))
+        if len(others):
+            raise UserError(
+                f"the {name} of process {others[0]} is not that of process 0: give all processes the same command, the "
+                "same config files and the same images"
+            )
 
 
 def check_shared(folder: AnyPath) -> None:

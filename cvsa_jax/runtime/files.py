@@ -1,9 +1,12 @@
 """Where files lie, on a disk or in a bucket, and how they are never half-written: a command killed at any moment leaves
 the old file or the new one."""
 
+import atexit
 import errno
+import functools
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -11,7 +14,7 @@ import threading
 import uuid
 import weakref
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from etils import epath
@@ -40,8 +43,11 @@ def as_text(name: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Of this user, for what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cvsa_jax"
+    """Of this user, for what can be made again; among the temporary files where the user has no home."""
+    folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if folder.startswith("~"):
+        folder = os.path.join(tempfile.gettempdir(), f"cache-{os.getuid()}")
+    return Path(folder) / "cvsa_jax"
 
 
 def is_local(path: AnyPath) -> bool:
@@ -71,8 +77,28 @@ class LocalCopy:
                 (self.path / file.name).write_bytes(file.read_bytes())
 
 
+def on_disk(path: AnyPath) -> Path:
+    """A file in reach of programs that need a disk: itself, or of one in a bucket a copy, which goes with the
+    process."""
+    if is_local(path):
+        return path
+    return _copied(str(path))
+
+
+@functools.lru_cache
+def _copied(location: str) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="cvsa_jax-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    copy = folder / location.rpartition("/")[2]
+    with epath.Path(location).open("rb") as source, open(copy, "wb") as target:
+        shutil.copyfileobj(source, target)
+    return copy
+
+
 def output_file(flag: str, value: str, *kinds: str) -> Path:
     """The file that a flag names, below folders that are there; UserError where it cannot be one of these kinds."""
+    if "://" in value:
+        raise UserError(f"{flag}={value}: this is written to a disk; copy it to the bucket afterwards")
     path = Path(value).expanduser()
     if path.suffix not in kinds or value.endswith("/") or path.is_dir():
         raise UserError(f"{flag}={value} must be a file, and end with {' or '.join(kinds)}")
@@ -90,6 +116,14 @@ def output_folder(flag: str, folder: AnyPath) -> None:
         raise UserError(f"{flag}: the folder {folder} cannot be written to")
 
 
+def report_folder(flag: str, folder: AnyPath) -> None:
+    """Makes the sub-folder `report` of the folder that a flag names, for a page that is not a run's own; UserError
+    where that cannot be, or where the folder is a run's, whose page this one would overwrite."""
+    if not folder.is_file() and any((folder / name).exists() for name in ("config.json", "ckpt")):
+        raise UserError(f"{flag}: {folder} is the workdir of a run, whose report would be overwritten: name another")
+    output_folder(flag, folder / "report")
+
+
 def write_atomically(path: AnyPath, write) -> None:
     """Calls `write(file)` on a temporary file beside `path` and renames it; of two that write the same file the later
     one wins. An object in a bucket appears when it is whole.
@@ -104,13 +138,16 @@ def write_atomically(path: AnyPath, write) -> None:
         return
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
@@ -143,6 +180,16 @@ def read_json(path: AnyPath) -> dict:
 
 
 def write_json_atomically(path: AnyPath, content: dict) -> None:
-    """`content` as JSON, in a folder that is made where it is not there."""
+    """`content` as JSON, in a folder that is made where it is not there. Numbers that are not finite, which JSON does
+    not know, are null."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(path, json.dumps(content, indent=2) + "\n")
+    write_text_atomically(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def finite(content: Any) -> Any:
+    """The same with None for numbers that are not finite."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

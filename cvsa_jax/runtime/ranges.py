@@ -58,6 +58,7 @@ RANGES: dict[str, tuple[float | int, float | int]] = {
     "views.size": (8, 10**5),
     "views.stored": (8, 10**5),
     "views.*": (1e-6, 1),
+    "watch.knn_images": (2, 10**9),
     "watch.*": (0, 10**9),
 }
 

@@ -1,8 +1,9 @@
 """The views made on the device: it holds all images and maps, split over the mesh, and each step takes what its rows
 need. The plan is the host's (`data.plan`); the pixels are matrix products."""
 
-import os
+import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -180,16 +181,26 @@ def _split(array: np.ndarray, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_callback(shape, NamedSharding(mesh, PartitionSpec(AXIS)), part)
 
 
+def available_memory() -> int | None:
+    """Bytes of the host's memory that a program can have, with those of the page cache, which give way; None where the
+    system does not tell."""
+    with contextlib.suppress(OSError):
+        told = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        if "MemAvailable" in told:
+            return 1024 * int(told["MemAvailable"].split()[0])
+    return None
+
+
 def _check_fits(needed: int, mesh: Mesh, side: int) -> None:
     """UserError where so many bytes do not fit into the memory of a device."""
     device = mesh.local_devices[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         there = stats["bytes_limit"] - stats["bytes_in_use"]
-    elif "SC_AVPHYS_PAGES" not in os.sysconf_names:
+    elif (free := available_memory()) is not None:  # devices of the host share its memory
+        there = free // len(mesh.local_devices)
+    else:
         return
-    else:  # devices of the host share its memory
-        there = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(mesh.local_devices)
     if needed > there:
         raise UserError(
             f"config.views.where=device: the images, as squares of {side} px, and their maps need {needed:,} bytes on "

@@ -93,15 +93,17 @@ def make_probe_step(
     optimizer: optax.GradientTransformation, mesh: Mesh, rates: tuple[float, ...], mean: jax.Array, std: jax.Array
 ) -> Callable[[ProbeState, Batch], ProbeState]:
     """One step of cross-entropy on the classifiers alone, from `pooled` (B, C), which are standardised with the mean
-    and deviation given, and `label` (B,). `optimizer` has learning rate 1 at its peak; its updates are multiplied by
-    each classifier's own rate, which for SGD with momentum is the same as giving it that rate."""
+    and deviation given, `label` (B,) and `weight` (B,), 0 of rows that only fill the devices. `optimizer` has learning
+    rate 1 at its peak; its updates are multiplied by each classifier's own rate, which for SGD with momentum is the
+    same as giving it that rate."""
 
     def step_fn(state: ProbeState, batch: Batch) -> ProbeState:
         x = (batch["pooled"] - mean) / std
 
         def loss_fn(weights):
             logits = jnp.einsum("bc,rck->rbk", x, weights[:, :-1]) + weights[:, -1:]
-            return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"][None]).mean(1).sum()
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"][None])
+            return (losses * batch["weight"]).sum() / batch["weight"].sum()
 
         updates, opt_state = optimizer.update(jax.grad(loss_fn)(state.weights), state.opt_state)
         weights = state.weights + jnp.asarray(rates)[:, None, None] * updates

@@ -16,7 +16,7 @@ from PIL import Image
 
 from cvsa_jax.runtime.distributed import is_first
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import AnyPath, is_local, write_text_atomically
+from cvsa_jax.runtime.files import AnyPath, finite, is_local, write_text_atomically
 
 METRICS = "metrics.jsonl"
 
@@ -42,7 +42,7 @@ class JsonLines(_Scalars):
         self._file = self._open.enter_context((workdir / METRICS).open("a"))
 
     def write_scalars(self, step, scalars):
-        self._file.write(json.dumps({"step": step} | dict(scalars)) + "\n")
+        self._file.write(json.dumps(finite({"step": step} | dict(scalars)), allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self):

@@ -77,14 +77,14 @@ def run_steps(
                 looked = watch is not None and (due(watch.steps) or stop)
                 if logged or saved or looked:
                     finite.check(run.checkpoints.latest)
+                if saved:  # before anything that may fail is looked at
+                    run.checkpoints.save(state, run.identity)
                 if logged or looked:
                     row = named(metrics) | {"train/learning_rate": float(schedule(done - 1))} | speed.figures()
                     row |= _looked(watch, state) if looked else {}
                     log.write_scalars(done, row)
                     trouble.look({"step": done} | row)
                     note = f"loss {row['train/loss']:.3f}"
-                if saved:
-                    run.checkpoints.save(state, run.identity)
                 progress.update(done, note)
                 if logged or saved or looked:
                     speed.restart()

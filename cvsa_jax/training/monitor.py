@@ -84,7 +84,7 @@ class FiniteCheck:
         """Waits for the steps added since the last call; Diverged, a UserError, names the first bad one."""
         for step, loss, grad_norm in self.pending:
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                kept = f"the last checkpoint, step {last_good}, is intact" if last_good else "no checkpoint was written"
+                kept = f"the last checkpoint, step {last_good}, is kept" if last_good else "no checkpoint was written"
                 raise Diverged(
                     f"step {step}: loss {float(loss)}, gradient norm {float(grad_norm)}. Training stopped; {kept}. A "
                     "lower learning rate (config.optim.lr), a longer warm-up, or config.model.dtype=float32 may help"

@@ -5,6 +5,7 @@ Every training starts here, so that each continues, refuses other data and says 
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cvsa_jax.data.sources.source import difference
-from cvsa_jax.runtime.distributed import check_shared, is_first, replicated
+from cvsa_jax.runtime.distributed import check_alike, check_shared, is_first, replicated
 from cvsa_jax.runtime.errors import UserError, some
-from cvsa_jax.runtime.files import AnyPath, as_path, read_json, write_json_atomically, write_text_atomically
+from cvsa_jax.runtime.files import AnyPath, absolute, as_path, read_json, write_json_atomically, write_text_atomically
 from cvsa_jax.training.checkpoint import Checkpointer
+from cvsa_jax.training.state import tree_hash
 
 # A change of these in an existing workdir would change its parameter tree, its data order or what it is trained on, so
 # that its config would no longer say what it is. Paths may change: the data set is recognised by its fingerprint.
@@ -27,7 +29,16 @@ BOUND = (
     *("size", "with_procedural", "objective", "contrast", "watch.online_probe", "optim.predictor", "optim.decay"),
     *("align", "augment", "target"),
 )
-FREE = ("data.root", "data.fingerprint", "data.test_split", "model.remat", "views.where", "views.stored", "data.cache")
+FREE = (
+    "data.root",
+    "data.fingerprint",
+    "data.on_bad_image",
+    "data.test_split",
+    "model.remat",
+    "views.where",
+    "views.stored",
+    "data.cache",
+)
 # Of what a run writes: raised where the same config would go on otherwise than it began, as by another order of images.
 VERSION = 2
 
@@ -74,16 +85,21 @@ def begin(
     Raises:
         UserError: the workdir cannot be used, or holds a run of other data or of a config that does not fit.
     """
+    # Where the images and the maps lie may differ from host to host.
+    settings = {key: value for key, value in flat_config(config).items() if key not in ("data.root", "saliency.store")}
+    check_alike({"config": settings, "data": identity})
     check_shared(workdir)
     checkpoints = Checkpointer(workdir)
     state = jax.jit(initialize, out_shardings=replicated(mesh))(jax.random.key(config.seed))
-    origin, changes = "random weights", []
+    origin, changes, begun = "random weights", [], ""
     with contextlib.ExitStack() as refused:
         refused.callback(checkpoints.close)  # which lets others use the workdir
         if checkpoints.latest is not None:
             stored = checkpoints.meta()
             _check_version(stored, workdir)
-            changes = compare_config(config, workdir)
+            begun = stored.get("start", "")
+            same = _same_start(config, workdir, lambda: start_from and tree_hash(start_from(state)[0].params) == begun)
+            changes = compare_config(config, workdir, *(["init_from"] if same else []))
             _check_identity(stored, identity, workdir)
             if checkpoints.latest > total:
                 raise UserError(
@@ -94,6 +110,7 @@ def begin(
             origin = f"{workdir} at step {int(state.step)}"
         elif start_from is not None:
             state, origin = start_from(state)
+            begun = tree_hash(state.params)
         start = int(state.step)
         checkpoints.check_room(state, -(-(total - start) // config.checkpoint_steps))
         refused.pop_all()
@@ -114,7 +131,7 @@ def begin(
         print(f"changed since {workdir} was last started{left}: {change}")
     if config.log_parameters:
         print(table, flush=True)
-    return Run(config, workdir, mesh, state, checkpoints, identity | {"version": VERSION}, start, total)
+    return Run(config, workdir, mesh, state, checkpoints, identity | {"version": VERSION, "start": begun}, start, total)
 
 
 def drop_report(workdir: AnyPath) -> None:
@@ -135,8 +152,19 @@ def check_mode(config: ConfigDict, workdir: AnyPath) -> None:
         )
 
 
-def compare_config(config: ConfigDict, workdir: AnyPath) -> list[str]:
-    """The harmless differences between a config and that of the run to be continued in `workdir`.
+def _same_start(config: ConfigDict, workdir: AnyPath, equal: Callable[[], bool]) -> bool:
+    """Whether a run is to go on from what it began with, however that is spelled or wherever it lies now; `equal` reads
+    it, and is asked last."""
+    before, now = (c.get("init_from", "") for c in (read_config(str(workdir)), config))
+    if before == now:
+        return True
+    places = [os.path.normpath(str(absolute(place))) for place in (before, now) if place]
+    return bool(before and now) and (len(set(places)) == 1 or equal())
+
+
+def compare_config(config: ConfigDict, workdir: AnyPath, *known: str) -> list[str]:
+    """The harmless differences between a config and that of the run to be continued in `workdir`; of the keys `known`
+    it is known that they are harmless.
 
     Raises:
         UserError: a difference would change the run's parameter tree or data order.
@@ -147,7 +175,9 @@ def compare_config(config: ConfigDict, workdir: AnyPath) -> list[str]:
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     }
-    if refused := [change for key, change in changes.items() if _within(key, BOUND) and not _within(key, FREE)]:
+    if refused := [
+        change for key, change in changes.items() if _within(key, BOUND) and not _within(key, (*FREE, *known))
+    ]:
         raise UserError(
             f"{workdir} holds a run with another config:\n  " + "\n  ".join(refused) + "\nContinue it with its own "
             "values, or give another --workdir"

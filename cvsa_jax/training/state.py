@@ -1,11 +1,13 @@
 """Training state: the online and the target network as two variable trees of one module, and the optimiser."""
 
 import functools
+import hashlib
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cvsa_jax.models.siamese import TARGET_PARTS, Siamese
@@ -91,6 +93,14 @@ def init_state(
 def initial_target(online: Network) -> Network:
     """Target network equal to the online one; copies, because the step donates its state's buffers."""
     return jax.tree.map(jnp.copy, Network(target_parts(online.params), target_parts(online.batch_stats)))
+
+
+def tree_hash(tree: Any) -> str:
+    """Hash of all values of a tree of arrays."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def empty_network(model: Siamese) -> Network:

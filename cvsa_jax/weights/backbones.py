@@ -1,7 +1,5 @@
 """Where a backbone comes from: the run of a pre-training, or a file of weights."""
 
-from pathlib import Path
-
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -10,7 +8,7 @@ from cvsa_jax import settings
 from cvsa_jax.models.siamese import TARGET_PARTS, Siamese
 from cvsa_jax.runtime.distributed import replicated
 from cvsa_jax.runtime.errors import UserError, some
-from cvsa_jax.runtime.files import as_path
+from cvsa_jax.runtime.files import AnyPath, as_path
 from cvsa_jax.training import checkpoint
 from cvsa_jax.training.resume import read_config
 from cvsa_jax.training.state import Network, empty_network
@@ -33,7 +31,9 @@ def load(init_from: str, model: ConfigDict, mesh: Mesh) -> tuple[ConfigDict, Net
         return model, load_file(as_path(init_from), settings.model(model), mesh), init_from
     run, _, network, step = load_run(init_from, mesh)
     parts = ({_BACKBONE: tree[_BACKBONE]} for tree in (network.params, network.batch_stats))
-    return run.model, Network(*parts), f"{init_from} at step {step}"
+    shape = run.model.copy_and_resolve_references()
+    shape.dtype, shape.remat = model.dtype, model.remat  # how it is computed is not the run's to say
+    return shape, Network(*parts), f"{init_from} at step {step}"
 
 
 def online_start(init_from: str, model: Siamese, mesh: Mesh) -> tuple[Network, str]:
@@ -73,7 +73,7 @@ def load_run(workdir: str, mesh: Mesh) -> tuple[ConfigDict, Siamese, Network, in
     return run, model, network, step
 
 
-def load_file(path: Path, model: Siamese, mesh: Mesh) -> Network:
+def load_file(path: AnyPath, model: Siamese, mesh: Mesh) -> Network:
     """The backbone of a weights file, on the mesh; prints which network of the file it is, what was left out, and how
     many tensors were loaded.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from cvsa_jax.models.resnet import PADDINGS
 from cvsa_jax.runtime.errors import UserError, some
+from cvsa_jax.runtime.files import AnyPath, on_disk
 from cvsa_jax.weights import haiku, nets, torch_file
 from cvsa_jax.weights.tensors import Tensor, array
 from cvsa_jax.weights.unpickler import _Array, nodes
@@ -29,7 +30,7 @@ class Weights(NamedTuple):
     metadata: dict[str, str]
 
 
-def read(path: Path, wanted: str = "") -> Weights:
+def read(path: AnyPath, wanted: str = "") -> Weights:
     """The backbone in a file of weights. No code of the file is run.
 
     Args:
@@ -39,11 +40,12 @@ def read(path: Path, wanted: str = "") -> Weights:
         UserError: it cannot be read, or holds no ResNet, or several between which nothing decides.
     """
     try:
-        tree = _tree(path)
+        there = on_disk(path)
+        tree = _tree(there)
         net, same = haiku.net_of(tree), []
         if net is None:
             net, same = nets.chosen(nets.nets_of(tree), tree, wanted)
-        metadata = _metadata(path)
+        metadata = _metadata(there)
         nets.refuse_other_functions(net, metadata)
         # In C's order, since safetensors writes an array's memory as it lies.
         tensors = {name: np.asarray(tensor.read(), order="C") for name, tensor in net.tensors.items()}

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -75,19 +76,25 @@ def load(origin: str, mesh: Mesh) -> Frozen:
     return Frozen(config, model, network, f"{origin} at step {step}")
 
 
-def candidate(name: str, origin: str, source: Source, evaluation: ConfigDict, mesh: Mesh) -> Candidate:
-    """What is measured under a name on a source, with images as `config.eval` says: the features of a file, as
+def candidate(
+    name: str, origin: str, source: Source, evaluation: ConfigDict, mesh: Mesh, images: np.ndarray
+) -> Candidate:
+    """What is measured under a name on images of a source, seen as `config.eval` says: the features of a file, as
     `evaluation.given` reads it, or a network, as `load` does."""
     if given.is_features(as_path(origin)):
         size = evaluation.size or SIZE
         EvalSpec(size, size, evaluation.batch_size, evaluation.attention, evaluation.pooling)  # which checks itself
         if evaluation.pooling != "average":
             print(f"{origin}: its features are taken as they are; config.eval.pooling is for networks")
-        features = given.GivenFeatures(as_path(origin), source, size)
+        features = given.GivenFeatures(as_path(origin), source, size, images)
         return Candidate(name, features, None, pretrained_here=False)
     network = load(origin, mesh)
     evaluator = Evaluator(network.model, mesh, source, network.spec(evaluation))
-    return Candidate(name, evaluator, network.network, pretrained_here=network.pretrained_here)
+    here = network.pretrained_here
+    data = as_path(origin) / "data.json"
+    if here and data.is_file() and read_json(data).get("fingerprint") != source.fingerprint:
+        here = False  # a start from elsewhere, as an ImageNet stage 1 is for birds
+    return Candidate(name, evaluator, network.network, pretrained_here=here)
 
 
 def _of_file(origin: str, mesh: Mesh) -> Frozen:
@@ -110,7 +117,9 @@ def _finetuned(origin: str, config: ConfigDict, mesh: Mesh) -> Frozen:
         )
     data, results = (read_json(folder / name) for name in ("data.json", "report/results.json"))
     fraction = settings.label_fractions(config)[-1]
-    rate = results[f"learning_rate{fraction_suffix(fraction)}"]
+    rate = results.get(f"learning_rate{fraction_suffix(fraction)}")
+    if rate is None:
+        raise UserError(f"{origin}/report/results.json is not that of the fine-tuning: the command of the run makes it")
     final = folder / f"labels_{100 * fraction:.4g}" / f"lr_{rate:g}" / "final"
     model = settings.classifier(_architecture(folder, config), data["classes"])
     network, step = checkpoint.restore_item(final, "network", empty_classifier(model), mesh)

@@ -138,6 +138,9 @@ def _net(wrapper: tuple[str, ...], prefix: str, tensors: dict[str, Tensor], nami
     return Net(wrapper, prefix, parts, dict(others), odd=tuple(odd))
 
 
+_TIMM_AVERAGES = "state_dict_ema"  # huggingface/pytorch-image-models, timm/utils/checkpoint_saver.py
+
+
 def chosen(nets: list[Net], tree: Any, wanted: str) -> tuple[Net, list[Net]]:
     """The network that is meant, and those that hold the same numbers.
 
@@ -168,12 +171,13 @@ def chosen(nets: list[Net], tree: Any, wanted: str) -> tuple[Net, list[Net]]:
 
 def _leading(nets: list[Net], tree: Any) -> list[Net]:
     """Those that were trained, not those that follow them. Of a student and a teacher the student, but in DINO, whose
-    authors evaluate the teacher. Of a wrapper of moving averages and one without, the averages, as timm takes them."""
+    authors evaluate the teacher. Of timm's two, the moving averages, as timm takes them; what others call so may be the
+    momentum encoder."""
     followers, words = set(_FOLLOWERS), set().union(*(net.words for net in nets))
     plain = [net for net in nets if not net.words & {*followers, "student"}]
     if "student" in words and (plain or ("teacher" in words and _is_dino(tree))):
         followers = followers - {"teacher"} | {"student"} if not plain else followers | {"student"}
-    averages = [net for net in nets if "ema" in re.findall("[a-z]+", " ".join(net.wrapper))]
+    averages = [net for net in nets if _TIMM_AVERAGES in net.wrapper]
     behind = [net for net in nets if not net.words & (followers - ({"ema"} if net in averages else set()))]
     leading = behind or nets
     return [net for net in leading if net in averages] or leading

@@ -27,7 +27,7 @@ CREATE = f"{QUEUE} create cub --node-id=cub --accelerator-type=v6e-16 --runtime-
 DELETE = f"{QUEUE} delete cub --force --quiet --zone=z"
 RUNNING = (
     "gcloud compute tpus tpu-vm ssh cub --worker=all --command=if [ -e cvsa_jax ]; "
-    "then cvsa_jax/launch/tpu_host.sh running; else echo idle; fi --zone=z"
+    f"then cvsa_jax/launch/tpu_host.sh running {ARGUMENTS}; else echo idle; fi --zone=z"
 )
 
 
@@ -50,7 +50,7 @@ INSTALL_TPU = [
     "uv venv --quiet --python >=3.11,<3.14 .venv",
     "uv pip install --quiet --python .venv/bin/python -r launch/requirements-tpu.txt",
 ]
-MOUNT = "gcsfuse --implicit-dirs bucket ~/gcs/bucket"
+MOUNT = "gcsfuse --implicit-dirs --rename-dir-limit=10000 bucket ~/gcs/bucket"
 
 
 def host_training(host) -> str:
@@ -291,7 +291,11 @@ def test_tpu_dry_run(cloud):
     assert cloud.plain(shown.stdout) == [
         f"{QUEUE} describe cub '--format=value(state.state)' --zone=z",
         CREATE,
-        ssh("all", "if [ -e cvsa_jax ]; then cvsa_jax/launch/tpu_host.sh running; else echo idle; fi"),
+        ssh(
+            "all",
+            "if [ -e cvsa_jax ]; then cvsa_jax/launch/tpu_host.sh running --config=configs/folder.py:small "
+            "--workdir=runs/x; else echo idle; fi",
+        ),
         "tar --exclude=__pycache__ -czf SITE/cvsa_jax.0/code.tgz cvsa_jax configs launch setup.sh requirements.txt",
         COPY[0],
         ssh("all", "mkdir -p cvsa_jax && tar -xzf cvsa_jax.tgz -C cvsa_jax"),
@@ -309,3 +313,29 @@ def test_tpu_dry_run(cloud):
     assert shown.returncode == 0
     assert shown.stderr == ""
     assert cloud.record() == []
+
+
+def test_tpu_does_not_follow_another_training(cloud):
+    cloud.write(ends_0=["hang"], ends_1=["hang"])
+    first = cloud.start("tpu_pod.sh", *BUCKET, *NEW)
+    until(lambda: (cloud.folder / "waiting").exists())
+    first.terminate()
+    first.communicate(timeout=20)
+    other = cloud.run("tpu_pod.sh", "--config=configs/cub.py", "--workdir=runs/y", *NEW, "--delete")
+    assert other.returncode == 2
+    assert "error: another training runs on cub: --config=configs/folder.py:small --workdir=gs://bucket" in other.stderr
+    assert DELETE not in cloud.record()
+    cloud.run("gcloud compute tpus queued-resources delete cub")  # which ends the training
+
+
+def test_tpu_does_not_mix_two_sources_of_one_name(cloud):
+    for folder in ("a", "b"):
+        (cloud.repository / folder / "birds").mkdir(parents=True)
+        (cloud.repository / folder / "birds" / f"{folder}.jpg").touch()
+    cloud.write(ends_0=[0], ends_1=[0])
+    assert cloud.run("tpu_pod.sh", *BUCKET, *NEW, "--data=a/birds").returncode == 0
+    refused = cloud.run("tpu_pod.sh", *BUCKET, *NEW, "--data=b/birds")
+    assert refused.returncode != 0
+    assert "error: data/birds is a copy of a/birds, and not of b/birds: rename one of them" in refused.stderr
+    for host in (0, 1):
+        assert [file.name for file in (cloud.folder / f"hosts/{host}/cvsa_jax/data/birds").iterdir()] == ["a.jpg"]

@@ -18,7 +18,7 @@ from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.detector import Detection
-from cvsa_jax.saliency.detectors import encoder, network, unet
+from cvsa_jax.saliency.detectors import encoder, unet
 from cvsa_jax.saliency.detectors.annotation import center
 from cvsa_jax.saliency.detectors.rbd import reduced, robust_background
 from cvsa_jax.saliency.registry import Options, build
@@ -26,7 +26,7 @@ from cvsa_jax.saliency.store import SaliencyStore, make_record, open_store
 from cvsa_jax.training import checkpoint
 from cvsa_jax.training.log import read_metrics
 from cvsa_jax.training.photometric import MEAN, STD
-from cvsa_jax.training.state import empty_network
+from cvsa_jax.training.state import empty_network, tree_hash
 
 ROOT = Path(__file__).parents[2]
 
@@ -234,12 +234,12 @@ def test_other_commands_refuse_a_detectors_run(unet_run, tmp_path):
         linear.linear_probe(config, tmp_path / "linear")
 
 
-def test_weights_hash_changes_with_any_value():
+def test_tree_hash_changes_with_any_value():
     tree = {"a": np.arange(4.0), "b": np.zeros(2)}
-    before = network.weights_hash(tree)
-    assert network.weights_hash({"a": np.arange(4.0), "b": np.zeros(2)}) == before
+    before = tree_hash(tree)
+    assert tree_hash({"a": np.arange(4.0), "b": np.zeros(2)}) == before
     tree["b"][1] = 1e-9
-    assert network.weights_hash(tree) != before
+    assert tree_hash(tree) != before
 
 
 def test_rbd_detector_looks_at_the_reduced_image(source):

@@ -1,5 +1,6 @@
 """TFDS data sets that are prepared as ArrayRecord files: random access to sets of millions of images."""
 
+import contextlib
 import functools
 import io
 from collections.abc import Sequence
@@ -152,6 +153,8 @@ def _labels(title: str, records: Sequence) -> np.ndarray:
     print(f"{title}: the labels of {len(records):,} images are read once, and kept in {path}", flush=True)
     chunks = (range(k, min(k + _CHUNK, len(records))) for k in range(0, len(records), _CHUNK))
     values = [example["label"] for chunk in chunks for example in records.__getitems__(list(chunk))]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: np.save(file, np.array(values, np.int32)))
-    return np.load(path)
+    labels = np.array(values, np.int32)
+    with contextlib.suppress(OSError):  # a cache, which may lie where nothing can be written
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: np.save(file, labels))
+    return labels

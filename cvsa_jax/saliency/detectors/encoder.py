@@ -12,10 +12,10 @@ from cvsa_jax.runtime import checks
 from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.detector import Detector, scaled
-from cvsa_jax.saliency.detectors.network import network_detector, on_devices, weights_hash
+from cvsa_jax.saliency.detectors.network import network_detector, on_devices
 from cvsa_jax.training import checkpoint
 from cvsa_jax.training.resume import read_config
-from cvsa_jax.training.state import empty_network
+from cvsa_jax.training.state import empty_network, tree_hash
 
 ENCODER_MAP = "component"
 ENCODER_ZOOM = 2  # of the images, against the size at which the run is evaluated, for a finer feature map
@@ -49,5 +49,5 @@ def encoder(run: Path, kind: str) -> Detector:
         maps, confidences = activate(network.variables, images)
         return [scaled(saliency) for saliency in maps], confidences
 
-    facts = {"map": kind, "size": size, "step": step, "weights": weights_hash(network)}
+    facts = {"map": kind, "size": size, "step": step, "weights": tree_hash(network)}
     return network_detector("encoder", "unsupervised", facts, predict, size)

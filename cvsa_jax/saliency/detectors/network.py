@@ -1,6 +1,5 @@
-"""What the detectors with a network of ours share: batches over this machine's devices, and a hash of the weights."""
+"""What the detectors with a network of ours share: batches over this machine's devices."""
 
-import hashlib
 from collections.abc import Callable
 
 import jax
@@ -42,11 +41,3 @@ def on_devices(function: Callable, mesh: Mesh) -> Callable:
         return [np.asarray(output)[:rows] for output in compiled(jax.device_put(variables, replicated(mesh)), placed)]
 
     return run
-
-
-def weights_hash(tree) -> str:
-    """Hash of all values of a tree of arrays."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()[:16]

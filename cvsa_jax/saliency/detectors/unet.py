@@ -13,9 +13,10 @@ from cvsa_jax.models.unet import UNet
 from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.detector import Detector
-from cvsa_jax.saliency.detectors.network import network_detector, on_devices, weights_hash
+from cvsa_jax.saliency.detectors.network import network_detector, on_devices
 from cvsa_jax.training import checkpoint
 from cvsa_jax.training.resume import read_config
+from cvsa_jax.training.state import tree_hash
 
 _MODE = "saliency_unet"
 
@@ -27,7 +28,7 @@ def unet(run: Path) -> Detector:
         raise UserError(f"--run={run} is a run of mode {config.mode!r}; --detector=unet needs one of {_MODE!r}")
     model, mesh = settings.unet(config.model), make_mesh(jax.local_devices())
     params, step = checkpoint.restore_item(run, "params", empty_params(model), mesh)
-    facts = {"size": config.size, "step": step, "weights": weights_hash(params)}
+    facts = {"size": config.size, "step": step, "weights": tree_hash(params)}
     predict = functools.partial(predictor(model, mesh), params)
     return network_detector("unet", "supervised", facts, predict, config.size)
 

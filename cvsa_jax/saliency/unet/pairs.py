@@ -2,17 +2,21 @@
 machine and used on another."""
 
 import functools
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from cvsa_jax.data.sources import Source
-from cvsa_jax.data.stored import write_squares
+from cvsa_jax.data.stored import reserved_array, write_squares
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import read_json, write_json_atomically
+from cvsa_jax.runtime.files import check_room, output_folder, read_json, write_json_atomically
 from cvsa_jax.saliency.detector import squeezed
 
+_FILES = ("images.npy", "masks.npy")
 Pairs = tuple[np.ndarray, np.ndarray]  # (N, S, S, 3) images and (N, S, S) masks, both uint8 and mapped from disk
 
 
@@ -26,13 +30,23 @@ def make_pairs(parts: list[tuple[Source, np.ndarray]], size: int, folder: Path) 
     """
     sources = [[source.fingerprint, source.annotation(), indices.tolist()] for source, indices in parts]
     identity = {"size": size, "parts": sources}
-    claim, files = folder / "identity.json", [folder / "images.npy", folder / "masks.npy"]
+    claim = folder / "identity.json"
     if not claim.is_file() or read_json(claim) != identity:
-        claim.unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(parts, size, files)
-        write_json_atomically(claim, identity)
-    images, masks = (np.load(path, mmap_mode="r") for path in files)
+        output_folder("--workdir", folder.parent)
+        total = sum(len(indices) for _, indices in parts)
+        check_room(folder.parent, total * 4 * size**2, "the decoded images and masks", "make room there")
+        # Elsewhere first, and in the place of the old folder when whole: another command may have that one mapped.
+        half = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
+        try:
+            _write(parts, size, half)
+            write_json_atomically(half / "identity.json", identity)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(half, folder)
+        except OSError as error:
+            raise UserError(f"decoded images cannot be written to {folder}: {error.strerror or error}") from None
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+    images, masks = (np.load(folder / name, mmap_mode="r") for name in _FILES)
     return images, masks
 
 
@@ -45,10 +59,10 @@ def pair_batches(pairs: Pairs, batch_size: int, steps: range, seed: int) -> Iter
         yield {"image": pairs[0][rows], "mask": pairs[1][rows]}
 
 
-def _write(parts: list[tuple[Source, np.ndarray]], size: int, files: list[Path]) -> None:
+def _write(parts: list[tuple[Source, np.ndarray]], size: int, folder: Path) -> None:
     total = sum(len(indices) for _, indices in parts)
-    images = np.lib.format.open_memmap(files[0], "w+", np.uint8, (total, size, size, 3))
-    masks = np.lib.format.open_memmap(files[1], "w+", np.uint8, (total, size, size))
+    images = reserved_array(folder / _FILES[0], (total, size, size, 3))
+    masks = reserved_array(folder / _FILES[1], (total, size, size))
     k = 0
     for source, indices in parts:
         if source.mask is None:
