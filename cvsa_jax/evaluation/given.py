@@ -39,10 +39,10 @@ class GivenFeatures(Localizer):
     backbone's; both of whole images, squeezed to squares.
 
     Raises:
-        UserError: it cannot be read, or one of the `images` of the source has no vector, or has two.
+        UserError: it cannot be read, or one of the `images` of the source (None: of all) has no vector, or has two.
     """
 
-    def __init__(self, path: AnyPath, source: Source, size: int, images: np.ndarray):
+    def __init__(self, path: AnyPath, source: Source, size: int, images: np.ndarray | None = None):
         super().__init__(source, size)
         path = on_disk(path)
         try:
@@ -56,6 +56,7 @@ class GivenFeatures(Localizer):
         for name, (shape, numeric) in self.placed.items():
             if not numeric or len(shape) != len(PLACED[name].split(",")) or shape[0] != len(names) or 0 in shape:
                 raise _misfit(path, name)
+        images = np.arange(len(source)) if images is None else images
         self.path, self.rows = path, np.full(len(source), -1)
         self.rows[images] = _rows(path, [str(name) for name in names], tuple(source.names[i] for i in images))
         self.vectors = vectors[self.rows]

@@ -77,7 +77,7 @@ def _report(run: Run, network: Network, evaluator: Evaluator, train, test, batch
     drawn = {"views": _draw_views(folder / "views.png", batch, config.augment)}
     if attention is not None:
         kind = "training" if test is None else "held-out" if len(others) == len(train) else "test"
-        told = {"kind": kind, "shown": evaluator.shown}
+        told = {"kind": kind, "map_name": evaluator.shown}
         drawn["attention"] = _draw_attention(folder / "attention.png", evaluator, images, attention, masks, **told)
     rows = [("this run", figures), (GUESSES["chance"], chance(source, images, masks))]
     rows += [] if masks is None else [(GUESSES["center_prior"], center_prior(source, images, masks))]
@@ -102,17 +102,17 @@ def _augmented(images: jax.Array, keys: jax.Array, strengths: photometric.Photom
 
 
 def _draw_attention(
-    path: AnyPath, evaluator: Evaluator, images, attention, masks, *, kind: str, shown: str
+    path: AnyPath, evaluator: Evaluator, images, attention, masks, *, kind: str, map_name: str
 ) -> pictures.Picture:
     shown = evenly(np.arange(len(images)), _PICTURED)
     size = evaluator.size
     pixels, _ = next(image_batches(evaluator.source, images[shown], resize=0, size=size, batch_size=len(shown)))
     caption = f"Cross-view attention (against all other {kind} images) over evenly spaced {kind} images."
-    if shown == "predicted_mask":
+    if map_name == "predicted_mask":
         caption = f"The predicted mask over evenly spaced {kind} images."
     if masks is not None:
         caption += " The line is the true mask."
-    if shown == "component":
+    if map_name == "component":
         caption += " Without the alignment loss the conv heads that it is read from are untrained."
     maps = np.stack([localization.upsample(attention[k], size) for k in shown])
     outlines = None if masks is None else masks[shown]

@@ -249,7 +249,7 @@ def test_a_run_its_export_and_its_features_have_the_same_figures(tmp_path, run):
     assert "pointing_game" in figures["ours"] and "pointing_game" not in figures["file"]
     assert not any("pointing" in key for key in figures["given"])
     page = (tmp_path / "page" / "report" / "index.html").read_text()
-    assert "Of what has no heads for it (file), the first component" in page
+    assert "Of what trains no attention (" in page
     assert "Features of ours, file are averaged over the cells; of given are as their file has them." in page
     assert page.count("Curves of") == 2  # the text beside the picture, and below it
     with pytest.raises(UserError, match="two are called 'ours'"):

@@ -264,7 +264,7 @@ def test_maps_that_are_mostly_object_are_warned_of(tmp_path, source, capsys, are
 
 def test_trainer_warns_of_many_fallbacks(tmp_path, source, capsys):
     config = tiny_pretrain()
-    config.views.kind = "saliency_swap"
+    config.views.kind, config.saliency.threshold = "saliency_swap", 2.0
     config.saliency.store, config.total_steps = str(tmp_path / "store"), 2
     # Nothing of a map whose maximum is about 1 reaches 2.
     compute(source, center(source), tmp_path / "store", threshold=2.0, on_bad_image="stop")

@@ -144,7 +144,7 @@ def test_decoded_images_are_kept_and_recognised(data, mesh_of, cache):
 
 
 def test_a_set_that_does_not_fit_is_refused_with_both_figures(data, mesh_of, monkeypatch):
-    monkeypatch.setattr(device_views.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096}.get(name, 20))
+    monkeypatch.setattr(device_views, "available_memory", lambda: 81_920)
     needed = 10 * (3 * STORED**2 + 64 * 65)
     message = rf"where=device: .* need {needed:,} bytes on each device, where 40,960 are free.*config.views.stored"
     with pytest.raises(UserError, match=message):

@@ -28,7 +28,7 @@ def test_first_step_that_is_not_finite_is_named(bad):
     finite.check(4)
     for step in range(6, 10):
         finite.add(step, values(**bad if step == 7 else {"loss": math.nan} if step > 7 else {}))
-    with pytest.raises(UserError, match=r"^step 7: .*the last checkpoint, step 4, is intact"):
+    with pytest.raises(UserError, match=r"^step 7: .*the last checkpoint, step 4, is kept"):
         finite.check(4)
 
 
