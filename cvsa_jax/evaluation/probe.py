@@ -112,9 +112,10 @@ class Standardization(NamedTuple):
 
     @classmethod
     def of(cls, x: Float[np.ndarray, "n d"]) -> "Standardization":
-        std = x.std(0)
-        # Of what does not vary, rounding leaves a deviation that is small beside those of the others.
-        return cls(x.mean(0), np.where(std > 1e-6 * std.max(initial=0), std, 1).astype(x.dtype))
+        mean, std = x.mean(0), x.std(0)
+        # Of what does not vary, rounding leaves a deviation that is small beside its mean, or those of the others.
+        least = 1e-6 * np.maximum(std.max(initial=0), np.abs(mean))
+        return cls(mean, np.where(std > least, std, 1).astype(x.dtype))
 
     def apply(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         return (x - self.mean) / self.std

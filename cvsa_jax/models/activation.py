@@ -16,7 +16,7 @@ def channel_mean(features: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h w
 
 def first_component(features: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h w"], Float[Array, " b"]]:
     """Projection of each image's cells on their first principal component, a map of length 1, negative on the border on
-    average (of maps without an inside: where the channels' mean is low), and the share of the variance that it
+    average (of maps without an inside: where the channels are weak), and the share of the variance that it
     explains."""
     b, h, w, c = features.shape
     cells = features.reshape(b, h * w, c)
@@ -33,7 +33,7 @@ def first_component(features: Float[Array, "b h w c"]) -> tuple[Float[Array, "b 
     border = jnp.ones((h, w), bool).at[1:-1, 1:-1].set(False)
     # A map without an inside is nothing but border, over which a component sums to 0: there the object is what is
     # more active.
-    outside = border if min(h, w) > 2 else -features.mean(-1)
+    outside = border if min(h, w) > 2 else -jnp.linalg.norm(features, axis=-1)
     sign = jnp.where((component * outside).sum((1, 2)) > 0, -1.0, 1.0)
     share = values[:, -1] / jnp.maximum(values.sum(-1), 1e-12)
     return component * sign[:, None, None], jnp.clip(share, 0, 1)

@@ -397,3 +397,17 @@ def test_images_without_a_mask_take_no_part(mesh_of):
 
 def test_there_is_no_background_test_without_masks(mesh_of):
     assert background_figures(mesh_of(1), dataclasses.replace(class_colours(), mask=None), corners=True) == {}
+
+
+def test_images_whose_mask_is_empty_take_no_part_in_the_background_test(monkeypatch):
+    masks = [disc(20, 20, 8), np.zeros((40, 40), np.uint8), disc(15, 20, 6), disc(20, 12, 7)]
+    images = [np.full((40, 40, 3), 30 * k, np.uint8) for k in range(4)]
+    source = source_of(images, masks, [0, 0, 1, 1])
+    evaluator, asked = Evaluator.__new__(Evaluator), []
+    evaluator.source = source
+    monkeypatch.setattr(evaluator, "features", lambda network, test, key, changed: asked.append(test) or found[test])
+    found = np.eye(4)[:, :2]
+    recognition = Recognition({}, found, np.zeros((3, 2)))
+    figures = evaluator.background(Network({}, {}), recognition, np.arange(4), 0)
+    assert all(test.tolist() == [0, 2, 3] for test in asked) and len(asked) == 3
+    assert figures["as_it_is_top1"] == pytest.approx(1 / 3)

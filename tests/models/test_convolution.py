@@ -98,3 +98,15 @@ def test_a_file_of_flags_is_kept(tmp_path):
     environment = os.environ | {"XLA_FLAGS": f"{tmp_path}/flags.txt", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == f"{tmp_path}/flags.txt\n"
+
+
+def test_a_narrow_map_whose_padding_is_a_word_has_the_form_of_a_gpu(monkeypatch):
+    # As of a shortcut of a network of width 4, on a GPU.
+    monkeypatch.setattr(convolution.jax, "default_backend", lambda: "gpu")
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 8, 8, 4), (1, 1, 4, 6)))
+    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    for words in ("SAME", "VALID"):
+        found = convolution.conv_general_dilated(x, kernel, (2, 2), words, **layout)
+        expected = lax.conv_general_dilated(x, kernel, (2, 2), words, **layout)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 
 import jax
 import numpy as np
@@ -166,3 +167,11 @@ def test_the_set_is_an_argument_of_the_step(mesh_of, data):
     (batch,) = device_views.device_batches(resident, len(POOL), Order(BATCH, range(1), SEED), None)
     assert isinstance(batch["resident_images"], jax.Array)
     assert {key for key in batch if not key.startswith("resident_")} == {"row", "position"}
+
+
+def test_the_page_cache_counts_as_free_memory():
+    free = device_views.available_memory()
+    if free is None:
+        pytest.skip("this system has no /proc/meminfo")
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 0.5 < free <= whole
