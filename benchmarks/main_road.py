@@ -5,8 +5,8 @@
 
 Stage 1 is the recipe of configs/imagenet.py (BYOL, LARS) on a folder of drawn birds; stage 2 configs/cub.py, the probe
 configs/cub_linear.py and fine-tuning configs/cub_finetune.py on other drawn birds in CUB's own archives. Optimisers,
-schedules and heads are the configs' own; learning rates are raised so that their peaks are those of the batches that
-the recipes were made for. Each training gets a SIGTERM in its middle and goes on.
+schedules and heads are the configs' own; learning rates are raised so that their peaks are those of the recipes'
+batches of 256. Each training gets a SIGTERM in its middle and goes on.
 
 What must hold of any healthy training is checked: every part that has a gradient moves, every other stays to the bit,
 the alignment and the objective fall, nothing has collapsed, the probe is ahead of the start's, and what is exported
@@ -65,9 +65,9 @@ class Scale:
         flags |= {"log_steps": 1 if self.steps < 100 else 10} | {f"model.{k}": v for k, v in self.model.items()}
         return [f"--config.{key}={value}" for key, value in flags.items()]
 
-    def pretraining(self, recipe_batch: int) -> list[str]:
-        """A batch and a rate whose peak is that of the recipe's batch, and the number of steps."""
-        flags = {"batch_size": self.batch, "optim.lr": 0.45 * recipe_batch / self.batch, "total_steps": self.steps}
+    def pretraining(self) -> list[str]:
+        """A batch and a rate whose peak is that of the recipes' batch of 256, and the number of steps."""
+        flags = {"batch_size": self.batch, "optim.lr": 0.45 * 256 / self.batch, "total_steps": self.steps}
         flags |= {"optim.warmup_steps": max(1, self.steps // 10), "watch.knn_steps": 0, "checkpoint_steps": self.steps}
         flags |= {"target.reference_batch": self.batch} if self.px < 224 else {}
         return [f"--config.{key}={value}" for key, value in flags.items()]
@@ -77,7 +77,7 @@ _SMALL = {"depth": 8, "width": 16, "stem": "small", "head_hidden": 256, "head_ou
 SCALES = {
     "full": Scale(100, 30, 224, 256, 600, 10.0, {"dtype": "bfloat16"}),
     "few": Scale(4, 6, 224, 8, 6, 1.0, {}, enough=False),
-    "small": Scale(12, 40, 64, 32, 200, 12.0, _SMALL),
+    "small": Scale(12, 40, 64, 32, 300, 12.0, _SMALL),
     "tiny": Scale(3, 8, 32, 8, 12, 1.0, _SMALL | {"width": 4, "head_hidden": 16, "head_out": 8}, enough=False),
 }
 
@@ -157,7 +157,7 @@ def drive(folder: Path, scale: Scale) -> Road:
         "stage1",
         "--config=configs/folder.py:byol",
         f"--config.data.root={folder / 'pictures'}",
-        *scale.pretraining(4096),
+        *scale.pretraining(),
     )
     check_parts(road, stage1, None)
     check_learning(road, stage1, ["train/contrastive"])
@@ -165,7 +165,7 @@ def drive(folder: Path, scale: Scale) -> Road:
     # Stage 2, with the maps that it needs.
     road.command("maps", "cvsa_jax.saliency", "--config=configs/cub.py", cub, store, "--detector=masks")
     start = f"--config.init_from={stage1}"
-    stage2 = road.training("stage2", "--config=configs/cub.py", cub, store, start, *scale.pretraining(256))
+    stage2 = road.training("stage2", "--config=configs/cub.py", cub, store, start, *scale.pretraining())
     check_parts(road, stage2, stage1)
     check_learning(road, stage2, ["train/align", "train/contrastive"])
 
@@ -196,7 +196,7 @@ def drive(folder: Path, scale: Scale) -> Road:
 
 
 def _above_chance(scale: Scale) -> float:
-    chance, tested = 1 / scale.classes, scale.classes * max(4, scale.images // 4)
+    chance, tested = 1 / scale.classes, scale.classes * max(4, scale.images)
     return chance + 2 * (chance * (1 - chance) / tested) ** 0.5
 
 
@@ -249,7 +249,7 @@ def initial(run: Path) -> Network:
 
 
 def _drawn(scale: Scale, seed: int):
-    test = max(4, scale.images // 4)
+    test = max(4, scale.images)
     return load("procedural", "", procedural.Spec(seed, scale.classes, scale.images, test, scale.px + scale.px // 4))
 
 

@@ -27,7 +27,16 @@ only_copy() {
 }
 
 is_copied() {
-    [[ -e $(marker "$1") && $(<"$(marker "$1")") == "$1" ]]
+    [[ -e $(marker "$1") ]] || return
+    local there
+    there=$(<"$(marker "$1")")
+    [[ $(plain "$there") == "$(plain "$1")" ]]
+}
+
+# A source without what may be spelled or left out: a slash at its end, ./ before it.
+plain() {
+    local source=${1#./}
+    echo "${source%/}"
 }
 
 mount_bucket() {

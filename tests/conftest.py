@@ -35,7 +35,8 @@ LONGEST = (
     "test_pretrain.py",
     "test_finetune.py",
     "test_network_detectors.py",
-    "test_earlier_runs.py",
+    "test_recipes.py",
+    "test_before_the_work.py",
     "test_processes.py",
     "test_demo.py",
 )

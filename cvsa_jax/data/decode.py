@@ -17,6 +17,7 @@ from cvsa_jax.data import png
 DECODER = 3
 BACKGROUND = 255  # level of grey behind what is transparent
 _ORIENTATION = 0x0112  # EXIF's tag
+_PHOTOMETRIC = 262  # TIFF's tag
 _LOWEST, _HIGHEST = (340, 280), (341, 281)  # TIFF's tags: SMinSampleValue, MinSampleValue, and of the maximum
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -89,13 +90,30 @@ def opened(encoded: bytes, cut: int = 0) -> Encoded:
         raise Unreadable("the file is empty")
     with _explained(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of very large images, and of odd metadata
-        image = Image.open(io.BytesIO(png.without_metadata(encoded)))
+        image = _picture(encoded)
         # Pillow turns a TIFF itself.
         turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
     read = Encoded(image, turn, cut)
     if min(read.size) < 1:
         raise Unreadable(f"it is {image.size[0]} x {image.size[1]} px, of which the lowest {cut} rows are cut off")
     return read
+
+
+def _picture(encoded: bytes) -> Image.Image:
+    """A picture of which the header alone is read, whatever its metadata are."""
+    try:
+        return Image.open(io.BytesIO(png.without_metadata(encoded)))
+    except (ValueError, SyntaxError, OSError):
+        return Image.open(io.BytesIO(png.without_metadata(encoded, texts=False)))
+
+
+def upright(encoded: bytes) -> Image.Image:
+    """A picture that is no photograph, such as a mask: with its own values, turned as its EXIF data say. Raises what
+    Pillow raises."""
+    image = _picture(encoded)
+    turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
+    image.load()
+    return image if turn is None else image.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -122,6 +140,8 @@ def _in_levels(image: Image.Image) -> np.ndarray:
     if not (values.min() >= low and values.max() <= high):  # NaN neither
         found = f"its pixels have values from {values.min():g} to {values.max():g}"
         raise Unreadable(f"{found}, outside of the range of {low:g} to {high:g}: save it with 8 bits")
+    if tags.get(_PHOTOMETRIC) == 0:  # white is 0
+        values = low + high - values.astype(np.float64)
     return np.floor((values - low) / (high - low) * 255.999).clip(0, 255).astype(np.uint8)
 
 

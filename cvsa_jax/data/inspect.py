@@ -105,12 +105,16 @@ def _see(source: Source, i: int, has_mask: bool) -> Seen:
     return Seen("", size, levels, content, look_of(image), encoded.turn is not None, mask_error, share, box_error)
 
 
-def check_boxes(source: Source, indices: np.ndarray) -> None:
-    """UserError where boxes of these images do not lie in them, before figures that need them are computed."""
-    wrong = []
-    for i in indices.tolist() if source.box is not None else ():
+def check_annotations(source: Source, indices: np.ndarray) -> None:
+    """UserError where boxes of these images do not lie in them or masks are wrong, before figures that need them are
+    computed."""
+    masked, wrong = source.has_mask(indices), []
+    for i, has_mask in zip(indices.tolist(), masked.tolist(), strict=True):
         try:
-            source.box(i)
+            if source.box is not None:
+                source.box(i)
+            if has_mask:
+                source.mask(i)
         except UserError as error:
             wrong.append(str(error))
     if wrong:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
@@ -18,6 +19,7 @@ from cvsa_jax.data.views import group_views, labelled_crop, resized
 from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.workers import in_threads
 
+_PAUSE = 1.0  # s, before a file is read again
 Batch = dict[str, np.ndarray]
 Opener = Callable[[int], decode.Opened]  # image i of a source, its size known and its pixels not yet read
 
@@ -217,9 +219,20 @@ def load_image(source: Source, i: int) -> np.ndarray:
 def open_image(source: Source, i: int) -> decode.Encoded:
     """Image i with its size known and its pixels not yet read; `decode.Unreadable` says why that cannot be."""
     try:
-        return decode.opened(source.read(i), source.cut)
+        return decode.opened(_read(source, i), source.cut)
     except OSError as error:
         raise decode.Unreadable(str(error)) from None
+
+
+def _read(source: Source, i: int) -> bytes:
+    """An image's bytes; asked for again a moment later where a network's file system fails once."""
+    try:
+        return source.read(i)
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except OSError:
+        time.sleep(_PAUSE)
+        return source.read(i)
 
 
 def unreadable_error(source: Source, bad: dict[str, str]) -> UserError:
@@ -227,8 +240,8 @@ def unreadable_error(source: Source, bad: dict[str, str]) -> UserError:
     listed = some(f"{name} ({reason})" for name, reason in bad.items())
     return UserError(
         f"{len(bad)} of {len(source)} images of {source.name} cannot be decoded: {listed}. Leave them out with "
-        "--config.data.on_bad_image=skip (of embed: --skip_bad_images), with which a run that has begun goes on; or "
-        "replace or remove them before one begins"
+        "--config.data.on_bad_image=skip (of embed: --skip_bad_images), with which a pre-training that has begun goes "
+        "on as well, or replace or remove them before one begins"
     )
 
 
@@ -262,5 +275,10 @@ def _stacked(
                 parts = []
         if parts:
             yield {name: join([part[name] for part in parts]) for name in parts[0]}
-    except decode.Unreadable:
-        raise unreadable_error(source, unreadable(source, pool)) from None
+    except decode.Unreadable as error:
+        bad = unreadable(source, pool)
+        if not bad:
+            raise UserError(
+                f"an image of {source.name} could not be read, and can be now: {error}. Try again"
+            ) from None
+        raise unreadable_error(source, bad) from None

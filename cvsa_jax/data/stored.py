@@ -1,6 +1,8 @@
 """Decoded images of one size on disk: made once, used again by every run on the same images."""
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +20,8 @@ from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import cache_folder, check_room, write_json_atomically
 from cvsa_jax.runtime.progress import Progress
 from cvsa_jax.runtime.workers import in_threads
+
+_FILES = ("identity.json", "images.npy", "shapes.npy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,37 +64,47 @@ def stored_squares(source: Source, indices: np.ndarray, size: int) -> tuple[np.n
     identity["decoder"] = decode.DECODER
     told = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / f"images-{source.fingerprint}-{size}-{told}"
-    if not (folder / "identity.json").is_file():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"the cache folder {folder.parent} cannot be made ({error.strerror}): name another in XDG_CACHE_HOME"
-            ) from None
-        check_room(
-            folder.parent,
-            len(indices) * 3 * size**2,
-            f"the decoded images, as squares of {size} px,",
-            "make room there, name another disk in XDG_CACHE_HOME, set config.data.cache=False, or with "
-            "config.views.where=device config.views.stored lower",
-        )
-        # Elsewhere first: several processes may begin at once, and one that is killed leaves nothing half done.
-        half = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
-        try:
-            images = reserved_array(half / "images.npy", (len(indices), size, size, 3))
-            np.save(half / "shapes.npy", write_squares(source, indices, images))
-            images.flush()
-            _sync(half / "images.npy", half / "shapes.npy")
-            write_json_atomically(half / "identity.json", identity)
-            if not (folder / "identity.json").is_file():  # else another process was first, with the same
-                shutil.rmtree(folder, ignore_errors=True)
-                os.replace(half, folder)
-        except OSError as error:
-            if not (folder / "identity.json").is_file():
-                raise UserError(f"decoded images cannot be written to {folder}: {error.strerror or error}") from None
-        finally:
-            shutil.rmtree(half, ignore_errors=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {folder.parent} cannot be made ({error.strerror}): name another in XDG_CACHE_HOME"
+        ) from None
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # a folder that cannot be written to, or without locks
+            lock = held.enter_context(open(folder.with_name(f"{folder.name}.lock"), "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one decodes, and the others wait
+        if not all((folder / name).is_file() for name in _FILES):
+            _decode(source, indices, size, folder, identity)
     return np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "shapes.npy")
+
+
+def _decode(source: Source, indices: np.ndarray, size: int, folder: Path, identity: dict) -> None:
+    """Makes the folder of the squares, elsewhere first, so that a process that is killed leaves nothing half done."""
+    check_room(
+        folder.parent,
+        len(indices) * 3 * size**2,
+        f"the decoded images, as squares of {size} px,",
+        "make room there, name another disk in XDG_CACHE_HOME, set config.data.cache=False, or with "
+        "config.views.where=device config.views.stored lower",
+    )
+    for left in folder.parent.glob(
+        f"{folder.name}-*"
+    ):  # of a process that was killed: under the lock there is no other
+        shutil.rmtree(left, ignore_errors=True)
+    half = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
+    try:
+        images = reserved_array(half / "images.npy", (len(indices), size, size, 3))
+        np.save(half / "shapes.npy", write_squares(source, indices, images))
+        images.flush()
+        _sync(half / "images.npy", half / "shapes.npy")
+        write_json_atomically(half / "identity.json", identity)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(half, folder)
+    except OSError as error:
+        raise UserError(f"decoded images cannot be written to {folder}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def reserved_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:

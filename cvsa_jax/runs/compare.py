@@ -11,7 +11,7 @@ from cvsa_jax.evaluation.protocol import Probe
 from cvsa_jax.report import html, pictures
 from cvsa_jax.report.columns import GUESSES, PANELS
 from cvsa_jax.report.comparison import findings, looks, sections, tables
-from cvsa_jax.runtime.distributed import is_first, make_mesh
+from cvsa_jax.runtime.distributed import first_alone, is_first, make_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import AnyPath, as_path, report_folder, write_json_atomically
 from cvsa_jax.training.log import read_metrics
@@ -43,12 +43,11 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
                 f"{', '.join(GUESSES)} and perf: write name=path"
             )
         named[name] = origin
-    if is_first():
-        report_folder("--out", out)
+    first_alone(lambda: report_folder("--out", out))
     knn, probe, embedding = settings.knn(config.eval), settings.probe(config), settings.embedding(config.eval)
     source = settings.load_source(config.data)
     train, test = pipeline.readable_splits(source, config.data)
-    inspect.check_boxes(source, test)
+    inspect.check_annotations(source, test)
     mesh, used = make_mesh(), np.union1d(train, test)
     candidates = {
         name: frozen.candidate(name, origin, source, config.eval, mesh, used) for name, origin in named.items()

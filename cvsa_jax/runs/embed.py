@@ -1,6 +1,5 @@
 """Features of a folder of images, to a file."""
 
-import contextlib
 import csv
 import dataclasses
 import io
@@ -125,9 +124,15 @@ def _same(parts: Path, about: dict) -> None:
     known, ours = parts / "about.json", parts / f"about-{os.getpid()}.json"
     output_folder("--out", parts)
     write_json_atomically(ours, about)
-    with contextlib.suppress(FileExistsError):  # of several processes that begin at once, the first says what it is of
+    try:  # of several processes that begin at once, the first says what it is of
         os.link(ours, known)
-    ours.unlink()
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not known.is_file():
+            write_json_atomically(known, about)
+    finally:
+        ours.unlink()
     if (there := read_json(known)) != about:
         different = ", ".join(key for key in about if about[key] != there.get(key))
         raise UserError(

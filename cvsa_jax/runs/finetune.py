@@ -74,7 +74,7 @@ def finetune(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
         raise UserError(f"{source.name} has no labels, which fine-tuning needs")
     check_batch_size(config.batch_size, 1, mesh)
     train, test = pipeline.readable_splits(source, config.data)
-    inspect.check_boxes(source, test)
+    inspect.check_annotations(source, test)
     inspect.warn_of_faint(source, train)
     architecture, backbone, origin = backbones.load(config.init_from, config.model, mesh)
     check_shared(workdir)

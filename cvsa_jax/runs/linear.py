@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from cvsa_jax import settings
 from cvsa_jax.data import pipeline
 from cvsa_jax.report.columns import percent, share
-from cvsa_jax.runtime.distributed import is_first, make_mesh
+from cvsa_jax.runtime.distributed import first_alone, is_first, make_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import AnyPath, output_folder, write_json_atomically
 from cvsa_jax.weights import frozen
@@ -22,8 +22,7 @@ def linear_probe(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     """
     if not config.init_from:
         raise UserError("config.init_from is not set: give the --workdir of a run, a file of weights, or of features")
-    if is_first():
-        output_folder("--workdir", workdir / "report")
+    first_alone(lambda: output_folder("--workdir", workdir / "report"))
     source = settings.load_source(config.data)
     train, test = pipeline.readable_splits(source, config.data)
     knn, probe = settings.knn(config.eval), settings.probe(config)

@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
 
     kept = settings.state_parts(config, spec.objective, len(pool), len(source.classes))
     initialize = functools.partial(init_state, model, optimizer, views.size, **kept)
-    # Of the whole split, so that a run can go on without an image that has become unreadable.
+    # Of the whole split, so that a run can go on without an image that turns out to be unreadable.
     chosen = source.split(config.data.train_split)
     identity = {"fingerprint": source.fingerprint, "images": len(chosen), "selection": source.selection(chosen)}
     run = begin(

@@ -8,6 +8,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
+from cvsa_jax.data import inspect
 from cvsa_jax.data.sources import Source
 from cvsa_jax.report import saliency as pages
 from cvsa_jax.runtime.distributed import is_first
@@ -26,6 +27,8 @@ def make_store(config: ConfigDict, detector: str, options: Options, shard: tuple
     source = settings.load_source(config.data)
     folder = store_path(config.saliency.store, source.name, detector)
     built = build(detector, source, options)
+    measured, about = _measured(source, config.data.test_split)
+    inspect.check_annotations(source, measured)  # what the page needs, before the pass
 
     def make(share: tuple[int, int]) -> dict | None:
         threshold, on_bad_image = config.saliency.threshold, config.data.on_bad_image
@@ -42,7 +45,6 @@ def make_store(config: ConfigDict, detector: str, options: Options, shard: tuple
         done = f"share {shard[0]} of {shard[1]} is done" if shard else "the shares of other processes failed"
         print(f"{folder}: {done}; the store is finished when all are")
         return
-    measured, about = _measured(source, config.data.test_split)
     table = pages.write_store_page(SaliencyStore(folder, source), source, measured, about)
     print(
         f"{folder}: {manifest['images']} maps by {detector} (supervision: {manifest['supervision']}), mean area "

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
-from cvsa_jax.data import pipeline
+from cvsa_jax.data import inspect, pipeline
 from cvsa_jax.data.sources import Source
 from cvsa_jax.report.saliency import write_detector_page
 from cvsa_jax.runtime.distributed import check_batch_size, make_mesh
@@ -46,6 +46,11 @@ def train_unet(config: ConfigDict, workdir: Path) -> dict[str, float]:
     if config.with_procedural:
         drawn = settings.procedural_source(config.data)
         parts.append((drawn, drawn.split("train")))
+    held_out = config.data.test_split in source.splits
+    measured = readable(source.split(config.data.test_split)) if held_out else parts[0][1]
+    if bad := pipeline.unreadable(source, measured):  # what the figures need, before the first step
+        raise pipeline.unreadable_error(source, bad)
+    inspect.check_annotations(source, measured)
     pairs = make_pairs(parts, config.size, workdir / "pairs")
 
     # 2) Optimiser, the jitted step, and where the training starts.
@@ -66,10 +71,8 @@ def train_unet(config: ConfigDict, workdir: Path) -> dict[str, float]:
     run_steps(run, train_step, pair_batches(pairs, config.batch_size, run.steps, config.seed), schedule)
 
     # 4) Figures on held-out images.
-    held_out = config.data.test_split in source.splits
     if not held_out:
         print(f"{source.name} has no split {config.data.test_split!r}: the figures are of the images trained on")
-    measured = readable(source.split(config.data.test_split)) if held_out else parts[0][1]
     records = _records(unet(workdir), source, measured, config.threshold)
     figures = measure(source, measured, records.__getitem__, config.threshold)
     kind = "held-out" if held_out else "training"

@@ -1,7 +1,11 @@
 """Standard output that may end before the program does: a pipe whose reader is done, a terminal that is closed."""
 
+import errno
 import os
+from collections.abc import Callable
 from typing import Any, TextIO
+
+_ENDED = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ECONNRESET)
 
 
 class Output:
@@ -15,16 +19,21 @@ class Output:
             self._stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except (OSError, ValueError):  # the latter of a closed file
-            self._give_up()
-            return len(text)
+        self._try(lambda: self._stream.write(text))
+        return len(text)
 
     def flush(self) -> None:
+        self._try(lambda: self._stream.flush())
+
+    def _try(self, act: Callable[[], Any]) -> None:
         try:
-            self._stream.flush()
-        except (OSError, ValueError):
+            act()
+        except BlockingIOError:  # a reader that is slow for a moment: what it has no room for is left out
+            pass
+        except OSError as error:  # of a disk that is full, too: there may be room again
+            if error.errno in _ENDED:
+                self._give_up()
+        except ValueError:  # a closed file
             self._give_up()
 
     def __getattr__(self, name: str) -> Any:

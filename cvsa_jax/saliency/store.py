@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cvsa_jax.data.decode import DECODER
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.sources.source import difference
 from cvsa_jax.evaluation.boxes import bounding_box
@@ -54,6 +55,11 @@ class SaliencyStore:
             raise UserError(
                 f"{folder} has store version {self.manifest.get('version')}, not {VERSION} (the fingerprint is now of "
                 "what the images hold): make it again, into another folder or after deleting this one"
+            )
+        if self.manifest.get("decoder") != DECODER:
+            raise UserError(
+                f"the saliency store {folder} is of images as another version of this program decoded them: make it "
+                "again, into another folder or after deleting this one"
             )
         if self.manifest["fingerprint"] != source.fingerprint:
             raise UserError(self._difference(source))

@@ -16,6 +16,7 @@ def named(metrics: dict[str, jax.Array]) -> dict[str, float]:
     return {f"{'health' if name in HEALTH else 'train'}/{name}": float(value) for name, value in metrics.items()}
 
 
+_LOOKED_AT = ("train/align", "health/align_gradient", "health/objective_gradient", "health/align_hit")
 _NO_GRADIENT = 1e-5  # of the objective's gradient, below which the alignment's is none
 _SHARE, _STEPS = 0.2, 100  # of the run, and at least so many steps, after which the alignment must have moved
 _ROWS = 5  # averaged to see it
@@ -29,7 +30,7 @@ def alignment_trouble(rows: list[dict], total: int) -> str:
     Heads that pass no gradient on show at the first row. Otherwise the mean of the first rows' loss is compared with
     that of the last ones, once a fifth of the run is over; an alignment that hits the object already may stay.
     """
-    rows = [row for row in rows if "train/align" in row]
+    rows = [row for row in rows if all(isinstance(row.get(key), float | int) for key in _LOOKED_AT)]
     if not rows:
         return ""
     first, last = rows[0], rows[-1]

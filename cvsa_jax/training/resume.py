@@ -39,6 +39,14 @@ FREE = (
     "views.stored",
     "data.cache",
 )
+# What runs of earlier commits did before a key existed, so that they can be evaluated and started from.
+_BEFORE = {
+    "eval.pooling": "average",
+    "align.temperature": 0.2,
+    "align.balance": "fixed",
+    "model.head_bias": True,
+    "model.padding": "symmetric",
+}
 # Of what a run writes: raised where the same config would go on otherwise than it began, as by another order of images.
 VERSION = 2
 
@@ -199,12 +207,21 @@ def write_config(config: ConfigDict, workdir: AnyPath) -> None:
 
 
 def read_config(workdir: str) -> ConfigDict:
-    """The config of a run; UserError where the folder holds none."""
+    """The config of a run, with what it did before a key existed; UserError where the folder holds none."""
     file = as_path(workdir) / "config.json"
     if not workdir or not file.is_file():
         why = f"there is no {file}" if not workdir or as_path(workdir).exists() else "there is no such file or folder"
         raise UserError(f"{workdir!r} is not the workdir of a run: {why}")
-    return ConfigDict(read_json(file))
+    config = ConfigDict(read_json(file))
+    for key, value in _BEFORE.items():
+        path, _, name = key.rpartition(".")
+        section = config
+        for part in path.split("."):
+            section = section.get(part, {})
+        # The detector's `model` is another thing, of which none of this was ever a key.
+        if section and name not in section and (path != "model" or "depth" in section):
+            section[name] = value
+    return config
 
 
 def _check_version(stored: dict, workdir: AnyPath) -> None:

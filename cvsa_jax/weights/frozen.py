@@ -92,8 +92,10 @@ def candidate(
     evaluator = Evaluator(network.model, mesh, source, network.spec(evaluation))
     here = network.pretrained_here
     data = as_path(origin) / "data.json"
-    if here and data.is_file() and read_json(data).get("fingerprint") != source.fingerprint:
-        here = False  # a start from elsewhere, as an ImageNet stage 1 is for birds
+    if here and data.is_file():
+        known = str(read_json(data).get("fingerprint", ""))
+        kind = known.partition("-")[0] if "-" in known else source.looks_at
+        here = known == source.identify(kind)  # else a start from elsewhere, as an ImageNet stage 1 is for birds
     return Candidate(name, evaluator, network.network, pretrained_here=here)
 
 

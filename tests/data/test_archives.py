@@ -109,11 +109,12 @@ def test_links_in_a_tar_are_files_and_dangling_ones_are_said(tmp_path, capsys):
     os.link(tmp_path / "made" / "b.txt", tmp_path / "made" / "sub" / "hard.txt")
     os.symlink("../b.txt", tmp_path / "made" / "a_soft.txt")  # before its file in the archive, and wrong there
     os.symlink("../b.txt", tmp_path / "made" / "sub" / "soft.txt")
+    os.symlink("sub/soft.txt", tmp_path / "made" / "a_chain.txt")  # before what it is of
     with tarfile.open(tmp_path / "set.tar", "w") as archive:
         for path in sorted((tmp_path / "made").rglob("*")):
             archive.add(path, str(path.relative_to(tmp_path / "made")), recursive=False)
     unpack(tmp_path / "set.tar", tmp_path / "into")
-    for name in ("sub/hard.txt", "sub/soft.txt"):
+    for name in ("sub/hard.txt", "sub/soft.txt", "a_chain.txt"):
         assert (tmp_path / "into" / name).read_text() == "held"
     assert not (tmp_path / "into" / "a_soft.txt").exists()
     assert "left out 1 links to what is not a file in it: a_soft.txt" in capsys.readouterr().out

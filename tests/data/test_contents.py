@@ -176,3 +176,23 @@ def test_an_archive_replaced_by_one_of_equal_size_is_unpacked_anew(tmp_path):
 def test_why_fingerprints_differ_is_said():
     assert difference("contents-1", "contents-2") == "some images have changed"
     assert "set config.data.fingerprint=times" in difference("times-1", "contents-1")
+
+
+def test_another_spelling_of_the_folder_or_a_part_of_it_reads_nothing_again(images, monkeypatch):
+    for name in ("c.png", "d.png"):
+        write_image(images / name)
+    print_of(images)
+    monkeypatch.setattr(contents, "_digest", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.chdir(images.parent)
+    for spelled in ("set", "set/", "./set", str(images)):
+        load("folder", spelled).identify("contents")
+    (images / "c.png").unlink()
+    print_of(images)
+
+
+def test_a_full_disk_of_the_cache_costs_time_alone(images, monkeypatch):
+    def full(path, write):
+        raise UserError("no space left")
+
+    monkeypatch.setattr(contents, "write_atomically", full)
+    assert print_of(images).startswith("contents-")

@@ -115,3 +115,31 @@ def test_sets_that_are_nearly_black_or_constant_are_noticed_before_training(tmp_
         assert ("4 of 4 images of dark" in capsys.readouterr().out) == (name == "dark")
     write_image(tmp_path / "flat" / "a.png")
     assert inspect.faint_levels([(3, 3), (0, 15), (0, 16), (100, 255)]) == [0, 1]
+
+
+@pytest.mark.parametrize("place", ["eXIf", "XMP", "Raw profile"])
+def test_a_png_is_turned_wherever_its_orientation_is_told(place):
+    image, info = Image.fromarray(np.arange(72, dtype=np.uint8).reshape(4, 6, 3)), PngImagePlugin.PngInfo()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {}
+    if place == "eXIf":
+        options["exif"] = exif
+    elif place == "XMP":
+        told = (
+            '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+        )
+        info.add_itxt("XML:com.adobe.xmp", told)
+    else:
+        data = exif.tobytes()
+        info.add_text("Raw profile type exif", f"\nexif\n{len(data)}\n{data.hex()}\n")
+    info.add_text("Comment", "x" * 100)
+    content = encoded(image, "PNG", pnginfo=info, **options)
+    assert Image.open(io.BytesIO(content)).getexif().get(0x0112) == 6
+    np.testing.assert_array_equal(decoded(content), np.rot90(np.asarray(image), -1))
+
+
+def test_grey_levels_of_which_white_is_0_are_not_inverted():
+    values = (RAMP * 65535).astype(np.uint16)
+    content = encoded(Image.fromarray(65535 - values), "TIFF", tiffinfo={262: 0})
+    np.testing.assert_allclose(decoded(content)[..., 0], RAMP * 255, atol=1)

@@ -269,3 +269,38 @@ def test_class_folders_that_are_not_text_are_classes(tmp_path):
     points = {"_a run": np.zeros((2, 2)), "b $x": np.ones((2, 2))}
     pictures.scatter_picture(tmp_path / "scatter.png", points, source.labels, ("_$1_", "x$y$z"), "")
     assert (tmp_path / "sheet.png").stat().st_size > 0 and (tmp_path / "scatter.png").stat().st_size > 0
+
+
+def test_folders_of_splits_are_no_classes_though_a_table_lists_the_splits(tmp_path):
+    write_all(tmp_path, "train/cat/1.png", "train/dog/2.png", "test/cat/3.png")
+    write_splits(tmp_path, "image,split", "train/cat/1.png,train", "train/dog/2.png,val", "test/cat/3.png,test")
+    assert folder(tmp_path).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("place", ["train/{}/{}", "owl/{}/{}"])
+def test_masks_that_lie_among_the_images_are_not_trained_on(tmp_path, place):
+    for k in range(3):
+        write_image(tmp_path / place.format("images", f"{k}.jpg"), 40, 30)
+        path = tmp_path / place.format("masks", f"{k}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.uint8(255 * (np.mgrid[:30, :40][0] > 10))).save(path)
+    with pytest.raises(UserError, match=r"3 files below .* lie in folders called masks, are named as images"):
+        folder(tmp_path)
+
+
+def test_masks_beside_images_may_be_jpegs(tmp_path):
+    for k in range(3):
+        write_image(tmp_path / f"{k}.jpg", 40, 30)
+        Image.fromarray(np.uint8(255 * (np.mgrid[:30, :40][0] > 10))).save(tmp_path / f"{k}_mask.jpg", quality=95)
+    source = folder(tmp_path)
+    assert source.names == ("0.jpg", "1.jpg", "2.jpg") and source.mask(0).max() == 255
+
+
+def test_a_class_called_masks_beside_classes_is_asked_about(tmp_path):
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(("hats", "masks", "shoes")):
+        path = tmp_path / name / f"{k}.png"
+        path.parent.mkdir()
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(path)
+    with pytest.raises(UserError, match="holds no mask of any image: if it is a class, put the folders of the classes"):
+        folder(tmp_path)

@@ -77,7 +77,7 @@ def test_trimaps_have_their_border_inside(tmp_path):
     np.testing.assert_array_equal(read_trimap(tmp_path / "m.png"), EXPECTED)
     # Without a border nothing tells which is which.
     Image.fromarray(two(2, 1)).save(tmp_path / "m.png")
-    with pytest.raises(UserError, match="has the values 1 and 2: of a trimap 1 is the object, of a mask 2"):
+    with pytest.raises(UserError, match="has the values 1 and 2: in a trimap 1 is the object"):
         read_mask(tmp_path / "m.png")
 
 
@@ -192,3 +192,36 @@ def test_pictures_that_are_only_named_as_masks_are_images(tmp_path, capsys):
 def test_the_mask_of_the_exact_name_wins(tmp_path):
     source = folder_with(tmp_path, ("dog.jpg", "dog_seg.jpg"), ("masks/dog.png", "masks/dog_seg.png"))
     assert source.masked is None and source.mask(0).shape == source.mask(1).shape
+
+
+@pytest.mark.parametrize("values", [(0, 1, 255), (0, 20, 255), (0, 4, 8, 255)])
+def test_labels_with_a_border_to_ignore_are_not_taken_for_their_border(tmp_path, values):
+    # As of Pascal VOC: background, objects, and 255 around them.
+    rows, columns = np.mgrid[:60, :60]
+    distance = np.hypot(rows - 30, columns - 30)
+    mask = np.full((60, 60), values[0], np.uint8)
+    mask[distance < 20] = values[1]
+    if len(values) == 4:
+        mask[(distance < 20) & (columns > 30)] = values[2]
+    mask[(distance >= 18) & (distance < 20)] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    with pytest.raises(UserError, match=rf"has {len(values)} values \(0, .*255\)"):
+        read_mask(tmp_path / "m.png")
+
+
+@pytest.mark.parametrize("values", [(1, 3), (2, 3), (2,)])
+def test_parts_of_trimaps_are_refused(tmp_path, values):
+    mask = np.full((8, 8), values[0], np.uint8)
+    mask[:3] = values[-1]
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    with pytest.raises(UserError, match="in a trimap 1 is the object, 2 the background, 3 the border"):
+        read_mask(tmp_path / "m.png")
+
+
+def test_a_mask_is_turned_as_its_exif_data_say(tmp_path):
+    mask = np.zeros((6, 10), np.uint8)
+    mask[:2] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(mask).save(tmp_path / "m.png", exif=exif)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), mask[::-1, ::-1])

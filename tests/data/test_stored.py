@@ -91,4 +91,15 @@ def test_a_disk_too_small_is_refused_before_an_image_is_read(monkeypatch, cache)
     needed = len(POOL) * 3 * SIDE**2
     with pytest.raises(UserError, match=rf"as squares of 64 px, need {needed:,} bytes, and 9,999 are free"):
         Squares(unread(images_of(SIDE, SIDE)), POOL, SIDE)
-    assert not list(cache.iterdir())
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_a_cache_of_which_a_file_is_gone_is_made_again(cache):
+    source = images_of(SIDE, SIDE)
+    before = Squares(source, POOL, SIDE).images[:].copy()
+    (folder,) = (path for path in cache.iterdir() if path.is_dir())
+    (folder / "images.npy").unlink()
+    # What a killed command had begun goes as well.
+    (folder.with_name(f"{folder.name}-killed")).mkdir()
+    np.testing.assert_array_equal(Squares(source, POOL, SIDE).images, before)
+    assert [path for path in cache.iterdir() if path.is_dir()] == [folder]

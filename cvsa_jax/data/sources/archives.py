@@ -65,13 +65,21 @@ def located(root: str, official: Official, *markers: str) -> Path:
             unpack(archive, folder / UNPACKED)
     for table in archives:  # what lies beside the archives and belongs among their files
         there = folder / UNPACKED / table.name
-        if (folder / UNPACKED).is_dir() and not table.name.lower().endswith(ENDINGS) and not there.is_file():
-            shutil.copy(table, half := there.with_name(f"{table.name}.{os.getpid()}.part"))
+        if (folder / UNPACKED).is_dir() and not table.name.lower().endswith(ENDINGS) and _differs(table, there):
+            shutil.copy2(table, half := there.with_name(f"{table.name}.{os.getpid()}.part"))
             os.replace(half, there)
     if (found := _with(candidates, markers)) is not None:
         return found
     absent = [marker for marker in markers if not any((place / marker).exists() for place in candidates)]
     raise UserError(f"{folder} holds no {official.title}: no {absent[0] if absent else markers[0]}. {official.hint}")
+
+
+def _differs(file: Path, copy: Path) -> bool:
+    """By size and time of change, which a copy keeps."""
+    if not copy.is_file():
+        return True
+    one, other = file.stat(), copy.stat()
+    return (one.st_size, one.st_mtime_ns) != (other.st_size, other.st_mtime_ns)
 
 
 def unpack(archive: Path, into: Path) -> None:
@@ -134,16 +142,17 @@ def _inside(archive: Path, into: Path, name: str) -> Path:
 
 def _link(archive: Path, into: Path, links: list[tuple[str, str]]) -> None:
     """Makes the links of a tar, name and what it is of, copies of the files they are of; says which are of none."""
-    dangling = []
-    for name, origin in links:
-        there = into / origin
-        if there.resolve().is_relative_to(into.resolve()) and there.is_file():
-            target = _inside(archive, into, name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(there, half := target.with_name(f"{target.name}.{os.getpid()}.part"))
-            os.replace(half, target)
-        else:
-            dangling.append(name)
+    dangling, before = dict(links), None
+    while dangling and len(dangling) != before:  # a link may be of a link
+        before = len(dangling)
+        for name, origin in list(dangling.items()):
+            there = into / origin
+            if there.resolve().is_relative_to(into.resolve()) and there.is_file():
+                target = _inside(archive, into, name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(there, half := target.with_name(f"{target.name}.{os.getpid()}.part"))
+                os.replace(half, target)
+                del dangling[name]
     if dangling:
         print(f"{archive}: left out {len(dangling)} links to what is not a file in it: {some(dangling)}")
 

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from cvsa_jax.data.sources.source import CONTENTS, fingerprint
+from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import cache_folder, write_atomically
 from cvsa_jax.runtime.progress import Progress
 from cvsa_jax.runtime.workers import in_threads
 
 _CHUNK = 64  # files that a thread hashes at a time
+_OTHERS = 2  # times as many files of other sets below one folder are kept
 _LARGE = 2**24  # bytes, from which a file is not read at once
 _SETTLED = 2 * 10**9  # ns after which a change would show in a file's times
 
@@ -26,31 +28,36 @@ def identity(kind: str, root: Path, names: Sequence[str], hashes: Sequence[str] 
     """The fingerprint of the files `names` below `root`: with the kind `contents` of what they hold, of which `hashes`
     are the `digests` where they are known, with `times` of their sizes and times of change. The order counts. `note`:
     what else makes the set another."""
+    root = Path(os.path.abspath(root))
     paths = [os.path.join(root, name) for name in names]
     if kind == CONTENTS:
-        told = digests(paths) if hashes is None else hashes
+        told = digests(paths, root) if hashes is None else hashes
     else:
         told = [f"{size} {changed}" for size, changed, _ in _stamps(paths).tolist()]
     return f"{kind}-{fingerprint([*names, note], [*told, ''])}"
 
 
-def digests(paths: Sequence[str | Path]) -> list[str]:
+def digests(paths: Sequence[str | Path], root: Path | None = None) -> list[str]:
     """The SHA-256, in 32 hexadecimal digits, of what each file holds; "" of one that cannot be read.
 
     Those of files whose size and times (of change, and of the entry in its folder) are as before come from the user's
-    cache; the others are read, by one process at a time.
+    cache; the others are read, by one process at a time. `root`: a folder above all, by which the cache is found; None:
+    that of the first file.
     """
     if not paths:
         return []
-    paths, stamps, now = [os.fspath(path) for path in paths], _stamps(paths), time.time_ns()
+    here = os.getcwd()
+    # However it is spelled, a file has one row: `abspath` of each would take seconds for a million.
+    paths = [path if path.startswith("/") else f"{here}/{path}" for path in map(os.fspath, paths)]
+    stamps, now = _stamps(paths), time.time_ns()
     # One that was changed just now may be changed again without its times showing it.
     settled = stamps[:, 1:].max(1) < now - _SETTLED
-    with _cache_of(os.path.dirname(os.path.abspath(paths[0]))) as cache:
+    with _cache_of(os.path.abspath(os.path.dirname(paths[0]) if root is None else root)) as cache:
         known = _read(cache)
         hashes = _known(known, paths, stamps)
         todo = [i for i, digest in enumerate(hashes) if digest is None]
-        if todo or known[0] != paths:
-            _hash(paths, hashes, todo, lambda: _write(cache, paths, stamps, hashes, settled))
+        if todo:
+            _hash(paths, hashes, todo, lambda: _write(cache, known, paths, stamps, hashes, settled))
     return ["" if digest is None else digest for digest in hashes]
 
 
@@ -79,7 +86,7 @@ def _hash(paths: list[str], hashes: list[str | None], todo: list[int], keep) -> 
             done += len(chunk)
             progress.update(done)
     finally:
-        with contextlib.suppress(OSError):  # a cache, which may lie where nothing can be written
+        with contextlib.suppress(OSError, UserError):  # a cache, which may lie where nothing can be written
             keep()
 
 
@@ -95,7 +102,8 @@ def _digest(path: str) -> str | None:
 
 def _known(known: tuple[list[str], np.ndarray, list[str]], paths: list[str], stamps: np.ndarray) -> list[str | None]:
     before, then, hashes = known
-    if before == paths:  # as nearly always
+    if before[: len(paths)] == paths:  # as nearly always
+        before, then, hashes = paths, then[: len(paths)], hashes[: len(paths)]
         same = (then == stamps).all(1)
         return [digest if kept else None for digest, kept in zip(hashes, same.tolist(), strict=True)]
     rows = {path: row for row, path in enumerate(before)}
@@ -131,7 +139,19 @@ def _read(cache: Path) -> tuple[list[str], np.ndarray, list[str]]:
     return [], np.zeros((0, 3), np.int64), []
 
 
-def _write(cache: Path, paths: list[str], stamps: np.ndarray, hashes: list[str | None], settled: np.ndarray) -> None:
+def _write(
+    cache: Path,
+    known: tuple[list[str], np.ndarray, list[str]],
+    paths: list[str],
+    stamps: np.ndarray,
+    hashes: list[str | None],
+    settled: np.ndarray,
+) -> None:
+    """With what is known of other files below the same folder, which another set or another split may want again."""
+    asked, (before, then, digests_before) = set(paths), known
+    others = [i for i, path in enumerate(before) if path not in asked][: _OTHERS * len(paths)]
+    paths, hashes = [*paths, *(before[i] for i in others)], [*hashes, *(digests_before[i] for i in others)]
+    stamps, settled = np.concatenate([stamps, then[others]]), np.concatenate([settled, np.ones(len(others), bool)])
     done = [i for i, digest in enumerate(hashes) if digest is not None and settled[i]]
     content = io.BytesIO()
     np.savez(

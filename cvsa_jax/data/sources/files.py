@@ -187,7 +187,8 @@ class _Files:
 
     @functools.cached_property
     def digests(self) -> list[str]:
-        return digests([os.path.join(self.root, name) for name in self.names])
+        root = Path(os.path.abspath(self.root))
+        return digests([os.path.join(root, name) for name in self.names], root)
 
     def identify(self, kind: str) -> str:
         told = self.digests if kind == CONTENTS else None

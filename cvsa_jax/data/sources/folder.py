@@ -41,7 +41,10 @@ def load(root: str) -> Source:
     there = listing(images, skip=TABLES if inner else (*TABLES, masks))  # below `images`, masks is a class
     if inner and (outside := listing(folder, skip=(*TABLES, inner, masks)).sizes):
         there.left_out["images that lie beside the folder of images"] = list(outside)
-    there, beside = _without_masks_beside(there, images)
+    _refuse_masks_among(there, images)
+    beside = {}
+    if not masks:
+        there, beside = _without_masks_beside(there, images)
     if not there.sizes:
         found = some(f"{len(names)} {reason}" for reason, names in there.left_out.items())
         raise UserError(f"no image ({', '.join(sorted(READABLE))}) in {images}{found and ', but ' + found}. {_HINT}")
@@ -56,7 +59,7 @@ def load(root: str) -> Source:
         classes, labels = classes.tolist(), labels.astype(np.int32)
         _say_alike(classes)
     paths = _masks_of(names, folder / masks, there) if masks else None
-    if beside and not masks:
+    if beside:
         paths = [images / beside[name] if name in beside else None for name in names]
     boxes = _read_boxes(table, names) if (table := _table(folder, "boxes.csv")) else None
     name = folder.resolve().name
@@ -114,8 +117,10 @@ def _read_splits(path: Path, images: Path, present: list[str]) -> tuple[list[str
         if bare := [row["row"] for row in rows if not row["label"]]:
             raise UserError(f"{path}, row {some(bare)}: no label. Fill the cell, or leave the column out")
         return names, splits, [row["label"] for row in rows]
-    nested = all("/" in n for n in names)
-    return names, splits, [n.split("/")[0] for n in names] if nested else None
+    parts = [n.split("/") for n in names]
+    if all(p[0].lower() in SPLIT_NAMES for p in parts) and len({p[0] for p in parts}) > 1:
+        parts = [p[1:] for p in parts]  # folders of splits are no classes
+    return names, splits, [p[0] for p in parts] if all(len(p) > 1 for p in parts) else None
 
 
 def _spelling(names: list[str]) -> dict[str, str]:
@@ -153,11 +158,29 @@ def _masks_of(names: list[str], folder: Path, there: Listing) -> list[Path | Non
             raise UserError(f"{folder} has several masks of {name}: {some(found)}. Keep one")
         used.update(found)
         paths.append(folder / found[0] if found else None)
+    if files.sizes and not used and not all(map(_is_mask, (folder / mask for mask in list(files.sizes)[:20]))):
+        raise UserError(
+            f"{folder} holds no mask of any image: if it is a class, put the folders of the classes below images/, "
+            "else name the masks as their images"
+        )
     unused = [mask for mask in files.sizes if mask not in used]
     unused += [mask for names in files.left_out.values() for mask in names]
     if unused:
         there.left_out[NO_IMAGE] = [f"{folder.name}/{mask}" for mask in unused]
     return paths
+
+
+def _refuse_masks_among(there: Listing, folder: Path) -> None:
+    """UserError where a folder of masks lies deeper than it is looked for, so that its files would be images."""
+    files = {name: [part.lower() for part in name.split("/")] for name in there.sizes}
+    inside = [name for name, parts in files.items() if {"masks", "mask"} & set(parts[:-1])]
+    others = {parts[-1].rpartition(".")[0] for name, parts in files.items() if name not in set(inside)}
+    named = [name for name in inside if _MASK_OF.sub("", files[name][-1].rpartition(".")[0]) in others]
+    if 2 * len(named) > len(inside) and all(_is_mask(folder / name) for name in named[:20]):
+        raise UserError(
+            f"{len(inside)} files below {folder} lie in folders called masks, are named as images and look like masks "
+            f"({some(inside, 2)}). Put the images below images/ and the masks below masks/, in folders that mirror them"
+        )
 
 
 def _without_masks_beside(there: Listing, folder: Path) -> tuple[Listing, dict[str, str]]:
@@ -167,7 +190,7 @@ def _without_masks_beside(there: Listing, folder: Path) -> tuple[Listing, dict[s
     pairs = {}
     for stem, name in by_stem.items():
         base = _MASK_OF.sub("", stem)
-        if base != stem and base in by_stem and name.lower().endswith((".png", ".bmp", ".gif", ".tif", ".tiff")):
+        if base != stem and base in by_stem:
             pairs[by_stem[base]] = name
     if not pairs:
         return there, {}

@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cvsa_jax.data import decode
 from cvsa_jax.runtime.errors import UserError
 
 SOFT_SHARE = 0.1  # of a mask's pixels that may lie between object and background, at a soft edge
 _SOFT = 32  # grey levels from black or white within which a pixel is not between
+_PARTS_OF_TRIMAPS = ([1, 2], [1, 3], [2, 3], [2])
+_FEW = 16  # values, up to which a mask is of labels rather than soft at its edge
 _TRIMAP = {1, 2, 3}  # object, background and border, as in Oxford-IIIT Pet
 
 
@@ -26,17 +29,21 @@ def read_mask(path: Path) -> np.ndarray:
     values = _read(path, _one_channel)
     if values is None:
         raise UserError(f"mask {path} is a colour picture; a mask has two values, or is a map of greys")
-    found = np.unique(values)
+    found, counts = np.unique(values, return_counts=True)
     if set(found.tolist()) == _TRIMAP:
         return _levels(values != 2)
-    if found.tolist() == [1, 2]:
+    if found.tolist() in _PARTS_OF_TRIMAPS:
+        listed = " and ".join(map(str, found.tolist()))
         raise UserError(
-            f"mask {path} has the values 1 and 2: of a trimap 1 is the object, of a mask 2. Write 0 and 255"
+            f"mask {path} has the values {listed}: in a trimap 1 is the object, 2 the background, 3 the border; in a "
+            "mask the highest is the object. Write 0 and 255"
         )
     if len(found) <= 2:
         # Of one value: a mask that is all object, or none.
         return _levels(values == found[-1]) if found[-1] > 0 else np.zeros(values.shape, np.uint8)
-    if found[-1] - found[0] >= 127 and found[-1] <= 255:
+    # Of labels, 0 background, 1 object and 255 "ignore" are usual: there the highest is no object.
+    labels = len(found) <= _FEW and counts[1:-1].max(initial=0) > counts[-1]
+    if found[-1] - found[0] >= 127 and found[-1] <= 255 and not labels:
         between = ((values >= _SOFT) & (values <= 255 - _SOFT)).mean()
         if between <= SOFT_SHARE:
             return binary_mask(values)
@@ -63,11 +70,10 @@ def read_grey(path: Path) -> np.ndarray:
 
 def _read(path: Path, values_of: Callable[[Image.Image], np.ndarray | None]) -> np.ndarray | None:
     try:
-        with Image.open(path) as image:
-            return values_of(image)
+        return values_of(decode.upright(path.read_bytes()))
     except FileNotFoundError:
         raise UserError(f"no mask {path}: every image needs one where masks are asked for") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, decode.Unreadable) as error:
         raise UserError(f"cannot read mask {path}: {error}") from None
 
 

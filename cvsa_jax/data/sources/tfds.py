@@ -154,7 +154,7 @@ def _labels(title: str, records: Sequence) -> np.ndarray:
     chunks = (range(k, min(k + _CHUNK, len(records))) for k in range(0, len(records), _CHUNK))
     values = [example["label"] for chunk in chunks for example in records.__getitems__(list(chunk))]
     labels = np.array(values, np.int32)
-    with contextlib.suppress(OSError):  # a cache, which may lie where nothing can be written
+    with contextlib.suppress(OSError, UserError):  # a cache, which may lie where nothing can be written
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: np.save(file, labels))
     return labels

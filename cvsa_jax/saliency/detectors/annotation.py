@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
+from cvsa_jax.data import decode
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.sources.contents import digests
 from cvsa_jax.data.sources.folder import NO_IMAGE
@@ -96,11 +96,16 @@ def read_map(path: Path) -> np.ndarray:
         if path.suffix == ".npy":
             values = load_array(path)
         else:
-            with Image.open(path) as image:
-                # Of 16 bits, in a type that depends on Pillow's version, or of 8.
-                deep = image.mode.startswith("I")
-                values = np.asarray(image).astype(np.uint16) if deep else np.asarray(image.convert("RGB"))
-    except (OSError, EOFError, ValueError) as error:
+            image = decode.upright(path.read_bytes())
+            if image.has_transparency_data and (alpha := image.convert("RGBA").getchannel("A")).getextrema() != (
+                255,
+                255,
+            ):
+                raise ValueError(f"it has an alpha channel, of {alpha.getextrema()[0]} to {alpha.getextrema()[1]}")
+            # Of 16 bits, in a type that depends on Pillow's version, or of 8.
+            deep = image.mode.startswith("I")
+            values = np.asarray(image).astype(np.uint16) if deep else np.asarray(image.convert("RGB"))
+    except (OSError, EOFError, ValueError, SyntaxError) as error:
         raise UserError(f"cannot read the saliency map {path}: {error}") from None
     if path.suffix == ".png" and values.ndim == 3 and (values == values[..., :1]).all():
         values = values[..., 0]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cvsa_jax.data.decode import DECODER
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.stored import reserved_array, write_squares
 from cvsa_jax.runtime.errors import UserError
@@ -29,7 +30,7 @@ def make_pairs(parts: list[tuple[Source, np.ndarray]], size: int, folder: Path) 
         UserError: a source has no masks, or an image cannot be read.
     """
     sources = [[source.fingerprint, source.annotation(), indices.tolist()] for source, indices in parts]
-    identity = {"size": size, "parts": sources}
+    identity = {"size": size, "parts": sources, "decoder": DECODER}
     claim = folder / "identity.json"
     if not claim.is_file() or read_json(claim) != identity:
         output_folder("--workdir", folder.parent)
