@@ -145,7 +145,7 @@ def _views(changes: dict) -> float:
     config.update_from_flattened_dict(changes)
     files, batch = encoded(), 16
     names, everything = tuple(map(str, range(len(files)))), np.arange(len(files))
-    source = Source("pieces", names, None, (), {"train": everything}, files.__getitem__, None, "")
+    source = Source("pieces", names, None, (), {"train": everything}, files.__getitem__, None, lambda kind: "")
     grid = np.linspace(-1, 1, 64)
     blob = 255 * np.exp(-((grid[:, None] - 0.1) ** 2 + (grid[None] + 0.2) ** 2) / 0.2)
     maps = np.tile(blob.astype(np.uint8), (len(files), 1, 1))

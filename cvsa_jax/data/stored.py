@@ -72,7 +72,7 @@ def stored_squares(source: Source, indices: np.ndarray, size: int) -> tuple[np.n
         ) from None
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # a folder that cannot be written to, or without locks
-            lock = held.enter_context(open(folder.with_name(f"{folder.name}.lock"), "w"))
+            lock = held.enter_context(open(folder.with_name(f".{folder.name}.lock"), "w"))
             fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one decodes, and the others wait
         if not all((folder / name).is_file() for name in _FILES):
             _decode(source, indices, size, folder, identity)
