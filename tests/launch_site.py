@@ -103,7 +103,12 @@ case $* in
         ;;
     *' tpu-vm ssh '*)
         [[ $(<"$SITE/node") == READY ]] || exit 1
-        if [[ $command == *' wait' && -e $SITE/cut ]]; then rm "$SITE/cut"; exit 255; fi
+        if [[ $command == *' wait' && -e $SITE/cut ]]; then
+            # Not before the log is followed, which would be stopped before it is recorded.
+            for ((i = 0; i < 200; i++)); do grep -q 'tpu_host.sh log' "$RECORD" && break; sleep 0.05; done
+            rm "$SITE/cut"
+            exit 255
+        fi
         [[ $command != *' wait' ]] || touch "$SITE/waiting"
         running=()
         for host in $hosts; do

@@ -77,10 +77,10 @@ def load(origin: str, mesh: Mesh) -> Frozen:
 
 
 def candidate(
-    name: str, origin: str, source: Source, evaluation: ConfigDict, mesh: Mesh, images: np.ndarray
+    name: str, origin: str, source: Source, evaluation: ConfigDict, mesh: Mesh, images: np.ndarray | None = None
 ) -> Candidate:
-    """What is measured under a name on images of a source, seen as `config.eval` says: the features of a file, as
-    `evaluation.given` reads it, or a network, as `load` does."""
+    """What is measured under a name on `images` of a source (None: all), seen as `config.eval` says: the features of a
+    file, as `evaluation.given` reads it, or a network, as `load` does."""
     if given.is_features(as_path(origin)):
         size = evaluation.size or SIZE
         EvalSpec(size, size, evaluation.batch_size, evaluation.attention, evaluation.pooling)  # which checks itself
