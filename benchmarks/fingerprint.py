@@ -3,8 +3,8 @@
     python -m benchmarks.fingerprint                           # and to try it:
     python -m benchmarks.fingerprint --images=1000 --bytes=1000
 
-The files are written for it, so they lie in the page cache: on a disk that is slower than the hashing, the first time
-takes as long as reading all. Writes benchmarks/results/fingerprint.json.
+The script has just written the files, so they are in the page cache. On a disk that is slower than the hashing, the
+first time takes as long as reading all. Writes benchmarks/results/fingerprint.json.
 """
 
 import argparse

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from cvsa_jax.data import decode
 from cvsa_jax.data.pipeline import open_image, unreadable, unreadable_error
 from cvsa_jax.data.sources import Source
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import cache_folder, check_room, write_json_atomically
+from cvsa_jax.runtime.files import cache_folder, check_room, whole_folder, write_json_atomically
 from cvsa_jax.runtime.progress import Progress
 from cvsa_jax.runtime.workers import in_threads
 
@@ -88,23 +87,15 @@ def _decode(source: Source, indices: np.ndarray, size: int, folder: Path, identi
         "make room there, name another disk in XDG_CACHE_HOME, set config.data.cache=False, or with "
         "config.views.where=device config.views.stored lower",
     )
-    for left in folder.parent.glob(
-        f"{folder.name}-*"
-    ):  # of a process that was killed: under the lock there is no other
+    # Under the lock, what has such a name is of a process that was killed.
+    for left in folder.parent.glob(f"{folder.name}-*"):
         shutil.rmtree(left, ignore_errors=True)
-    half = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
-    try:
+    with whole_folder(folder) as half:
         images = reserved_array(half / "images.npy", (len(indices), size, size, 3))
         np.save(half / "shapes.npy", write_squares(source, indices, images))
         images.flush()
         _sync(half / "images.npy", half / "shapes.npy")
         write_json_atomically(half / "identity.json", identity)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(half, folder)
-    except OSError as error:
-        raise UserError(f"decoded images cannot be written to {folder}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
 
 
 def reserved_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:

@@ -55,8 +55,8 @@ class Probe:
     `fractions`: shares of the train images whose labels are used, each a probe of its own, and `counts`, so many images
     of each class; of what is not all, `draws` lists are drawn. `seeds`: one probe each; they draw the validation part
     and the order of the batches. Mean and deviation over both are reported. `list_seed`: of the lists of labelled
-    images. `crop_area`: range of the crops' share of the image in the
-    protocol on augmented crops; None is the one on cached features.
+    images. `crop_area`: range of the crops' share of the image in the protocol on augmented crops; None is the one on
+    cached features.
     """
 
     learning_rates: tuple[float, ...]

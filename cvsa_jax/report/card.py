@@ -42,7 +42,7 @@ def model_card(
     lines = ["---", f"license: {licence}", "tags: [image-feature-extraction, fine-grained, cvsa]", "---", ""]
     lines += [f"# {shape}", "", f"Exported from {network.about} by cvsa_jax {version}; {tensors} tensors.", ""]
     lines += ["## What it learned from", "", *_learned(config, data), ""]
-    pooled = "eval" in config and config.eval.get("pooling", "average") != "average"
+    pooled = "mode" in config and config.eval.pooling != "average"
     shown = {key: figures[key] for key in TITLES if key in figures and not (pooled and key in RECOGNITION)}
     if shown:
         lines += ["## Figures of its run", "", "| figure | % |", "|---|---|"]

@@ -2,6 +2,7 @@
 the old file or the new one."""
 
 import atexit
+import contextlib
 import errno
 import functools
 import io
@@ -13,6 +14,7 @@ import tempfile
 import threading
 import uuid
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -153,6 +155,21 @@ def write_atomically(path: AnyPath, write) -> None:
         raise UserError(
             f"no space left to write {path}. What is finished is kept: make room and give the same command again"
         ) from None
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, which takes its place when what is done inside is done, and is gone otherwise. Who
+    has mapped a file of the old one keeps it. UserError where the disk does not take it."""
+    half = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
+    try:
+        yield half
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(half, folder)
+    except OSError as error:
+        raise UserError(f"decoded images cannot be written to {folder}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:

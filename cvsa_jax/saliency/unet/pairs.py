@@ -2,9 +2,6 @@
 machine and used on another."""
 
 import functools
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +11,7 @@ from cvsa_jax.data.decode import DECODER
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.stored import reserved_array, write_squares
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import check_room, output_folder, read_json, write_json_atomically
+from cvsa_jax.runtime.files import check_room, output_folder, read_json, whole_folder, write_json_atomically
 from cvsa_jax.saliency.detector import squeezed
 
 _FILES = ("images.npy", "masks.npy")
@@ -36,17 +33,9 @@ def make_pairs(parts: list[tuple[Source, np.ndarray]], size: int, folder: Path) 
         output_folder("--workdir", folder.parent)
         total = sum(len(indices) for _, indices in parts)
         check_room(folder.parent, total * 4 * size**2, "the decoded images and masks", "make room there")
-        # Elsewhere first, and in the place of the old folder when whole: another command may have that one mapped.
-        half = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
-        try:
+        with whole_folder(folder) as half:
             _write(parts, size, half)
             write_json_atomically(half / "identity.json", identity)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(half, folder)
-        except OSError as error:
-            raise UserError(f"decoded images cannot be written to {folder}: {error.strerror or error}") from None
-        finally:
-            shutil.rmtree(half, ignore_errors=True)
     images, masks = (np.load(folder / name, mmap_mode="r") for name in _FILES)
     return images, masks
 
