@@ -20,7 +20,7 @@ from absl import app, flags
 from benchmarks.common import synthetic_batch, write_results
 from configs import common
 from cvsa_jax import settings
-from cvsa_jax.data.pipeline import Order
+from cvsa_jax.data.index import Order
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime.distributed import make_mesh, replicated, to_mesh
 from cvsa_jax.training import device_views

@@ -136,7 +136,8 @@ def _views(changes: dict) -> float:
     """The whole pipeline of training, as a config with such changes has it."""
     from configs import common
     from cvsa_jax import settings
-    from cvsa_jax.data.pipeline import Order, train_batches
+    from cvsa_jax.data.index import Order
+    from cvsa_jax.data.pipeline import train_batches
     from cvsa_jax.data.sources import Source
     from cvsa_jax.data.stored import Squares
 
@@ -154,8 +155,8 @@ def _views(changes: dict) -> float:
     swapped = spec.kind == "saliency_swap"
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
-        opener = Squares(source, everything, spec.square) if config.data.cache else None
-        batches = train_batches(source, everything, maps if swapped else None, spec, order, opener=opener)
+        squares = Squares(source, everything, spec.square) if config.data.cache else None
+        batches = train_batches(source, everything, maps if swapped else None, spec, order, squares=squares)
         return _rate(batch for _ in batches)
 
 

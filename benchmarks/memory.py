@@ -24,6 +24,7 @@ from benchmarks.common import write_results
 from configs import common
 from cvsa_jax import settings
 from cvsa_jax.data import pipeline
+from cvsa_jax.data.index import Order
 from cvsa_jax.data.sources import load
 from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.detectors.annotation import center
@@ -64,7 +65,7 @@ def measure(folder: Path) -> dict[str, float]:
     store = SaliencyStore(folder / "store", source)
     spec = settings.view_spec(config, 32)
     pool = source.split("train")
-    batches = pipeline.train_batches(source, pool, store, spec, pipeline.Order(BATCH, range(STEPS), seed=0))
+    batches = pipeline.train_batches(source, pool, store, spec, Order(BATCH, range(STEPS), seed=0))
     figures = {"images": len(source), "before_mib": before}
     for step, _ in enumerate(batches, 1):
         if step == 1:

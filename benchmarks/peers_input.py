@@ -25,7 +25,8 @@ from benchmarks import input_pipeline
 from benchmarks.common import write_results
 from configs import common
 from cvsa_jax import settings
-from cvsa_jax.data.pipeline import Order, train_batches
+from cvsa_jax.data.index import Order
+from cvsa_jax.data.pipeline import train_batches
 from cvsa_jax.data.sources import load
 from cvsa_jax.training import photometric
 

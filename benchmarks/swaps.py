@@ -15,9 +15,9 @@ from benchmarks.common import write_results
 from configs import common
 from cvsa_jax import settings
 from cvsa_jax.data.index import position_words
-from cvsa_jax.data.pipeline import MapReader, open_image
 from cvsa_jax.data.plan import plan_views
-from cvsa_jax.data.saliency_maps import fills, search
+from cvsa_jax.data.reading import open_image
+from cvsa_jax.data.saliency_maps import MapReader, fills, saliency_maps, search
 from cvsa_jax.data.saliency_swap import lenders
 from cvsa_jax.saliency.detectors.annotation import masks
 from cvsa_jax.saliency.store import make_record
@@ -58,12 +58,12 @@ def measure(cells: np.ndarray, shapes: np.ndarray, spec) -> dict[str, float]:
     """Of two views of each image: median residual and share above .2; share of views distorted by more than 4/3 and by
     more than 1.5."""
     n = len(cells)
-    maps = MapReader(cells, spec)(np.arange(n))
     order = np.random.default_rng(0).permutation(n)  # neighbours of a class lend less well
-    maps, shapes = maps.take(order), shapes[order]
+    cells, shapes = cells[order], shapes[order]
+    maps = saliency_maps(cells, MapReader(cells, spec).covering(np.arange(n), cells), spec.threshold, np)
     lent = lenders(np.arange(n), fills(maps.rows, spec.paste_area[1], np), spec, np).T.ravel()
     own = np.tile(np.arange(n), 2)
-    made = plan_views(0, position_words(np.arange(n)), shapes, maps.take(own), maps.take(lent), spec, np, search)
+    made = plan_views(0, position_words(np.arange(n)), shapes, maps, lent, spec, np, search)
     cut = (made.crop[:, 2:] - made.crop[:, :2]) * shapes[own]
     put = made.target[:, 2:] - made.target[:, :2]
     distortion = np.exp(np.abs(np.log(put[:, 1] / put[:, 0] * cut[:, 0] / cut[:, 1])))

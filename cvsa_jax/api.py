@@ -14,10 +14,10 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
-from PIL import Image
 
 from cvsa_jax import settings
-from cvsa_jax.data.pipeline import centre_crop
+from cvsa_jax.data.pixels import cut_out
+from cvsa_jax.data.resample import centre_boxes
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.encode import make_encoder
@@ -114,7 +114,8 @@ class Backbone:
     def attention(self, images: Images) -> Float[np.ndarray, "n rows cols"]:
         """Where the network looks in each whole image: the mean cosine of each cell to all cells of all *other* images
         given, of which there must be at least one. No label or mask takes part."""
-        squares = [_squeezed(image, self.spec.size) for image in _checked(images)]
+        whole, size = np.array([0, 0, 1, 1]), self.spec.size
+        squares = [cut_out(image, whole, (size, size)) for image in _checked(images)]
         if len(squares) < 2 or not self.heads:
             raise UserError("the attention needs at least two images, and a run's conv heads, which weights files lack")
         encoded = self._encoded(squares, maps=True)
@@ -132,7 +133,8 @@ class Backbone:
         return jax.tree.map(lambda *outputs: np.concatenate(outputs)[: len(images)], *parts)
 
     def _crop(self, image: np.ndarray) -> np.ndarray:
-        return centre_crop(Image.fromarray(image), self.spec.resize, self.spec.size)
+        (box,) = centre_boxes(np.array([image.shape[:2]]), self.spec.resize, self.spec.size)
+        return cut_out(image, box, (self.spec.size, self.spec.size))
 
 
 @functools.lru_cache
@@ -151,7 +153,3 @@ def _checked(images: Images) -> Images:
     if len(images) == 0:
         raise UserError("there are no images")
     return images
-
-
-def _squeezed(image: np.ndarray, size: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))

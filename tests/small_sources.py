@@ -1,15 +1,18 @@
 """Folders and CUB-200-2011 in small, written by the tests, and the specs of views of few pixels."""
 
 import dataclasses
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from cvsa_jax.data import decode
+from cvsa_jax.data.sources import Source
 from cvsa_jax.data.view_spec import ViewSpec
 
-GROUP = 3  # the smallest; building the graph of a larger one takes seconds
+GROUP = 3  # the smallest
 CROP = ViewSpec(
     kind="random_resized_crop",
     size=16,
@@ -29,6 +32,20 @@ CROP = ViewSpec(
     threshold=0.5,
 )
 SWAP = dataclasses.replace(CROP, kind="saliency_swap")
+
+
+def memory_source(encoded: Sequence[bytes], labels: np.ndarray | None = None) -> Source:
+    """Images that lie in memory, all of them of the train split."""
+    return Source(
+        name="memory",
+        names=tuple(f"image{i}.png" for i in range(len(encoded))),
+        labels=labels,
+        classes=() if labels is None else tuple(map(str, range(labels.max() + 1))),
+        splits={"train": np.arange(len(encoded))},
+        read=lambda i: encoded[i],
+        mask=None,
+        identify=lambda kind: hashlib.sha256(b"|".join(encoded)).hexdigest()[:16],
+    )
 
 
 def decoded(encoded: bytes) -> np.ndarray:

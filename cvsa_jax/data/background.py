@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from cvsa_jax.data.pipeline import load_image
+from cvsa_jax.data.reading import load_image
 from cvsa_jax.data.sources import Source
 
 _FEATHER = 1.0  # px, standard deviation: the object's border is as soft as a photograph's

@@ -30,10 +30,6 @@ _TURNS = {
 }
 
 
-# Of these, those that exchange width and height.
-_QUARTERS = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
-
-
 class Unreadable(Exception):
     """Says, in one line, why bytes are not an image."""
 
@@ -50,18 +46,23 @@ class Opened(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """An image of which the header alone is read. `turn`: how it must be turned to stand upright, as its EXIF data say;
-    `cut`: rows that are no part of it at the bottom (a credit banner)."""
+    """An image of which the header alone is read. `orientation`: how it must be turned to stand upright, 1 to 8 in
+    EXIF's numbers; `cut`: rows that are no part of it at the bottom (a credit banner)."""
 
     image: Image.Image
-    turn: Image.Transpose | None = None
+    orientation: int = 1
     cut: int = 0
+
+    @property
+    def turn(self) -> Image.Transpose | None:
+        """What makes it upright; None where it is."""
+        return _TURNS.get(self.orientation)
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in px, upright and without what is cut off."""
         width, height = self.image.size
-        if self.turn in _QUARTERS:
+        if self.orientation >= 5:
             width, height = height, width
         return width, height - self.cut
 
@@ -92,8 +93,8 @@ def opened(encoded: bytes, cut: int = 0) -> Encoded:
         warnings.simplefilter("ignore")  # of very large images, and of odd metadata
         image = _picture(encoded)
         # Pillow turns a TIFF itself.
-        turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
-    read = Encoded(image, turn, cut)
+        orientation = 1 if image.format == "TIFF" else _orientation(image)
+    read = Encoded(image, orientation, cut)
     if min(read.size) < 1:
         raise Unreadable(f"it is {image.size[0]} x {image.size[1]} px, of which the lowest {cut} rows are cut off")
     return read
@@ -111,15 +112,18 @@ def upright(encoded: bytes) -> Image.Image:
     """A picture that is no photograph, such as a mask: with its own values, turned as its EXIF data say. Raises what
     Pillow raises."""
     image = _picture(encoded)
-    turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
+    orientation = 1 if image.format == "TIFF" else _orientation(image)
     image.load()
-    return image if turn is None else image.transpose(turn)
+    return image if orientation == 1 else image.transpose(_TURNS[orientation])
 
 
-def _orientation(image: Image.Image) -> int | None:
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; 1 where the image does not tell, or tells nonsense."""
     with contextlib.suppress(Exception):  # whatever damaged EXIF data raise: the pixels may be sound
-        return image.getexif().get(_ORIENTATION)
-    return None
+        orientation = image.getexif().get(_ORIENTATION)
+        if orientation in _TURNS:
+            return int(orientation)
+    return 1
 
 
 def _in_levels(image: Image.Image) -> np.ndarray:

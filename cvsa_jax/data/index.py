@@ -4,6 +4,7 @@ Position p counts examples from the start of the run: step s of global batch siz
 So a run resumes exactly at any step, and the global batch is the same for any number of processes.
 """
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -11,6 +12,31 @@ import numpy as np
 _SMALLEST_WORD = 8  # bits; shorter ones leave patterns
 _ROUNDS = 8  # with 4, neighbours of a small set stay neighbours too often
 _MASK, _GOLDEN, _FACTORS = 2**64 - 1, 0x9E3779B97F4A7C15, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """Which examples come when: the global batches of `steps`, a pure function of (seed, step), of which this process
+    gets the `process_index`-th of `process_count` equal contiguous shares."""
+
+    batch_size: int  # global
+    steps: range
+    seed: int
+    process_index: int = 0
+    process_count: int = 1
+
+    @property
+    def share(self) -> int:
+        """Rows of a batch that are this process's."""
+        return self.batch_size // self.process_count
+
+    def positions(self, step: int) -> np.ndarray:
+        """(share,) int64 places in the data order of this process's rows of a step's batch."""
+        return step * self.batch_size + self.process_index * self.share + np.arange(self.share)
+
+    def examples(self, pool: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Which of the pool's images stand at these places."""
+        return pool[example_order(positions, len(pool), self.seed)]
 
 
 def example_order(positions: np.ndarray, n: int, seed: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from cvsa_jax.data import decode
-from cvsa_jax.data.pipeline import open_image
+from cvsa_jax.data.reading import open_image
 from cvsa_jax.data.sources import Source
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.progress import Progress

@@ -35,8 +35,8 @@ def plan_views(
     seed: int,
     positions,
     shapes,
-    images: SaliencyMaps | None,
-    backgrounds: SaliencyMaps | None,
+    maps: SaliencyMaps | None,
+    lent,
     spec: ViewSpec,
     xp: ModuleType,
     search: swap.Search,
@@ -46,8 +46,8 @@ def plan_views(
     Args:
         seed, positions: the latter (b, 2) uint32, as `index.position_words` gives them; they decide all that is random.
         shapes: (b, 2) float32 height and width of the images in pixels.
-        images, backgrounds: the maps of each view's image and of the image that lends its background, 2b of each; None
-            for Random Resized Crop, which needs neither.
+        maps: of the b images; None for Random Resized Crop, which needs none.
+        lent: (2b,) int32, which image lends each view its background; None for Random Resized Crop.
     """
     b, shapes = len(shapes), xp.concatenate([shapes, shapes])
     u = xp.concatenate([draws.uniforms(seed, *draws.numbers(positions, view), _DRAWS, xp) for view in (0, 1)])
@@ -57,7 +57,8 @@ def plan_views(
     if spec.kind == "random_resized_crop":
         nothing = xp.zeros(2 * b, xp.float32)
         return Plan(crop, target, xp.zeros_like(crop), nothing > 0, flip, nothing)
-    boxes = swap.swap_boxes(u[:, :_SWAP], shapes[:, 0] / shapes[:, 1], images, backgrounds, spec, xp, search)
+    own = xp.tile(xp.arange(b), 2)
+    boxes = swap.swap_boxes(u[:, :_SWAP], shapes[:, 0] / shapes[:, 1], maps, own, lent, spec, xp, search)
     swapped = (u[:, _SWAP] < spec.swap_prob) & (xp.arange(2 * b) < spec.swapped_views * b)
     chosen = swapped[:, None]
     return Plan(

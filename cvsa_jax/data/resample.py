@@ -9,6 +9,9 @@ import numpy as np
 
 from cvsa_jax.data.view_spec import MASK_STRIDE
 
+# Of a batch of the host's views, what becomes masks in the step.
+PLACES = ("cells", "crop1", "target1", "flip1", "crop2", "target2", "flip2")
+
 
 def axis_weights(low, high, start, stop, inside: int, size: int, xp: ModuleType):
     """Along one axis, what each of `size` pixels of a view takes of each of `inside` pixels of an image, when the part
@@ -25,6 +28,26 @@ def axis_weights(low, high, start, stop, inside: int, size: int, xp: ModuleType)
     return (triangle * (within / total)[..., None]).astype(xp.float32)
 
 
+def with_masks(batch: dict, size: int, xp: ModuleType) -> dict:
+    """A batch of the host's views with `mask1` and `mask2` (b, M, M) uint8, M = size / MASK_STRIDE, the image's
+    saliency inside of its box and 0 elsewhere, in place of what tells of them: the maps `cells` (b, G, G) uint8, and of
+    each view the boxes and the flip of its plan. A batch without maps stays as it is."""
+    if "cells" not in batch:
+        return batch
+    made = {name: rows for name, rows in batch.items() if name not in PLACES}
+    for v in (1, 2):
+        crop, target, flip = (batch[f"{name}{v}"] for name in ("crop", "target", "flip"))
+        made[f"mask{v}"] = view_masks(batch["cells"], crop, target, flip, size, xp)
+    return made
+
+
+def view_masks(cells, crop, target, flip, size: int, xp: ModuleType):
+    """(n, M, M) uint8 masks of views, from the maps (n, G, G) and the plan of each view."""
+    masks = placed_masks(cells, crop, target, size, xp)
+    masks = xp.where(flip[:, None, None], masks[:, :, ::-1], masks)
+    return xp.round(masks).astype(xp.uint8)
+
+
 def placed_masks(cells, source, target, size: int, xp: ModuleType):
     """Maps (n, G, G) whose boxes `source` (n, 4) in fractions fill the whole-pixel boxes `target` (n, 4) of size × size
     views that are 0 elsewhere, averaged over squares of MASK_STRIDE pixels: (n,) + (size / MASK_STRIDE,) * 2 float32.
@@ -37,3 +60,11 @@ def placed_masks(cells, source, target, size: int, xp: ModuleType):
         for k in (0, 1)
     )
     return rows @ cells.astype(xp.float32) @ xp.swapaxes(columns, 1, 2)
+
+
+def centre_boxes(shapes: np.ndarray, resize: int, size: int) -> np.ndarray:
+    """(n, 4) in fractions: the middle of images of these shapes (n, 2) whose shorter side is `resize`. Nothing else of
+    them is resized, so that an image of extreme shape costs no more than others."""
+    scaled = np.round(shapes * (resize / shapes.min(1, keepdims=True)))
+    low = (scaled - size) // 2
+    return np.concatenate([low, low + size], 1) / np.tile(scaled, 2)

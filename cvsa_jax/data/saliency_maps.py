@@ -4,11 +4,21 @@ Maps are (G, G) uint8; sums are integers, so equal means exactly equal.
 """
 
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from cvsa_jax.data.boxes import ASPECT_RANGE
+from cvsa_jax.data.view_spec import ViewSpec
+
+
+@runtime_checkable
+class Maps(Protocol):
+    """(N, G, G) uint8 maps, as an array or a store: indexed with (k,) integers they give (k, G, G)."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, indices): ...
 
 
 class SaliencyMaps(NamedTuple):
@@ -26,14 +36,26 @@ class SaliencyMaps(NamedTuple):
         """(n,) int32 sum of the cells at the threshold; 0 where a map is blank and shows no object."""
         return self.object[:, -1, -1]
 
-    def take(self, k) -> "SaliencyMaps":
-        """Those of the images (m,)."""
-        return SaliencyMaps(*(field[k] for field in self))
-
 
 def saliency_maps(cells, rows, threshold: float, xp: ModuleType) -> SaliencyMaps:
     """From (n, G, G) uint8 and the `covering_rows` of each."""
     return SaliencyMaps(cells, _integral(cells, xp), object_integral(cells, threshold, xp), rows)
+
+
+class MapReader:
+    """Maps, and what covers their objects, which is searched once for each image."""
+
+    def __init__(self, saliency: Maps, spec: ViewSpec):
+        self.saliency, self.spec = saliency, spec
+        self.rows = np.zeros(saliency.shape[:2], np.uint8)
+
+    def covering(self, examples: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        """`SaliencyMaps.rows` of these examples (k,), whose maps are `cells` (k, G, G)."""
+        if self.spec.hole == "cover":
+            for k in np.flatnonzero(self.rows[examples, -1] == 0):
+                (integral,) = object_integral(cells[k : k + 1], self.spec.threshold, np)
+                self.rows[examples[k]] = covering_rows(integral, self.spec.cover)
+        return self.rows[examples]
 
 
 def object_integral(cells, threshold: float, xp: ModuleType):
@@ -62,14 +84,18 @@ def fills(rows, most: float, xp: ModuleType):
     return ~((high <= wide * ASPECT_RANGE[1]) & (high * wide <= most * grid**2)).any(1)
 
 
-def search(integral: np.ndarray, rows: np.ndarray, cols: np.ndarray, u: np.ndarray) -> tuple:
-    """The `Search` of the host."""
+def search(integral: np.ndarray, which: np.ndarray, rows: np.ndarray, cols: np.ndarray, u: np.ndarray) -> tuple:
+    """The `Search` of the host. One box after the other: the sums of one lie in the processor's cache, those of a batch
+    do not, and take four times as long."""
     found = np.empty((2, len(rows)), np.int32)
-    for k, (high, wide) in enumerate(zip(rows.tolist(), cols.tolist(), strict=True)):
-        sums = _box_sums(integral[k], high, wide)
-        good = np.flatnonzero(sums == sums.max())
-        choice = good[min(int(u[k] * np.float32(len(good))), len(good) - 1)]
-        found[:, k] = np.divmod(choice, sums.shape[1])
+    for k, (i, high, wide) in enumerate(zip(which.tolist(), rows.tolist(), cols.tolist(), strict=True)):
+        sums = _box_sums(integral[i], high, wide)
+        flat = sums.ravel()
+        choice = int(flat.argmax())
+        best = flat == flat[choice]
+        if (count := np.count_nonzero(best)) > 1:
+            choice = int(np.flatnonzero(best)[min(int(u[k] * np.float32(count)), count - 1)])
+        found[:, k] = divmod(choice, sums.shape[1])
     return found[0], found[1]
 
 
@@ -80,11 +106,11 @@ def _integral(cells, xp: ModuleType):
 
 def _box_sums(integral: np.ndarray, rows: int, cols: int) -> np.ndarray:
     """The sums of all boxes of one size, by their corner."""
-    return integral[rows:, cols:] - integral[:-rows, cols:] - integral[rows:, :-cols] + integral[:-rows, :-cols]
+    bands = integral[rows:] - integral[:-rows]
+    return bands[:, cols:] - bands[:, :-cols]
 
 
-def box_sum(integral, box, xp: ModuleType):
-    """(n,) sums in one box of each map."""
-    n = xp.arange(len(box))
+def box_sum(integral, which, box, xp: ModuleType):
+    """(n,) sums in a box (n, 4), in fractions, of the map (n,) it belongs to."""
     y0, x0, y1, x1 = xp.round(box * (integral.shape[1] - 1)).astype(xp.int32).T
-    return integral[n, y1, x1] - integral[n, y0, x1] - integral[n, y1, x0] + integral[n, y0, x0]
+    return integral[which, y1, x1] - integral[which, y0, x1] - integral[which, y1, x0] + integral[which, y0, x0]

@@ -15,7 +15,7 @@ from cvsa_jax.data.saliency_maps import SaliencyMaps, box_sum
 from cvsa_jax.data.view_spec import ViewSpec
 
 SWAP_DRAWS = 9  # uniform draws of one swap
-# (integrals, rows, cols, u) -> (y, x) of one of the boxes whose sum is the highest.
+# (integrals (m, …), which of them (n,), rows, cols, u) -> (y, x) of one of the boxes whose sum is the highest.
 Search = Callable[..., tuple]
 
 
@@ -50,49 +50,50 @@ class Swap(NamedTuple):
     residual: np.ndarray
 
 
-def swap_boxes(
-    u, ratio, source: SaliencyMaps, background: SaliencyMaps, spec: ViewSpec, xp: ModuleType, search: Search
-) -> Swap:
+def swap_boxes(u, ratio, maps: SaliencyMaps, own, lent, spec: ViewSpec, xp: ModuleType, search: Search) -> Swap:
     """The boxes of n swaps.
 
     Args:
         u: (n, SWAP_DRAWS) uniform draws.
         ratio: (n,) height / width of the source in pixels.
+        maps: of m images.
+        own, lent: (n,) which of these are the source and the background of each swap.
     """
     height, width = box_shape(draw_area(u[:, 0], spec.source_area), draw_aspect(u[:, 1], ASPECT_RANGE, xp) * ratio, xp)
-    crop = salient_box(source.integral, source.mass, _in_cells(height, width, source, xp), u[:, 2], xp, search)
+    crop = salient_box(maps.integral, maps.mass, own, _in_cells(height, width, maps, xp), u[:, 2], xp, search)
 
     cut = (crop[:, 3] - crop[:, 1]) / ((crop[:, 2] - crop[:, 0]) * ratio)  # aspect in pixels
     aspect = draw_aspect(u[:, 4], _paste_aspects(cut, spec, xp), xp)
     covers = spec.hole == "cover"
     least, most = spec.paste_area
     if covers:  # from the smallest box that covers the background's object on
-        one = xp.ones_like(background.mass)
-        rows, cols = _covering(one, one, aspect, background.rows, xp)
-        least = xp.clip((rows * cols / background.cells[0].size).astype(xp.float32), least, most)
+        one = xp.ones_like(lent)
+        rows, cols = _covering(one, one, aspect, maps.rows[lent], xp)
+        least = xp.clip((rows * cols / maps.cells[0].size).astype(xp.float32), least, most)
     height, width = box_shape(draw_area(u[:, 3], (least, most)), aspect, xp)
     if spec.paste != "stretch":
         height, width = xp.minimum(height, width / aspect), xp.minimum(width, height * aspect)
-    rows, cols = _in_cells(height, width, background, xp)
+    rows, cols = _in_cells(height, width, maps, xp)
     if covers:
-        rows, cols = _covering(rows, cols, aspect, background.rows, xp)
-    salient = background.object if covers else background.integral
-    hole = salient_box(salient, background.mass, (rows, cols), u[:, 5], xp, search)
-    residual = 1 - box_sum(background.object, hole, xp) / xp.maximum(background.mass, 1)
-    residual = xp.where(background.mass > 0, residual, 0).astype(xp.float32)
+        rows, cols = _covering(rows, cols, aspect, maps.rows[lent], xp)
+    salient = maps.object if covers else maps.integral
+    hole = salient_box(salient, maps.mass, lent, (rows, cols), u[:, 5], xp, search)
+    mass = maps.mass[lent]
+    residual = 1 - box_sum(maps.object, lent, hole, xp) / xp.maximum(mass, 1)
+    residual = xp.where(mass > 0, residual, 0).astype(xp.float32)
 
     window = window_around(hole, spec.canvas_min, u[:, 6:9], xp)
     hole = (hole - xp.tile(window[:, :2], 2)) / (window[:, 2:3] - window[:, :1])
     return Swap(crop, window, hole, residual)
 
 
-def salient_box(integral, mass, shape: tuple, u_tie, xp: ModuleType, search: Search):
-    """Of each map the box of so many (rows, cols), each (n,) int32, with the highest sum over all positions; the
-    centre's where the map is blank. `u_tie` (n,) draws among equals; sums are integers, so equal means exactly equal.
-    (n, 4) float32 in fractions."""
-    grid, (rows, cols) = integral.shape[1] - 1, shape
-    y, x = search(integral, rows, cols, u_tie)
-    y, x = xp.where(mass > 0, y, (grid - rows) // 2), xp.where(mass > 0, x, (grid - cols) // 2)
+def salient_box(integral, mass, which, shape: tuple, u_tie, xp: ModuleType, search: Search):
+    """Of the maps `which` (n,) the box of so many (rows, cols), each (n,) int32, with the highest sum over all
+    positions; the centre's where the map is blank. `u_tie` (n,) draws among equals; sums are integers, so equal means
+    exactly equal. (n, 4) float32 in fractions."""
+    grid, (rows, cols), seen = integral.shape[1] - 1, shape, mass[which] > 0
+    y, x = search(integral, which, rows, cols, u_tie)
+    y, x = xp.where(seen, y, (grid - rows) // 2), xp.where(seen, x, (grid - cols) // 2)
     return xp.stack([y, x, y + rows, x + cols], 1).astype(xp.float32) / grid
 
 

@@ -1,7 +1,6 @@
 """Decoded images of one size on disk: made once, used again by every run on the same images."""
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cvsa_jax.data import decode
-from cvsa_jax.data.pipeline import open_image, unreadable, unreadable_error
+from cvsa_jax.data.reading import open_image, unreadable, unreadable_error
 from cvsa_jax.data.sources import Source
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import cache_folder, check_room, whole_folder, write_json_atomically
@@ -23,33 +22,21 @@ from cvsa_jax.runtime.workers import in_threads
 _FILES = ("identity.json", "images.npy", "shapes.npy")
 
 
-@dataclasses.dataclass(frozen=True)
-class Square:
-    """An image as a (P, P, 3) uint8 square, with the width and height in px that it had before."""
-
-    square: np.ndarray
-    size: tuple[int, int]
-
-    def pixels(self, least: np.ndarray | None = None) -> Image.Image:
-        """The square, whatever is asked for."""
-        del least
-        return Image.fromarray(self.square)
-
-
 class Squares:
-    """Opens images of a source, by their index in it, from their stored squares instead of their files."""
+    """The stored squares of images of a source, by their index in it."""
 
     def __init__(self, source: Source, indices: np.ndarray, size: int):
-        self.images, shapes = stored_squares(source, indices, size)
-        self.sizes = shapes[:, ::-1].astype(int)
+        self.images, self.shapes = stored_squares(source, indices, size)
         self.places = np.full(len(source), -1)
         self.places[indices] = np.arange(len(indices))
 
-    def __call__(self, i: int) -> Square:
-        place = self.places[i]
-        if place < 0:
-            raise IndexError(f"image {i} is none of those that are stored")
-        return Square(self.images[place], tuple(self.sizes[place].tolist()))
+    def of(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(k, P, P, 3) uint8, and (k, 2) float32 heights and widths in px that they had before. IndexError at an image
+        that is none of those that are stored."""
+        places = self.places[examples]
+        if places.min() < 0:
+            raise IndexError(f"image {examples[places.argmin()]} is none of those that are stored")
+        return self.images[places], self.shapes[places]
 
 
 def stored_squares(source: Source, indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

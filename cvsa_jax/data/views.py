@@ -1,107 +1,185 @@
-"""The views of a group of images on the host: what `plan` decides, with the saliency masks following."""
+"""What is made of the images of a batch on the host: two views for pre-training, a labelled crop, or the whole image
+for evaluation. Each is a `Making`: NumPy decides for the batch at once, and TensorFlow makes the pixels of a group."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image
+import tensorflow as tf
 
-from cvsa_jax.data import decode, plan
+from cvsa_jax.data import pixels, plan
 from cvsa_jax.data import saliency_swap as swap
-from cvsa_jax.data.resample import placed_masks
-from cvsa_jax.data.saliency_maps import SaliencyMaps, fills, search
+from cvsa_jax.data.index import position_words
+from cvsa_jax.data.resample import centre_boxes
+from cvsa_jax.data.saliency_maps import MapReader, fills, saliency_maps, search
 from cvsa_jax.data.view_spec import ViewSpec
 
+Rows = dict[str, np.ndarray]
+Parts = dict[str, list[tf.Tensor]]
 
-def group_views(
-    images: Sequence[decode.Opened],
-    examples: np.ndarray,
-    positions: np.ndarray,
-    maps: SaliencyMaps | None,
-    spec: ViewSpec,
-    seed: int,
-) -> dict[str, np.ndarray]:
-    """Two views of each image of a group; the images lend each other their backgrounds.
 
-    Args:
-        images: g images of any sizes.
-        examples: (g,) which examples they are: an image is never its own background.
-        positions: (g, 2) uint32 places in the data order, as words; with `seed` they decide every random choice.
-        maps: of each image, or None where nothing needs them.
+class Boxes(NamedTuple):
+    """m boxes of a batch's images: of the one at the row `of` (m,) the box `box` (m, 4), in fractions, at the size
+    `size` (m, 2), height and width in px. Where `used` (m,) is false nobody looks at it."""
 
-    Returns:
-        `view1`, `view2` (g, S, S, 3) uint8; with maps `mask1`, `mask2` (g, M, M) uint8, M = S / MASK_STRIDE: the
-        image's saliency inside its box, 0 elsewhere; and of swaps `residual` (g, 2) float32, see `plan.Plan`.
+    of: np.ndarray
+    box: np.ndarray
+    size: np.ndarray
+    used: np.ndarray
 
-    Raises:
-        decode.Unreadable: an image cannot be decoded.
+
+@runtime_checkable
+class Making(Protocol):
+    """How the images of a batch become rows; `group`: so many images belong together; `shrinks`: JPEGs may be read
+    smaller, as long as no box is enlarged for it.
+
+    `decide` takes examples (b,), positions (b,) and shapes (b, 2) in px, and gives the boxes, in blocks of b, one block
+    after the other; what `pixels` needs besides, name -> (k·b, …), in such blocks as well; and what goes into the batch
+    as it is, name -> (b, …). `pixels` takes a group's images, and its boxes and needs, k·group of each; it gives
+    name -> (group, …).
     """
-    g, lent, backgrounds = len(images), None, None
-    shapes = np.array([image.size[::-1] for image in images], np.float32)
-    own = np.tile(np.arange(g), 2)
-    if spec.kind == "saliency_swap":
-        lent = swap.lenders(examples, fills(maps.rows, spec.paste_area[1], np), spec, np).T.ravel()
-        backgrounds = maps.take(lent)
-    sources = None if maps is None else maps.take(own)
-    made = plan.plan_views(seed, positions, shapes, sources, backgrounds, spec, np, search)
-    least = _least_sizes(made, own, lent, g, spec)
-    read = [image.pixels(size) for image, size in zip(images, least, strict=True)]
 
-    views = rendered(read, own, lent, made, spec)
-    batch = {"view1": views[:g], "view2": views[g:]}
-    if maps is not None:
-        masks = np.round(placed_masks(sources.cells, made.crop, made.target, spec.size, np)).astype(np.uint8)
-        masks = np.where(made.flip[:, None, None], masks[:, :, ::-1], masks)
-        batch |= {"mask1": masks[:g], "mask2": masks[g:]}
-    if spec.kind == "saliency_swap":
-        batch["residual"] = made.residual.reshape(2, g).T
-    return batch
+    group: int
+    shrinks: bool
+
+    def decide(self, examples: np.ndarray, positions: np.ndarray, shapes: np.ndarray) -> tuple[Boxes, Rows, Rows]: ...
+
+    def pixels(self, images: Sequence[tf.Tensor], cuts: "Cuts", needs: Parts) -> dict[str, tf.Tensor]: ...
 
 
-def rendered(
-    images: list[Image.Image], own: np.ndarray, lent: np.ndarray | None, made: plan.Plan, spec: ViewSpec
-) -> np.ndarray:
-    """The views of a plan, (n, S, S, 3) uint8, of the images at `own` (n,) over those at `lent` (n,)."""
-    views, canvases = np.empty((len(own), spec.size, spec.size, 3), np.uint8), {}
-    for k, target in enumerate(made.target):
-        view = resized(images[own[k]], made.crop[k], target[2:] - target[:2])
-        if made.swapped[k]:
-            # A background that is shown whole is resized once for all views that it serves.
-            shown = lent[k] if spec.canvas_min == 1 else f"of view {k}"
-            if shown not in canvases:
-                canvases[shown] = resized(images[lent[k]], made.window[k], [spec.size] * 2)
-            pasted, view = view, canvases[shown].copy()
-            view.paste(pasted, (int(target[1]), int(target[0])))
-        views[k] = _flipped(np.asarray(view), made.flip[k])
-    return views
+class Cuts(NamedTuple):
+    """`pixels.cuts` of each box of a group."""
+
+    whole: list[tf.Tensor]
+    real: list[tf.Tensor]
+
+    def of(self, image: tf.Tensor, k: int) -> tf.Tensor:
+        """Box k, of this image: (height, width, 3) uint8."""
+        return pixels.resized(image, self.whole[k], self.real[k])
 
 
-def labelled_crop(
-    image: decode.Opened, position: np.ndarray, area: tuple[float, ...], size: int, seed: int
-) -> np.ndarray:
-    """A Random Resized Crop of an image, perhaps flipped, as (size, size, 3) uint8: the only augmentation of the
-    protocols that learn from labels. `position` (2,) uint32 and `seed` decide it."""
-    shape = np.array([image.size[::-1]], np.float32)
-    (box,), (flip,) = plan.labelled_crops(seed, position[None], shape, area, np)
-    read = image.pixels(size / (box[2:] - box[:2]))
-    return _flipped(np.asarray(resized(read, box, [size] * 2)), flip)
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Two views of each image, as `plan` decides. In the batch: `view1`, `view2` (b, S, S, 3) uint8 and `position`
+    (b, 2) uint32; with maps what `resample.with_masks` takes; of swaps `residual` (b, 2) float32, see `plan.Plan`."""
+
+    spec: ViewSpec
+    seed: int
+    maps: MapReader | None
+    shrinks: bool = True
+
+    @property
+    def group(self) -> int:
+        return self.spec.group
+
+    def decide(self, examples: np.ndarray, positions: np.ndarray, shapes: np.ndarray) -> tuple[Boxes, Rows, Rows]:
+        spec, b, lent, maps = self.spec, len(examples), None, None
+        words = position_words(positions)
+        cells = None if self.maps is None else self.maps.saliency[examples]
+        if spec.kind == "saliency_swap":
+            maps = saliency_maps(cells, self.maps.covering(examples, cells), spec.threshold, np)
+            lent = swap.lenders(examples, fills(maps.rows, spec.paste_area[1], np), spec, np).T.ravel()
+        made = plan.plan_views(self.seed, words, shapes.astype(np.float32), maps, lent, spec, np, search)
+        own = np.tile(np.arange(b), 2)
+        boxes = Boxes(own, made.crop, made.target[:, 2:] - made.target[:, :2], np.ones(2 * b, bool))
+        needs, told = {"mirrored": _axes(made.flip)}, {"position": words}
+        if lent is not None:
+            behind = self._backgrounds(made, lent)
+            boxes = _together(boxes, behind)
+            needs |= {"frame": pixels.frames(made.target, spec.size), "lent": lent % spec.group, "shown": behind.used}
+            told["residual"] = made.residual.reshape(2, b).T
+        if cells is not None:
+            told["cells"] = cells
+            for name in ("crop", "target", "flip"):
+                first, second = np.split(getattr(made, name), 2)
+                told |= {f"{name}1": first, f"{name}2": second}
+        return boxes, needs, told
+
+    def _backgrounds(self, made: plan.Plan, lent: np.ndarray) -> Boxes:
+        """Where they are shown whole, of each image once for all views that it serves; else of each view."""
+        n, size = len(lent), self.spec.size
+        if self.spec.canvas_min < 1:
+            return Boxes(lent, made.window, np.full((n, 2), size), made.swapped)
+        b = n // 2
+        used = np.zeros(b, bool)
+        used[lent[made.swapped]] = True
+        return Boxes(np.arange(b), np.tile(np.float32([0, 0, 1, 1]), (b, 1)), np.full((b, 2), size), used)
+
+    def pixels(self, images: Sequence[tf.Tensor], cuts: Cuts, needs: Parts) -> dict[str, tf.Tensor]:
+        g, size = len(images), self.spec.size
+        views = [cuts.of(images[v % g], v) for v in range(2 * g)]
+        if "lent" in needs:
+            behind = self._behind(images, cuts, needs)
+            views = [pixels.pasted(*parts, size) for parts in zip(behind, views, needs["frame"], strict=True)]
+        views = [
+            tf.raw_ops.Reverse(tensor=view, dims=axes) for view, axes in zip(views, needs["mirrored"], strict=True)
+        ]
+        both = [tf.ensure_shape(tf.stack(views[v : v + g]), (g, size, size, 3)) for v in (0, g)]
+        return {"view1": both[0], "view2": both[1]}
+
+    def _behind(self, images: Sequence[tf.Tensor], cuts: Cuts, needs: Parts) -> list[tf.Tensor]:
+        """The background of each view."""
+        g, lent, shown = len(images), needs["lent"], needs["shown"]
+        nothing = tf.zeros([self.spec.size, self.spec.size, 3], tf.uint8)
+
+        def resized(image: tf.Tensor, k: int) -> tf.Tensor:
+            if self.spec.swap_prob == 1 and self.spec.swapped_views == 2:
+                return cuts.of(image, 2 * g + k)
+            return tf.cond(shown[k], lambda: cuts.of(image, 2 * g + k), lambda: nothing)
+
+        if self.spec.canvas_min == 1:
+            whole = tf.stack([resized(image, k) for k, image in enumerate(images)])
+            return [tf.gather(whole, row) for row in lent]
+        lenders = [lambda image=image: image for image in images]
+        return [resized(tf.switch_case(row, lenders), v) for v, row in enumerate(lent)]
 
 
-def resized(image: Image.Image, box: np.ndarray, shape: Sequence[int] | np.ndarray) -> Image.Image:
-    """The box (y0, x0, y1, x1), in fractions, of an image, resized to `shape` (height, width)."""
-    width, height = image.size
-    edges = np.clip(box, 0, 1) * np.array([height, width, height, width], np.float64)
-    return image.resize((int(shape[1]), int(shape[0])), Image.Resampling.BILINEAR, tuple(edges[[1, 0, 3, 2]]))
+@dataclasses.dataclass(frozen=True)
+class LabelledCrops:
+    """A Random Resized Crop of each image, perhaps flipped: the only augmentation of the protocols that learn from
+    labels. In the batch: `image` (b, size, size, 3) uint8. `area`: the crop's range of shares of the image."""
+
+    area: tuple[float, ...]
+    size: int
+    seed: int
+    group: int = 1
+    shrinks: bool = True
+
+    def decide(self, examples: np.ndarray, positions: np.ndarray, shapes: np.ndarray) -> tuple[Boxes, Rows, Rows]:
+        b, words = len(examples), position_words(positions)
+        box, flip = plan.labelled_crops(self.seed, words, shapes.astype(np.float32), self.area, np)
+        return Boxes(np.arange(b), box, np.full((b, 2), self.size), np.ones(b, bool)), {"mirrored": _axes(flip)}, {}
+
+    def pixels(self, images: Sequence[tf.Tensor], cuts: Cuts, needs: Parts) -> dict[str, tf.Tensor]:
+        crop = tf.raw_ops.Reverse(tensor=cuts.of(images[0], 0), dims=needs["mirrored"][0])
+        return {"image": tf.ensure_shape(crop[None], (1, self.size, self.size, 3))}
 
 
-def _least_sizes(made: plan.Plan, own: np.ndarray, lent: np.ndarray | None, g: int, spec: ViewSpec) -> np.ndarray:
-    """(g, 2) smallest height and width in px at which no view enlarges what it takes of an image."""
-    least = np.zeros((g, 2))
-    np.maximum.at(least, own, (made.target[:, 2:] - made.target[:, :2]) / (made.crop[:, 2:] - made.crop[:, :2]))
-    if lent is not None:
-        shown = spec.size / (made.window[:, 2:] - made.window[:, :2])
-        np.maximum.at(least, lent[made.swapped], shown[made.swapped])
-    return least
+@dataclasses.dataclass(frozen=True)
+class WholeImages:
+    """The centre of each image at `size` px, after its shorter side was resized to `resize`; with `resize` 0 the whole
+    image, squeezed to a square, so that masks can be laid over it. In the batch: `image` (b, size, size, 3) uint8."""
+
+    resize: int
+    size: int
+    group: int = 1
+    shrinks: bool = False  # figures must not depend on how a file is encoded
+
+    def decide(self, examples: np.ndarray, positions: np.ndarray, shapes: np.ndarray) -> tuple[Boxes, Rows, Rows]:
+        b = len(examples)
+        box = centre_boxes(shapes, self.resize, self.size) if self.resize else np.tile([0.0, 0, 1, 1], (b, 1))
+        return Boxes(np.arange(b), box, np.full((b, 2), self.size), np.ones(b, bool)), {}, {}
+
+    def pixels(self, images: Sequence[tf.Tensor], cuts: Cuts, needs: Parts) -> dict[str, tf.Tensor]:
+        del needs
+        return {"image": tf.ensure_shape(cuts.of(images[0], 0)[None], (1, self.size, self.size, 3))}
 
 
-def _flipped(pixels: np.ndarray, flip: np.bool_) -> np.ndarray:
-    return pixels[:, ::-1] if flip else pixels
+def _axes(flip: np.ndarray) -> np.ndarray:
+    """(n, 3) bool, the axes of views to reverse."""
+    return np.stack([np.zeros_like(flip), flip, np.zeros_like(flip)], 1)
+
+
+def _together(first: Boxes, second: Boxes) -> Boxes:
+    return Boxes(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from cvsa_jax.data.pipeline import Order, crop_batches
+from cvsa_jax.data.index import Order
+from cvsa_jax.data.pipeline import crop_batches
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.probe import MOMENTUM, Fit, Standardization
 from cvsa_jax.evaluation.protocol import Probe

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cvsa_jax.data.pipeline import load_image
+from cvsa_jax.data.reading import load_image
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.localization import square_masks
 from cvsa_jax.report import html, pictures

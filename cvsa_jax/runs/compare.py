@@ -4,7 +4,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
-from cvsa_jax.data import inspect, pipeline
+from cvsa_jax.data import inspect, reading
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.comparison import compare
 from cvsa_jax.evaluation.protocol import Probe
@@ -46,7 +46,7 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
     first_alone(lambda: report_folder("--out", out))
     knn, probe, embedding = settings.knn(config.eval), settings.probe(config), settings.embedding(config.eval)
     source = settings.load_source(config.data)
-    train, test = pipeline.readable_splits(source, config.data)
+    train, test = reading.readable_splits(source, config.data)
     inspect.check_annotations(source, test)
     mesh, used = make_mesh(), np.union1d(train, test)
     candidates = {

@@ -8,7 +8,7 @@ from PIL import Image
 
 from cvsa_jax import settings
 from cvsa_jax.data import inspect
-from cvsa_jax.data.pipeline import load_image
+from cvsa_jax.data.reading import load_image
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.features import evenly
 from cvsa_jax.evaluation.localization import square_masks

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cvsa_jax.data import pipeline, sources
+from cvsa_jax.data import reading, sources
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.neighbors import unit
@@ -64,7 +64,7 @@ def embed(run: str, data: str, out: str, options: Options) -> None:
         raise UserError(f"--predict={options.predict}: {network.about} has no classifier; give a fine-tuned run")
     if options.predict and options.pooling != "average":
         raise UserError("--predict: the classifier was trained on averaged features; leave out --pooling")
-    images = pipeline.readable(source, np.arange(len(source)), "skip" if options.skip else "stop")
+    images = reading.readable(source, np.arange(len(source)), "skip" if options.skip else "stop")
     evaluator = Evaluator(network.model, mesh, source, dataclasses.replace(network.spec(), pooling=options.pooling))
     about = {"run": str(absolute(run)), "network": network.about, "weights": tree_hash(network.network)}
     about |= {"data": str(absolute(data)), "fingerprint": source.fingerprint, "images": len(images)}

@@ -1,15 +1,18 @@
 """What feeds a pre-training: its images, and the views that the host makes of them, or the devices."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cvsa_jax.data import pipeline
-from cvsa_jax.data.pipeline import Order
+from cvsa_jax.data import pipeline, reading
+from cvsa_jax.data.index import Order
+from cvsa_jax.data.resample import with_masks
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.stored import Squares
 from cvsa_jax.data.view_spec import ViewSpec
@@ -20,11 +23,11 @@ from cvsa_jax.training import device_views
 
 
 class Feed(NamedTuple):
-    """Where the step's views come from: `batches` of steps; `make_views`, what the step does first, or None; and
-    `shown` (batch), its views as arrays to look at."""
+    """Where the step's views come from: `batches` of steps; `make_views`, what the step does first; and `shown`
+    (batch), its views as arrays to look at."""
 
     batches: Callable[[range], Iterator[dict]]
-    make_views: Callable | None
+    make_views: Callable
     shown: Callable[[dict], dict[str, np.ndarray]]
 
 
@@ -39,11 +42,11 @@ def feed_of(
         return Order(config.batch_size, steps, config.seed, *place)
 
     if views.where == "host":
-        opener = together(lambda: Squares(source, pool, views.square)) if config.data.cache else None
+        squares = together(lambda: Squares(source, pool, views.square)) if config.data.cache else None
         return Feed(
-            lambda steps: pipeline.train_batches(source, pool, store, views, order(steps), labels, opener),
-            None,
-            lambda batch: batch,
+            lambda steps: pipeline.train_batches(source, pool, store, views, order(steps), labels, squares),
+            functools.partial(with_masks, size=views.size, xp=jnp),
+            functools.partial(with_masks, size=views.size, xp=np),
         )
     resident = device_views.load(source, pool, store, views, mesh)
     rows_labels = None if labels is None else labels[pool]
@@ -68,4 +71,4 @@ def train_images(config: ConfigDict, source: Source, store: SaliencyStore | None
 def readable_images(config: ConfigDict, source: Source, split: str, store: SaliencyStore | None) -> np.ndarray:
     """Indices of the images of a split that can be read, as far as is known."""
     usable = None if store is None else store.usable
-    return pipeline.readable(source, source.split(split), config.data.on_bad_image, usable)
+    return reading.readable(source, source.split(split), config.data.on_bad_image, usable)

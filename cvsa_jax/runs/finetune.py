@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
-from cvsa_jax.data import inspect, pipeline
-from cvsa_jax.data.pipeline import Order
+from cvsa_jax.data import inspect, pipeline, reading
+from cvsa_jax.data.index import Order
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.stored import Squares
 from cvsa_jax.data.view_spec import SQUARE
@@ -53,7 +53,7 @@ class _Job:
     origin: str
     evaluator: Evaluator
     images: int
-    opener: pipeline.Opener | None  # of the train images; None: from their files
+    squares: Squares | None  # of the train images; None: from their files
 
 
 def finetune(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
@@ -73,7 +73,7 @@ def finetune(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     if source.labels is None:
         raise UserError(f"{source.name} has no labels, which fine-tuning needs")
     check_batch_size(config.batch_size, 1, mesh)
-    train, test = pipeline.readable_splits(source, config.data)
+    train, test = reading.readable_splits(source, config.data)
     inspect.check_annotations(source, test)
     inspect.warn_of_faint(source, train)
     architecture, backbone, origin = backbones.load(config.init_from, config.model, mesh)
@@ -82,8 +82,8 @@ def finetune(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     checks.choice("config.eval.pooling of a fine-tuned network", config.eval.pooling, ("average",))
     evaluator = Evaluator(model, mesh, source, settings.evaluation(config.eval, config))
     side = SQUARE * config.views.size
-    opener = together(lambda: Squares(source, train, side)) if config.data.cache else None
-    job = _Job(config, workdir, source, mesh, model, backbone, origin, evaluator, len(train), opener)
+    squares = together(lambda: Squares(source, train, side)) if config.data.cache else None
+    job = _Job(config, workdir, source, mesh, model, backbone, origin, evaluator, len(train), squares)
     print(f"{source.name}: {len(train)} train and {len(test)} test images, {len(source.classes)} classes", flush=True)
 
     # 2) One sweep and one final training for each fraction of the labels.
@@ -175,8 +175,8 @@ def _train(job: _Job, images: np.ndarray, rate: float, workdir: AnyPath) -> Netw
     place = jax.process_index(), jax.process_count()
     order = Order(config.batch_size, run.steps, config.seed, *place)
     area = tuple(config.views.crop_area)
-    size, opener = config.views.size, job.opener
-    stream = pipeline.crop_batches(job.source, images, order, area=area, size=size, opener=opener)
+    size, squares = config.views.size, job.squares
+    stream = pipeline.crop_batches(job.source, images, order, area=area, size=size, squares=squares)
     state, _ = run_steps(run, make_finetune_step(job.model, optimizer, job.mesh), stream, schedule)
     return state.network
 

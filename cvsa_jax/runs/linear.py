@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
-from cvsa_jax.data import pipeline
+from cvsa_jax.data import reading
 from cvsa_jax.report.columns import percent, share
 from cvsa_jax.runtime.distributed import first_alone, is_first, make_mesh
 from cvsa_jax.runtime.errors import UserError
@@ -24,7 +24,7 @@ def linear_probe(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
         raise UserError("config.init_from is not set: give the --workdir of a run, a file of weights, or of features")
     first_alone(lambda: output_folder("--workdir", workdir / "report"))
     source = settings.load_source(config.data)
-    train, test = pipeline.readable_splits(source, config.data)
+    train, test = reading.readable_splits(source, config.data)
     knn, probe = settings.knn(config.eval), settings.probe(config)
     used = np.union1d(train, test)
     of = frozen.candidate("", config.init_from, source, config.eval, make_mesh(), used)

@@ -5,7 +5,7 @@ import functools
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
-from cvsa_jax.data import inspect, pipeline
+from cvsa_jax.data import inspect, reading
 from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.features import evenly
 from cvsa_jax.report.run import report_run
@@ -88,7 +88,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     test = None
     if config.data.test_split in source.splits:
         test = readable_images(config, source, config.data.test_split, store)
-        pipeline.warn_of_overlap(source, pool, test)
+        reading.warn_of_overlap(source, pool, test)
     else:
         print(f"{source.name} has no split {config.data.test_split!r}: no kNN, and the attention is of training images")
     views = feed.shown(batch or next(feed.batches(range(run.total - 1, run.total))))

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
-from cvsa_jax.data import inspect, pipeline
+from cvsa_jax.data import inspect, reading
 from cvsa_jax.data.sources import Source
 from cvsa_jax.report.saliency import write_detector_page
 from cvsa_jax.runtime.distributed import check_batch_size, make_mesh
@@ -40,7 +40,7 @@ def train_unet(config: ConfigDict, workdir: Path) -> dict[str, float]:
         raise UserError(f"config.size={config.size} is not a multiple of the detector's stride {model.stride}")
     check_batch_size(config.batch_size, 1, mesh)
     source = settings.load_source(config.data)
-    readable = functools.partial(pipeline.readable, source, on_bad_image=config.data.on_bad_image)
+    readable = functools.partial(reading.readable, source, on_bad_image=config.data.on_bad_image)
     train = source.split(config.data.train_split)
     parts = [(source, readable(train[source.has_mask(train)] if source.mask else train))]
     if config.with_procedural:
@@ -48,8 +48,8 @@ def train_unet(config: ConfigDict, workdir: Path) -> dict[str, float]:
         parts.append((drawn, drawn.split("train")))
     held_out = config.data.test_split in source.splits
     measured = readable(source.split(config.data.test_split)) if held_out else parts[0][1]
-    if bad := pipeline.unreadable(source, measured):  # what the figures need, before the first step
-        raise pipeline.unreadable_error(source, bad)
+    if bad := reading.unreadable(source, measured):  # what the figures need, before the first step
+        raise reading.unreadable_error(source, bad)
     inspect.check_annotations(source, measured)
     pairs = make_pairs(parts, config.size, workdir / "pairs")
 
@@ -85,6 +85,6 @@ def _records(detector: Detector, source: Source, indices: np.ndarray, threshold:
     records = {}
     for k in range(0, len(indices), detector.batch_size):
         batch = [int(i) for i in indices[k : k + detector.batch_size]]
-        maps = detector.detect([detector.prepare(i, pipeline.load_image(source, i)) for i in batch])
+        maps = detector.detect([detector.prepare(i, reading.load_image(source, i)) for i in batch])
         records |= {i: make_record(d.saliency, d.confidence, threshold)[()] for i, d in zip(batch, maps, strict=True)}
     return records

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from cvsa_jax.data import decode, pipeline, sources
+from cvsa_jax.data import decode, reading, sources
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.sources.source import fingerprint
 from cvsa_jax.evaluation.evaluator import Evaluator
@@ -197,7 +197,7 @@ def _picture(path: Path) -> np.ndarray:
 
 def _pictured(source: Source, index: Index, rows) -> np.ndarray:
     places = _rows(source, index)
-    return np.stack([squeezed(pipeline.load_image(source, int(places[int(row)])), _SIZE) for row in rows])
+    return np.stack([squeezed(reading.load_image(source, int(places[int(row)])), _SIZE) for row in rows])
 
 
 def _rows(source: Source, index: Index) -> np.ndarray:

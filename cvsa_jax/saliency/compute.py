@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cvsa_jax.data.decode import DECODER, Unreadable
-from cvsa_jax.data.pipeline import load_image, unreadable_error
+from cvsa_jax.data.reading import load_image, unreadable_error
 from cvsa_jax.data.sources import Source
 from cvsa_jax.runtime.errors import Interrupted, UserError
 from cvsa_jax.runtime.files import (

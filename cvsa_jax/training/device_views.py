@@ -12,11 +12,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cvsa_jax.data import saliency_swap as swap
-from cvsa_jax.data.index import position_words
-from cvsa_jax.data.pipeline import Maps, Order
+from cvsa_jax.data.index import Order, position_words
 from cvsa_jax.data.plan import plan_views
-from cvsa_jax.data.resample import axis_weights, placed_masks
-from cvsa_jax.data.saliency_maps import covering_rows, fills, object_integral, saliency_maps
+from cvsa_jax.data.resample import axis_weights, view_masks
+from cvsa_jax.data.saliency_maps import Maps, covering_rows, fills, object_integral, saliency_maps
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.stored import stored_squares
 from cvsa_jax.data.view_spec import ViewSpec
@@ -78,20 +77,16 @@ def device_batches(resident: Resident, count: int, order: Order, labels: np.ndar
 
 def make_views(spec: ViewSpec, seed: int) -> Callable[[Batch], Batch]:
     """A function of the rows of one device, for use within `shard_map`: batches of `device_batches` -> batches as
-    `data.pipeline.train_batches` gives them."""
+    `data.pipeline.train_batches` gives them, their masks placed."""
 
     def make(batch: Batch) -> Batch:
         resident = Resident(*(batch.get(f"resident_{name}") for name in Resident._fields))
         images, shapes, cells, rows = _fetched(resident, batch["row"])
-        b, lent, sources, backgrounds = len(images), None, None, None
-        if cells is not None:
-            maps = saliency_maps(cells, rows, spec.threshold, jnp)
-            sources = maps.take(jnp.tile(jnp.arange(b), 2))
+        b, maps, lent = len(images), None, None
         if spec.kind == "saliency_swap":
-            filled = fills(rows, spec.paste_area[1], jnp)
-            lent = swap.lenders(batch["row"], filled, spec, jnp).T.ravel()
-            backgrounds = maps.take(lent)
-        plan = plan_views(seed, batch["position"], shapes, sources, backgrounds, spec, jnp, _search)
+            maps = saliency_maps(cells, rows, spec.threshold, jnp)
+            lent = swap.lenders(batch["row"], fills(rows, spec.paste_area[1], jnp), spec, jnp).T.ravel()
+        plan = plan_views(seed, batch["position"], shapes, maps, lent, spec, jnp, _search)
         made = {"position": batch["position"]} | ({"label": batch["label"]} if "label" in batch else {})
         images = images.astype(jnp.float32)
         for v in (0, 1):
@@ -104,9 +99,7 @@ def make_views(spec: ViewSpec, seed: int) -> Callable[[Batch], Batch]:
             view = jnp.where(part.flip[:, None, None, None], view[:, :, ::-1], view)
             made[f"view{v + 1}"] = jnp.round(jnp.clip(view, 0, 255)).astype(jnp.uint8)
             if cells is not None:
-                mask = placed_masks(cells, part.crop, part.target, spec.size, jnp)
-                mask = jnp.where(part.flip[:, None, None], mask[:, :, ::-1], mask)
-                made[f"mask{v + 1}"] = jnp.round(mask).astype(jnp.uint8)
+                made[f"mask{v + 1}"] = view_masks(cells, part.crop, part.target, part.flip, spec.size, jnp)
         if spec.kind == "saliency_swap":
             made["residual"] = plan.residual.reshape(2, b).T
         return made
@@ -155,9 +148,14 @@ def _within(target: jax.Array, size: int) -> jax.Array:
     return inside[:, 0, :, None] & inside[:, 1, None]
 
 
+def _search(integral: jax.Array, which: jax.Array, rows: jax.Array, cols: jax.Array, u: jax.Array) -> tuple:
+    """The device's `Search`."""
+    return _searched(integral[which], rows, cols, u)
+
+
 @jax.vmap
-def _search(integral: jax.Array, rows: jax.Array, cols: jax.Array, u: jax.Array) -> tuple:
-    """The device's `Search`: all positions, also those where the box would leave the map, which never win."""
+def _searched(integral: jax.Array, rows: jax.Array, cols: jax.Array, u: jax.Array) -> tuple:
+    """All positions, also those where the box would leave the map, which never win."""
     grid = len(integral) - 1
     place = jnp.arange(grid + 1)
     lower = integral[jnp.minimum(place + rows, grid)]

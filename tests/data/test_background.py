@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cvsa_jax.data import background, pipeline
+from cvsa_jax.data import background, reading
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.evaluator import Evaluator, Recognition
 from cvsa_jax.evaluation.protocol import EvalSpec
@@ -38,7 +38,7 @@ def source_of(images: list[np.ndarray], masks: list[np.ndarray], labels) -> Sour
 
 
 def shown(source: Source, i) -> np.ndarray:
-    return pipeline.load_image(source, int(i))
+    return reading.load_image(source, int(i))
 
 
 def disc(y: float, x: float, radius: float) -> np.ndarray:

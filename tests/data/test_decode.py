@@ -6,10 +6,10 @@ import resource
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from small_sources import decoded
+from small_sources import decoded, memory_source
 
 from cvsa_jax.data import decode
-from cvsa_jax.data.pipeline import centre_crop
+from cvsa_jax.data.pipeline import image_batches
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -101,8 +101,10 @@ def test_an_enormous_image_is_refused_by_its_header():
 
 def test_an_image_of_extreme_shape_costs_no_more_than_its_crop():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (2, 30_000, 3), np.uint8))
+    source = memory_source([encoded(image)])
+    next(image_batches(source, np.array([0]), resize=256, size=224, batch_size=1))  # what TensorFlow takes at first
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    crop = centre_crop(image, 256, 224)
+    (((crop,), _),) = image_batches(source, np.array([0]), resize=256, size=224, batch_size=1)
     # Scaled whole, it would be 256 x 3,840,000 px, 3 GB.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
     assert crop.shape == (224, 224, 3)

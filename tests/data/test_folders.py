@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from small_sources import split_names, write_all, write_image, write_splits
 
-from cvsa_jax.data.pipeline import load_image
+from cvsa_jax.data.reading import load_image
 from cvsa_jax.data.sources import load
 from cvsa_jax.report import pictures
 from cvsa_jax.runtime.errors import UserError

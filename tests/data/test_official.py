@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 from small_sources import CUB_NAMES, split_names, write_cub, write_image
 
-from cvsa_jax.data.pipeline import load_image
+from cvsa_jax.data.reading import load_image
 from cvsa_jax.data.sources import aircraft, load
 from cvsa_jax.runtime.errors import UserError
 

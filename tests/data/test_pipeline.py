@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
-from small_sources import CROP, SWAP, decoded
+from small_sources import CROP, SWAP, decoded, memory_source
 
 from cvsa_jax.data import decode
-from cvsa_jax.data.index import example_order
-from cvsa_jax.data.pipeline import Order, crop_batches, image_batches, readable, readable_splits, train_batches
+from cvsa_jax.data.index import Order, example_order
+from cvsa_jax.data.pipeline import crop_batches, image_batches, train_batches
+from cvsa_jax.data.reading import readable, readable_splits
+from cvsa_jax.data.resample import with_masks
 from cvsa_jax.data.sources import Source
 from cvsa_jax.runtime.errors import UserError
 
@@ -22,19 +24,6 @@ def png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def source_of(encoded: list[bytes]) -> Source:
-    return Source(
-        name="memory",
-        names=tuple(f"image{i}.png" for i in range(len(encoded))),
-        labels=None,
-        classes=(),
-        splits={"train": np.arange(len(encoded))},
-        read=lambda i: encoded[i],
-        mask=None,
-        identify=lambda kind: "0",
-    )
 
 
 def coloured() -> list[bytes]:
@@ -50,8 +39,8 @@ MAPS = np.random.default_rng(1).integers(0, 256, (N, 64, 64)).astype(np.uint8)
 
 
 def batches(encoded, spec, steps, saliency=None, pool=POOL, **processes) -> list[dict[str, np.ndarray]]:
-    source = source_of(encoded)
-    return list(train_batches(source, pool, saliency, spec, Order(BATCH, steps, SEED, **processes)))
+    made = train_batches(memory_source(encoded), pool, saliency, spec, Order(BATCH, steps, SEED, **processes))
+    return [with_masks(batch, spec.size, np) for batch in made]
 
 
 def assert_same(a: list[dict], b: list[dict]):
@@ -120,13 +109,13 @@ def test_an_undecodable_image_stops_the_batches_with_its_name():
     assert "on_bad_image=skip" in str(caught.value)
     encoded[3] = b""
     with pytest.raises(UserError, match=r"2 of 13 .*image3\.png .*image7\.png"):
-        list(image_batches(source_of(encoded), np.arange(N), resize=0, size=8, batch_size=4))
+        list(image_batches(memory_source(encoded), np.arange(N), resize=0, size=8, batch_size=4))
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 13, 64])
 def test_image_batches_yield_each_image_once_in_order(batch_size):
     indices = np.array([*range(5, N), *range(5)])
-    found = list(image_batches(source_of(coloured()), indices, resize=10, size=8, batch_size=batch_size))
+    found = list(image_batches(memory_source(coloured()), indices, resize=10, size=8, batch_size=batch_size))
     assert all(images.shape == (batch_size, 8, 8, 3) and images.dtype == np.uint8 for images, _ in found)
     full, rest = divmod(N, batch_size)
     assert [count for _, count in found] == [batch_size] * full + [rest] * (rest > 0)
@@ -148,7 +137,7 @@ def wavy_image(height: int, width: int) -> Image.Image:
 def test_centre_crop_against_pil(width, height):
     image = wavy_image(height, width)
     ((images, count),) = image_batches(
-        source_of([png(np.asarray(image))]), np.array([0]), resize=40, size=32, batch_size=1
+        memory_source([png(np.asarray(image))]), np.array([0]), resize=40, size=32, batch_size=1
     )
     assert count == 1
     scale = 40 / min(width, height)
@@ -161,7 +150,9 @@ def test_centre_crop_against_pil(width, height):
 @pytest.mark.parametrize("width, height", [(90, 60), (30, 45)])
 def test_resize_zero_squeezes_the_whole_image(width, height):
     image = wavy_image(height, width)
-    ((images, _),) = image_batches(source_of([png(np.asarray(image))]), np.array([0]), resize=0, size=32, batch_size=1)
+    ((images, _),) = image_batches(
+        memory_source([png(np.asarray(image))]), np.array([0]), resize=0, size=32, batch_size=1
+    )
     expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR), int)
     assert np.abs(images[0].astype(int) - expected).max() <= 2
 
@@ -169,7 +160,7 @@ def test_resize_zero_squeezes_the_whole_image(width, height):
 def with_two_bad() -> Source:
     encoded = coloured()
     encoded[4], encoded[9] = b"", b"no image"
-    return source_of(encoded)
+    return memory_source(encoded)
 
 
 def test_readable_skip_leaves_bad_images_out_and_prints_them(capsys):
@@ -186,7 +177,7 @@ def test_readable_takes_the_word_of_an_earlier_pass(capsys):
     usable = np.ones(N, bool)
     usable[[1, 5]] = False
     source = dataclasses.replace(
-        source_of([]), names=tuple(f"image{i}.png" for i in range(N)), read=lambda i: pytest.fail("read")
+        memory_source([]), names=tuple(f"image{i}.png" for i in range(N)), read=lambda i: pytest.fail("read")
     )
     np.testing.assert_array_equal(readable(source, np.arange(4, N), "skip", usable), [4, *range(6, N)])
     printed = capsys.readouterr().out
@@ -208,14 +199,14 @@ LABELS = (np.arange(N) * 7 % 5).astype(np.int32)
 
 @pytest.mark.parametrize("labels", [LABELS, np.zeros(N, np.int32)])
 def test_train_images_of_one_class_are_warned_of(labels, capsys):
-    source = dataclasses.replace(source_of(coloured()), labels=labels, classes=tuple("abcde"))
+    source = dataclasses.replace(memory_source(coloured()), labels=labels, classes=tuple("abcde"))
     source = dataclasses.replace(source, splits={"train": np.arange(4), "test": np.arange(4, N)})
     readable_splits(source, ConfigDict({"train_split": "train", "test_split": "test", "on_bad_image": "stop"}))
     assert ("all 4 train images are of one class" in capsys.readouterr().out) == (not labels.any())
 
 
 def crops(encoded, steps, *, pool=POOL, area=(0.2, 1.0), size=16, batch_size=BATCH, seed=SEED, **processes):
-    source = dataclasses.replace(source_of(encoded), labels=LABELS, classes=tuple("abcde"))
+    source = memory_source(encoded, LABELS)
     return list(crop_batches(source, pool, Order(batch_size, steps, seed, **processes), area=area, size=size))
 
 

@@ -10,7 +10,7 @@ from cvsa_jax.training import device_views
 
 GRID = 64
 ALMOST_ONE = np.nextafter(np.float32(1), np.float32(0))
-SEARCHES = {"host": search, "device": device_views._search}
+SEARCHES = {"host": search, "device": lambda *args: device_views._search(*map(jnp.asarray, args))}
 
 
 def map_of(saliency: np.ndarray, threshold: float = 1 / 255) -> SaliencyMaps:
@@ -21,7 +21,8 @@ def map_of(saliency: np.ndarray, threshold: float = 1 / 255) -> SaliencyMaps:
 def box_of(maps: SaliencyMaps, rows: int, cols: int, u: float, where: str = "host") -> tuple[int, ...]:
     """The box in cells."""
     shape = np.array([rows], np.int32), np.array([cols], np.int32)
-    box = salient_box(maps.integral, maps.mass, shape, np.array([u], np.float32), np, SEARCHES[where])
+    which = np.zeros(1, np.int32)
+    box = salient_box(maps.integral, maps.mass, which, shape, np.array([u], np.float32), np, SEARCHES[where])
     cells = np.asarray(box[0]) * maps.cells.shape[1]
     np.testing.assert_allclose(cells, np.round(cells), atol=1e-4)
     return tuple(int(v) for v in np.round(cells))

@@ -3,15 +3,14 @@ import dataclasses
 import numpy as np
 import pytest
 import small_sources
+import tensorflow as tf
 from helpers import squares
-from PIL import Image
 
+from cvsa_jax.data import pixels
 from cvsa_jax.data.boxes import to_pixels
-from cvsa_jax.data.plan import Plan
 from cvsa_jax.data.resample import placed_masks
 from cvsa_jax.data.saliency_maps import covering_rows, object_integral, saliency_maps, search
 from cvsa_jax.data.saliency_swap import SWAP_DRAWS, Swap, lenders, swap_boxes
-from cvsa_jax.data.views import rendered
 
 GRID = 64
 SIZE = 64
@@ -22,9 +21,9 @@ def boxes_of(u: np.ndarray, shape, saliency: np.ndarray, background_saliency: np
     cells = np.stack([saliency, background_saliency]).astype(np.uint8)
     rows = np.stack([covering_rows(i, spec.cover) for i in object_integral(cells, spec.threshold, np)])
     maps = saliency_maps(cells, rows, spec.threshold, np)
-    source, background = (maps.take(np.full(len(u), k)) for k in (0, 1))
+    own, lent = (np.full(len(u), k, np.int32) for k in (0, 1))
     ratio = np.full(len(u), shape[0] / shape[1], np.float32)
-    return swap_boxes(u, ratio, source, background, spec, np, search)
+    return swap_boxes(u, ratio, maps, own, lent, spec, np, search)
 
 
 def sums_of_all_positions(saliency: np.ndarray, rows: int, cols: int) -> np.ndarray:
@@ -67,12 +66,12 @@ def run_swap(image, saliency, background, background_saliency, u, **options):
     """View and mask, float."""
     spec = dataclasses.replace(SPEC, **options)
     boxes = boxes_of(u[None], image.shape, saliency, background_saliency, spec)
-    target, yes = to_pixels(boxes.hole, SIZE, np), np.array([True])
-    plan = Plan(boxes.crop, target, boxes.window, swapped=yes, flip=~yes, residual=boxes.residual)
-    images = [Image.fromarray(image), Image.fromarray(background)]
-    (view,) = rendered(images, np.array([0]), np.array([1]), plan, spec)
+    target = to_pixels(boxes.hole, SIZE, np)
+    behind = pixels.cut_out(background, boxes.window[0], (SIZE, SIZE))
+    part = pixels.cut_out(image, boxes.crop[0], tuple((target[0, 2:] - target[0, :2]).tolist()))
+    view = pixels.pasted(*map(tf.constant, (behind, part, pixels.frames(target, SIZE)[0])), SIZE)
     (mask,) = placed_masks(saliency[None].astype(np.uint8), boxes.crop, target, SIZE, np)
-    return view.astype(float), mask
+    return view.numpy().astype(float), mask
 
 
 def bounding_box(on: np.ndarray) -> np.ndarray:

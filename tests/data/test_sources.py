@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from small_sources import CUB_NAMES, CUB_TABLES, split_names, write_all, write_cub, write_image, write_splits
 
-from cvsa_jax.data import pipeline
+from cvsa_jax.data import reading
 from cvsa_jax.data.sources import KINDS, load
 from cvsa_jax.runtime.errors import UserError
 
@@ -124,7 +124,7 @@ def test_test_images_that_are_train_images_are_warned_of(tmp_path, capsys):
         write_image(tmp_path / f"{k}.png")
     source = load("folder", str(tmp_path))
     both = SimpleNamespace(train_split="train", test_split="all", on_bad_image="stop")
-    train, test = pipeline.readable_splits(source, both)
+    train, test = reading.readable_splits(source, both)
     assert train.tolist() == test.tolist() == [0, 1, 2]
     assert "warning: 3 of the 3 test images are train images as well" in capsys.readouterr().out
 
@@ -302,9 +302,9 @@ def test_copies_of_train_images_among_the_test_images_are_said(tmp_path, capsys)
     (tmp_path / "test" / "again.png").write_bytes((tmp_path / "train" / "2.png").read_bytes())
     source = load("folder", str(tmp_path))
     data = ConfigDict({"train_split": "train", "test_split": "test", "on_bad_image": "stop"})
-    pipeline.readable_splits(source, data)
+    reading.readable_splits(source, data)
     said = capsys.readouterr().out
     assert "1 of the 2 test images are equal to train images byte by byte (test/again.png = train/2.png)" in said
     # Where the set is told by times alone, nothing is read for it.
-    pipeline.readable_splits(load("folder", str(tmp_path), looks_at="times"), data)
+    reading.readable_splits(load("folder", str(tmp_path), looks_at="times"), data)
     assert "byte by byte" not in capsys.readouterr().out

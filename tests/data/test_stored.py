@@ -10,7 +10,9 @@ import pytest
 import small_sources
 from PIL import Image
 
-from cvsa_jax.data.pipeline import Order, crop_batches, train_batches
+from cvsa_jax.data.index import Order
+from cvsa_jax.data.pipeline import crop_batches, train_batches
+from cvsa_jax.data.resample import PLACES
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.stored import Squares
 from cvsa_jax.runtime.errors import UserError
@@ -55,11 +57,11 @@ def unread(source: Source) -> Source:
 
 def test_squares_of_the_images_own_size_give_the_same_batches_and_no_file_is_read():
     source, saliency = images_of(SIDE, SIDE), maps()
-    opener = Squares(source, POOL, SIDE)
+    squares = Squares(source, POOL, SIDE)
     expected = list(train_batches(source, POOL, saliency, SWAP, ORDER, LABELS))
-    found = list(train_batches(unread(source), POOL, saliency, SWAP, ORDER, LABELS, opener))
+    found = list(train_batches(unread(source), POOL, saliency, SWAP, ORDER, LABELS, squares))
     expected += list(crop_batches(source, POOL, ORDER, area=(0.2, 1.0), size=SIZE))
-    found += list(crop_batches(unread(source), POOL, ORDER, area=(0.2, 1.0), size=SIZE, opener=opener))
+    found += list(crop_batches(unread(source), POOL, ORDER, area=(0.2, 1.0), size=SIZE, squares=squares))
     assert len(found) == len(expected) == 8
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.keys() == theirs.keys()
@@ -69,11 +71,11 @@ def test_squares_of_the_images_own_size_give_the_same_batches_and_no_file_is_rea
 
 def test_images_of_another_shape_are_cut_at_the_same_places():
     source, saliency = images_of(96, 160), maps()
-    opener = Squares(source, POOL, 160)
+    squares = Squares(source, POOL, 160)
     expected = list(train_batches(source, POOL, saliency, SWAP, ORDER))
-    found = list(train_batches(unread(source), POOL, saliency, SWAP, ORDER, opener=opener))
+    found = list(train_batches(unread(source), POOL, saliency, SWAP, ORDER, squares=squares))
     for ours, theirs in zip(found, expected, strict=True):
-        for key in ("mask1", "mask2", "residual", "position"):
+        for key in (*PLACES, "residual", "position"):
             np.testing.assert_array_equal(ours[key], theirs[key])
         for key in ("view1", "view2"):
             difference = np.abs(ours[key].astype(int) - theirs[key])
@@ -82,7 +84,7 @@ def test_images_of_another_shape_are_cut_at_the_same_places():
 
 def test_an_image_that_is_not_stored_is_an_error_and_not_another_image():
     with pytest.raises(IndexError, match="image 0 is none"):
-        Squares(images_of(SIDE, SIDE), POOL, SIDE)(0)
+        Squares(images_of(SIDE, SIDE), POOL, SIDE).of(np.array([3, 0]))
 
 
 def test_a_disk_too_small_is_refused_before_an_image_is_read(monkeypatch, cache):

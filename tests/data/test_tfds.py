@@ -10,7 +10,8 @@ from small_sources import CROP
 
 from configs import common
 from cvsa_jax import settings
-from cvsa_jax.data import pipeline
+from cvsa_jax.data import pipeline, reading
+from cvsa_jax.data.index import Order
 from cvsa_jax.data.sources import load, source, tfds
 from cvsa_jax.runtime.errors import UserError
 
@@ -153,7 +154,7 @@ def test_batches_are_those_of_a_folder_of_the_same_images(pets, tmp_path):
 
     def batches(of: source.Source) -> list[dict]:
         pool, labels = of.splits["train"], found.labels
-        return list(pipeline.train_batches(of, pool, None, CROP, pipeline.Order(9, range(3, 6), seed=7), labels))
+        return list(pipeline.train_batches(of, pool, None, CROP, Order(9, range(3, 6), seed=7), labels))
 
     for ours, theirs in zip(batches(found), batches(files), strict=True):
         for key in theirs:
@@ -212,11 +213,11 @@ def test_a_damaged_file_is_told_of(tmp_path):
     with path.open("r+b") as file:  # in the middle, where the records are
         file.seek(size // 3)
         file.write(os.urandom(size // 3))
-    bad = pipeline.unreadable(found, np.arange(60))
+    bad = reading.unreadable(found, np.arange(60))
     assert bad
     assert all(reason.startswith(f"record {int(name[6:])} of train: ") for name, reason in bad.items())
     with pytest.raises(UserError, match=r"of oxford_iiit_pet cannot be decoded: train/00000"):
-        list(pipeline.train_batches(found, np.arange(60), None, CROP, pipeline.Order(3, range(20), seed=0)))
+        list(pipeline.train_batches(found, np.arange(60), None, CROP, Order(3, range(20), seed=0)))
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ import pytest
 import small_sources
 from PIL import Image
 
-from cvsa_jax.data import decode
-from cvsa_jax.data.index import position_words
+from cvsa_jax.data import decode, pixels
+from cvsa_jax.data.pipeline import Input
 from cvsa_jax.data.plan import random_crop_boxes
-from cvsa_jax.data.saliency_maps import saliency_maps
+from cvsa_jax.data.resample import with_masks
+from cvsa_jax.data.saliency_maps import MapReader
 from cvsa_jax.data.saliency_swap import lenders
 from cvsa_jax.data.view_spec import MASK_STRIDE
-from cvsa_jax.data.views import group_views
+from cvsa_jax.data.views import Pairs
 
 SIZE, GRID, GROUP = 32, 64, 4
 SWAP = dataclasses.replace(small_sources.SWAP, size=SIZE, group=GROUP)
@@ -28,11 +29,23 @@ def random_group(seed: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def run(images, saliency, spec, *, positions=(8, 9, 10, 11), examples=(3, 0, 2, 1), seed=1) -> dict[str, np.ndarray]:
-    maps = None
-    if saliency is not None:
-        maps = saliency_maps(np.asarray(saliency), np.zeros((len(saliency), GRID), np.uint8), spec.threshold, np)
-    pictures = [decode.Encoded(Image.fromarray(np.ascontiguousarray(image))) for image in images]
-    return group_views(pictures, np.array(examples), position_words(np.array(positions)), maps, spec, seed)
+    """The batch of one group, whose rows are these images, with these numbers in the data set."""
+    return run_files([png(image) for image in images], saliency, spec, positions, examples, seed)
+
+
+def run_files(files, saliency, spec, positions=(8, 9, 10, 11), examples=(3, 0, 2, 1), seed=1) -> dict[str, np.ndarray]:
+    row_of = [list(examples).index(e) if e in examples else 0 for e in range(GROUP)]
+    source = small_sources.memory_source([files[row] for row in row_of])
+    maps = None if saliency is None else MapReader(np.asarray(saliency)[row_of], spec)
+    where = lambda step: (np.array(examples), np.array(positions))  # noqa: E731
+    (batch,) = Input(source, np.arange(GROUP), where, Pairs(spec, seed, maps)).batches(range(1))
+    return {name: rows for name, rows in with_masks(batch, SIZE, np).items() if name != "position"}
+
+
+def png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG")
+    return file.getvalue()
 
 
 def same(a: dict, b: dict) -> bool:
@@ -276,12 +289,9 @@ def test_large_jpegs_are_read_smaller_and_look_the_same(spec, monkeypatch):
     file, image = jpeg(12 * SIZE)
     saliency = random_group()[1]
     whole = run([image] * GROUP, saliency, spec)
-    read, pixels = [], decode.Encoded.pixels
-    monkeypatch.setattr(decode.Encoded, "pixels", lambda *a: read.append(pixels(*a)) or read[-1])
-    maps = saliency_maps(saliency, np.zeros((GROUP, GRID), np.uint8), spec.threshold, np)
-    words = position_words(np.arange(8, 12))
-    rows = group_views([decode.opened(file) for _ in range(GROUP)], np.array([3, 0, 2, 1]), words, maps, spec, 1)
-    sides = [picture.width for picture in read]
+    sides, cuts = [], pixels.cuts
+    monkeypatch.setattr(pixels, "cuts", lambda shapes, *rest: sides.extend(shapes[:, 1]) or cuts(shapes, *rest))
+    rows = run_files([file] * GROUP, saliency, spec)
     assert max(sides) <= 12 * SIZE and min(sides) <= 3 * SIZE
     for name in ("view1", "view2"):
         difference = np.abs(rows[name].astype(int) - whole[name])

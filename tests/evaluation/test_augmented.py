@@ -15,7 +15,9 @@ import pytest
 from helpers import quick
 
 from cvsa_jax.data import sources
-from cvsa_jax.data.pipeline import Order, crop_batches, load_image
+from cvsa_jax.data.index import Order
+from cvsa_jax.data.pipeline import crop_batches
+from cvsa_jax.data.reading import load_image
 from cvsa_jax.data.sources import procedural
 from cvsa_jax.evaluation import recognition as summary
 from cvsa_jax.evaluation.augmented import fit_crops

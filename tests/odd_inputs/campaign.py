@@ -14,7 +14,7 @@ from cases import CASES, Case
 
 from configs import common
 from cvsa_jax import settings
-from cvsa_jax.data.pipeline import load_image, unreadable, unreadable_error
+from cvsa_jax.data.reading import load_image, unreadable, unreadable_error
 from cvsa_jax.runtime import ranges
 from cvsa_jax.runtime.errors import UserError
 

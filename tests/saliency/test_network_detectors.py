@@ -11,7 +11,7 @@ from helpers import Step, few_devices
 from configs import common, demo
 from configs import saliency_unet as unet_config
 from cvsa_jax import settings
-from cvsa_jax.data.pipeline import load_image
+from cvsa_jax.data.reading import load_image
 from cvsa_jax.models.activation import READOUTS, channel_mean, first_component
 from cvsa_jax.runs import linear, pretrain, saliency_unet
 from cvsa_jax.runtime.distributed import make_mesh

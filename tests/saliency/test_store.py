@@ -13,6 +13,7 @@ from small_sources import SWAP
 from small_store import SHARD, N, detected, make, rectangle, shards, source_of, watched
 
 from cvsa_jax.data import pipeline
+from cvsa_jax.data.index import Order
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.workers import in_threads
 from cvsa_jax.saliency import store as store_module
@@ -289,7 +290,7 @@ def test_a_store_deleted_in_use_stops_the_batches_with_its_name(tmp_path):
     np.testing.assert_array_equal(store[np.arange(SHARD)], first)  # a file in use stays readable
     with pytest.raises(UserError, match=r"was changed while it was in use .*shard-00002\.npy"):
         store.record(2 * SHARD)
-    batches = pipeline.train_batches(source, np.arange(N), store, SWAP, pipeline.Order(3, range(8), seed=0))
+    batches = pipeline.train_batches(source, np.arange(N), store, SWAP, Order(3, range(8), seed=0))
     with pytest.raises(UserError, match=r"was changed while it was in use"):
         list(batches)
 

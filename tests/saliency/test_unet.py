@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cvsa_jax.data import sources
-from cvsa_jax.data.pipeline import load_image
+from cvsa_jax.data.reading import load_image
 from cvsa_jax.data.sources import procedural
 from cvsa_jax.models.unet import UNet
 from cvsa_jax.runtime.distributed import replicated, to_mesh

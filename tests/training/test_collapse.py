@@ -17,6 +17,7 @@ import pytest
 from configs import demo
 from cvsa_jax import losses, settings
 from cvsa_jax.data import pipeline
+from cvsa_jax.data.index import Order
 from cvsa_jax.runtime import distributed
 from cvsa_jax.training import photometric
 from cvsa_jax.training.state import init_state
@@ -50,7 +51,7 @@ def batches(config, mesh_of) -> list[dict[str, jax.Array]]:
     """Batches of random resized crops, augmented once and for all: this takes longer than a step."""
     source = settings.load_source(config.data)
     spec = settings.view_spec(config, settings.model(config.model).stride)
-    order = pipeline.Order(config.batch_size, range(DISTINCT), seed=0)
+    order = Order(config.batch_size, range(DISTINCT), seed=0)
     augmented = jax.jit(photometric.augment)
 
     def augment(rows: dict, view: int) -> np.ndarray:

@@ -11,7 +11,9 @@ import small_sources
 from PIL import Image
 from scipy import ndimage
 
-from cvsa_jax.data.pipeline import Order, train_batches
+from cvsa_jax.data.index import Order
+from cvsa_jax.data.pipeline import train_batches
+from cvsa_jax.data.resample import with_masks
 from cvsa_jax.data.sources import Source
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.training import device_views
@@ -79,7 +81,8 @@ def test_views_are_those_of_the_host(data, mesh_of, name, devices):
     source, saliency = data
     spec, order = SPECS[name], Order(BATCH, range(2, 5), SEED)
     found = on_device(source, saliency, spec, mesh_of(devices), order)
-    expected = list(train_batches(source, POOL, saliency, spec, order, LABELS))
+    made = train_batches(source, POOL, saliency, spec, order, LABELS)
+    expected = [with_masks(batch, SIZE, np) for batch in made]
     assert len(found) == len(expected) == 3
     odd = 0  # views
     for ours, theirs in zip(found, expected, strict=True):

@@ -143,6 +143,7 @@ def from_files(
         classes=tuple(map(as_text, classes)),
         splits=splits,
         read=files.read,
+        path=files.path,
         mask=None if masks is None or not known.any() else files.mask,
         box=None if annotations.boxes is None else files.box,
         annotation=files.annotation,
@@ -162,6 +163,9 @@ class _Files:
     names: tuple[str, ...]
     annotations: Annotations
     cut: int
+
+    def path(self, i: int) -> str:
+        return f"{self.root}/{self.names[i]}"
 
     def read(self, i: int) -> bytes:
         return (self.root / self.names[i]).read_bytes()

@@ -23,6 +23,7 @@ class Source:
         classes: the class names, empty where unlabelled.
         splits: split name -> sorted indices into `names`.
         read: index -> encoded bytes of an image that Pillow reads.
+        path: index -> the image's file; None where images are no files of their own.
         mask: index -> (H, W) uint8 ground-truth mask of the upright image, 255 on the object; None where the source has
             no masks.
         identify: kind, CONTENTS or TIMES, -> hash of the names and of what the images hold, or of when they were last
@@ -47,6 +48,7 @@ class Source:
     identify: Callable[[str], str]
     hashes: Callable[[], Sequence[str]] | None = None
     looks_at: str = CONTENTS
+    path: Callable[[int], str] | None = None
     box: Callable[[int], np.ndarray] | None = None
     annotation: Callable[[], str] = str
     masked: np.ndarray | None = None
