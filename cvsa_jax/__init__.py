@@ -31,6 +31,7 @@ __all__ = [
     "load_config",
     "load_source",
     "train",
+    "views",
 ]
 __version__ = "0.1.0"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import tensorflow as tf
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
@@ -25,7 +26,7 @@ from cvsa_jax.evaluation.evaluator import Evaluator  # noqa: F401  offered
 from cvsa_jax.evaluation.protocol import EvalSpec
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.siamese import Siamese
-from cvsa_jax.runs import pretrain
+from cvsa_jax.runs import feed, pretrain
 from cvsa_jax.runtime import ranges
 from cvsa_jax.runtime.distributed import make_mesh, to_mesh
 from cvsa_jax.runtime.errors import UserError
@@ -79,6 +80,20 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         raise UserError(f"train takes a config of mode 'pretrain', not {config.mode!r}: see python -m cvsa_jax.main")
     check_mode(config, as_path(workdir))
     return pretrain.train(config, as_path(workdir))
+
+
+def views(config: ConfigDict) -> tf.data.Dataset:
+    """The views that a pre-training of this config would see, in its order, batch after batch over all of its steps:
+    for somebody else's step. Random Resized Crops or Saliency Swaps, flipped at random, without photometric
+    augmentation.
+
+    Elements are dictionaries: `view1`, `view2` (b, S, S, 3) uint8; where the views or the loss need maps, `mask1` and
+    `mask2` (b, S / 4, S / 4) uint8, the saliency of the image inside of its box and 0 elsewhere; and of labelled sets
+    `label` (b,) int32. An image that cannot be decoded ends the data set with TensorFlow's own error. UserError for
+    whatever the user can put right before.
+    """
+    ranges.check(flat_config(config).items())
+    return feed.view_dataset(config)
 
 
 def load_backbone(origin: str, size: int | None = None) -> "Backbone":

@@ -36,8 +36,8 @@ FORBIDDEN = {
     DEVICE: ("tensorflow", "clu", "ml_collections"),
     ("runtime.errors", "runtime.files"): ("jax", "tensorflow"),
 }
-# Of the host's views, and for TensorBoard.
-WITH_TENSORFLOW = ("data.pixels", "data.pictures", "data.views", "data.pipeline", "training.log")
+HOST_VIEWS = ("data.pixels", "data.pictures", "data.views", "data.pipeline")
+WITH_TENSORFLOW = (*HOST_VIEWS, "runs.feed", "api", "training.log")
 # Everything else takes plain arguments.
 WITH_CONFIGS = ("settings", "runs", "weights", "runtime.cli", "training.resume", "demo", "api")
 

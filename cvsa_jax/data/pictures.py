@@ -78,18 +78,23 @@ class Files:
         return pixels.decoded(picture["file"], picture["turn"], picture["ratio"], by_us)
 
     def mend(self, examples: np.ndarray) -> bool:
-        """Where there are JPEGs among these that only the project's decoder reads, it does from now on."""
-        odd = []
-        for i in examples:
-            load_image(self._source, int(i))
-            if self._headers.turns[i] != OTHER:
-                try:
-                    tf.io.decode_jpeg(read(self._source, int(i)))
-                except tf.errors.OpError:
-                    odd.append(i)
+        """Where there are JPEGs among these that only the project's decoder reads as it should, it does from now on."""
+        odd = [i for i in examples if not self._are_alike(int(i), load_image(self._source, int(i)))]
         if odd:
             self._headers.leave_to_us(np.array(odd))
         return bool(odd)
+
+    def _are_alike(self, i: int, expected: np.ndarray) -> bool:
+        """Whether the graph's decoder gives what the project's does, if it is asked."""
+        turn = int(self._headers.turns[i])
+        if turn == OTHER:
+            return True
+        picture = {"file": read(self._source, i), "turn": turn, "ratio": 0}
+        try:
+            found = self.image({name: tf.constant(value) for name, value in picture.items()}).numpy()
+        except tf.errors.OpError:
+            return False
+        return found.ndim == 3 and np.array_equal(found[: len(expected)], expected)
 
     def close(self) -> None:
         self._headers.keep()

@@ -14,10 +14,11 @@ from cvsa_jax.data import decode, pixels
 from cvsa_jax.data.index import Order
 from cvsa_jax.data.pictures import Files, Kept, Pictures, Tensors
 from cvsa_jax.data.reading import PAUSE, unreadable, unreadable_error
+from cvsa_jax.data.resample import PLACES, with_masks
 from cvsa_jax.data.saliency_maps import MapReader, Maps
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.stored import Squares
-from cvsa_jax.data.view_spec import ViewSpec
+from cvsa_jax.data.view_spec import MASK_STRIDE, ViewSpec
 from cvsa_jax.data.views import Boxes, Cuts, LabelledCrops, Making, Pairs, WholeImages
 from cvsa_jax.runtime import workers
 from cvsa_jax.runtime.callbacks import called_back
@@ -170,6 +171,26 @@ class Input:
         made = mapped(mapped(groups, self._fetched, _READERS), self._made, workers.CORES)
         return mapped(made.batch(len(flat[0])), _joined, 1).prefetch(_AHEAD).with_options(_options())
 
+    def pairs(self, steps: range) -> tf.data.Dataset:
+        """`dataset` of pairs of views for who has no step of ours: their masks are placed, and only views, masks and
+        labels are given."""
+        data = self.dataset(steps)
+        if "cells" not in data.element_spec:
+            return data.map(_shown)
+        size = data.element_spec["view1"].shape[1]
+
+        def masks(*rows) -> tuple[np.ndarray, np.ndarray]:
+            made = with_masks(dict(zip(PLACES, rows, strict=True)), size, np)
+            return made["mask1"], made["mask2"]
+
+        def placed(batch: Tensors) -> Tensors:
+            made = tf.numpy_function(called_back(masks), [batch[name] for name in PLACES], [tf.uint8] * 2, False)
+            side = size // MASK_STRIDE
+            first, second = (tf.ensure_shape(mask, (None, side, side)) for mask in made)
+            return _shown(batch | {"mask1": first, "mask2": second})
+
+        return data.map(tf.autograph.experimental.do_not_convert(placed)).prefetch(_AHEAD)
+
     def _plan(self, step: int) -> dict:
         """What the pixels of a step are made of, each (groups, …)."""
         try:
@@ -235,6 +256,10 @@ def _by_group(rows: np.ndarray, b: int, g: int) -> np.ndarray:
     """Blocks of b rows, one after the other, as (b / g, blocks · g, …): of each group its rows of every block."""
     blocks = rows.reshape(-1, b // g, g, *rows.shape[1:])
     return np.ascontiguousarray(blocks.swapaxes(0, 1)).reshape(b // g, -1, *rows.shape[1:])
+
+
+def _shown(batch: Tensors) -> Tensors:
+    return {name: batch[name] for name in ("view1", "view2", "mask1", "mask2", "label") if name in batch}
 
 
 def _joined(batch: Tensors) -> Tensors:

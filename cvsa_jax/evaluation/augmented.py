@@ -10,7 +10,6 @@ import optax
 from jax.sharding import Mesh
 
 from cvsa_jax.data.index import Order
-from cvsa_jax.data.pipeline import crop_batches
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.probe import MOMENTUM, Fit, Standardization
 from cvsa_jax.evaluation.protocol import Probe
@@ -35,6 +34,7 @@ def fit_crops(
     SGD with Nesterov momentum and a cosine schedule over `probe.epochs`, all learning rates side by side on the same
     crops of `size` px; features are standardised with `scale`, that of the centre crops.
     """
+    from cvsa_jax.data.pipeline import crop_batches  # and TensorFlow, which takes seconds to import
 
     def fit(rows: np.ndarray, rates: tuple[float, ...]) -> np.ndarray:
         batch_size = min(probe.batch_size, len(rows))

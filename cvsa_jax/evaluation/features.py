@@ -7,7 +7,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cvsa_jax.data.pipeline import image_batches
 from cvsa_jax.data.sources import Source
 from cvsa_jax.runtime.distributed import to_host, to_mesh
 from cvsa_jax.runtime.errors import UserError
@@ -27,6 +26,8 @@ def extract(
     """What `encode`, such as a `make_encoder` of a network, gives for the images of `source` at `indices`, as NumPy
     arrays; the rest is as in `image_batches`. Each process reads its share of each batch, and all get all of the
     result."""
+    from cvsa_jax.data.pipeline import image_batches  # and TensorFlow, which takes seconds to import
+
     batch_size = -(-batch_size // mesh.size) * mesh.size
     share = batch_size // jax.process_count()
     own = indices[np.arange(len(indices)) % batch_size // share == jax.process_index()]

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from cvsa_jax.data import background, pipeline
+from cvsa_jax.data import background
+from cvsa_jax.data.reading import load_image
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.accuracy import confused_pairs
@@ -13,6 +14,7 @@ from cvsa_jax.report import pictures
 from cvsa_jax.report.columns import BACKGROUND, GUESSES, LOCALIZATION, READINGS, RECOGNITION, percent, table
 from cvsa_jax.report.html import Table
 from cvsa_jax.runtime.files import AnyPath
+from cvsa_jax.saliency.detector import squeezed
 
 _SIZE = 128  # px of the pictured images
 _PICTURED = 4  # best, median and worst images, each
@@ -215,8 +217,7 @@ def _images(source: Source, indices: np.ndarray) -> np.ndarray:
     """(k, _SIZE, _SIZE, 3) uint8, each whole image squeezed to a square."""
     if not len(indices):
         return np.zeros((0, _SIZE, _SIZE, 3), np.uint8)
-    images, _ = next(pipeline.image_batches(source, indices, resize=0, size=_SIZE, batch_size=len(indices)))
-    return images
+    return np.stack([squeezed(load_image(source, int(i)), _SIZE) for i in indices])
 
 
 def _of_reading(row: dict[str, float], reading: str) -> dict[str, float]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cvsa_jax import settings
-from cvsa_jax.data.pipeline import image_batches
+from cvsa_jax.data.reading import load_image
 from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.comparison import reading_prefix
 from cvsa_jax.evaluation.evaluator import Evaluator, center_prior, chance
@@ -17,6 +17,7 @@ from cvsa_jax.report.columns import GUESSES, PANELS, SUMMARY, TITLES, percent, t
 from cvsa_jax.runtime.distributed import is_first
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import AnyPath, write_json_atomically
+from cvsa_jax.saliency.detector import squeezed
 from cvsa_jax.training import photometric
 from cvsa_jax.training.log import log_pictures, read_metrics
 from cvsa_jax.training.resume import Run
@@ -106,7 +107,7 @@ def _draw_attention(
 ) -> pictures.Picture:
     shown = evenly(np.arange(len(images)), _PICTURED)
     size = evaluator.size
-    pixels, _ = next(image_batches(evaluator.source, images[shown], resize=0, size=size, batch_size=len(shown)))
+    pixels = np.stack([squeezed(load_image(evaluator.source, int(images[k])), size) for k in shown])
     caption = f"Cross-view attention (against all other {kind} images) over evenly spaced {kind} images."
     if map_name == "predicted_mask":
         caption = f"The predicted mask over evenly spaced {kind} images."

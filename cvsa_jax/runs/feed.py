@@ -7,9 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tensorflow as tf
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from cvsa_jax import settings
 from cvsa_jax.data import pipeline, reading
 from cvsa_jax.data.index import Order
 from cvsa_jax.data.resample import with_masks
@@ -18,7 +20,7 @@ from cvsa_jax.data.stored import Squares
 from cvsa_jax.data.view_spec import ViewSpec
 from cvsa_jax.runtime.distributed import together
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.saliency.store import SaliencyStore
+from cvsa_jax.saliency.store import SaliencyStore, open_store
 from cvsa_jax.training import device_views
 
 
@@ -55,6 +57,30 @@ def feed_of(
         device_views.make_views(views, config.seed),
         lambda batch: device_views.views_of(batch, views, config.seed, mesh),
     )
+
+
+def maps_of(config: ConfigDict, source: Source) -> SaliencyStore | None:
+    """The store of saliency maps, where the views or the loss need it; UserError where it is not the config's."""
+    if config.views.kind != "saliency_swap" and config.align.weight == 0:
+        return None
+    store = open_store(config.saliency.store, source, config.saliency.detector, config.saliency.warn_fallback)
+    if store.threshold != config.saliency.threshold:
+        raise UserError(
+            f"config.saliency.threshold={config.saliency.threshold:g}, but the boxes of {store.folder} were made at "
+            f"{store.threshold:g}: give that one, or make the store again, into another folder"
+        )
+    return store
+
+
+def view_dataset(config: ConfigDict) -> tf.data.Dataset:
+    """The host's views of a whole pre-training; see `api.views`."""
+    views = settings.view_spec(config, settings.model(config.model).stride)
+    source = settings.load_source(config.data)
+    store = maps_of(config, source)
+    pool = train_images(config, source, store)
+    order = Order(config.batch_size, range(settings.total_steps(config, len(pool))), config.seed)
+    squares = Squares(source, pool, views.square) if config.data.cache else None
+    return pipeline.pair_input(source, pool, store, views, order, source.labels, squares).pairs(order.steps)
 
 
 def train_images(config: ConfigDict, source: Source, store: SaliencyStore | None) -> np.ndarray:

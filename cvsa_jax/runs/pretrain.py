@@ -9,11 +9,9 @@ from cvsa_jax.data import inspect, reading
 from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.features import evenly
 from cvsa_jax.report.run import report_run
-from cvsa_jax.runs.feed import feed_of, readable_images, train_images
+from cvsa_jax.runs.feed import feed_of, maps_of, readable_images, train_images
 from cvsa_jax.runtime.distributed import check_batch_size, is_first, make_mesh
-from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import AnyPath, write_json_atomically
-from cvsa_jax.saliency.store import open_store
 from cvsa_jax.training.loop import Watch, run_steps
 from cvsa_jax.training.resume import begin
 from cvsa_jax.training.state import TrainState, init_state
@@ -31,14 +29,8 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     mesh, model = make_mesh(), settings.model(config.model)
     check_batch_size(config.batch_size, config.views.group, mesh, config.accumulate_steps, config.views.where)
     views, evaluation = settings.view_spec(config, model.stride), settings.evaluation(config.eval, config)
-    source, store = settings.load_source(config.data), None
-    if config.views.kind == "saliency_swap" or config.align.weight > 0:
-        store = open_store(config.saliency.store, source, config.saliency.detector, config.saliency.warn_fallback)
-    if store is not None and store.threshold != config.saliency.threshold:
-        raise UserError(
-            f"config.saliency.threshold={config.saliency.threshold:g}, but the boxes of {store.folder} were made at "
-            f"{store.threshold:g}: give that one, or make the store again, into another folder"
-        )
+    source = settings.load_source(config.data)
+    store = maps_of(config, source)
     pool = train_images(config, source, store)
     inspect.warn_of_faint(source, pool)
 

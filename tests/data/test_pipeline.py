@@ -1,5 +1,7 @@
 import dataclasses
 import io
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,12 +9,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 from small_sources import CROP, SWAP, decoded, memory_source
 
-from cvsa_jax.data import decode
+from cvsa_jax.data import decode, headers, pictures, pipeline
 from cvsa_jax.data.index import Order, example_order
 from cvsa_jax.data.pipeline import crop_batches, image_batches, train_batches
-from cvsa_jax.data.reading import readable, readable_splits
+from cvsa_jax.data.reading import load_image, readable, readable_splits
 from cvsa_jax.data.resample import with_masks
-from cvsa_jax.data.sources import Source
+from cvsa_jax.data.sources import Source, load
+from cvsa_jax.runtime import workers
 from cvsa_jax.runtime.errors import UserError
 
 N, BATCH, SEED = 13, 6, 5
@@ -307,6 +310,150 @@ def test_an_undecodable_image_stops_the_crops_with_its_name():
     encoded[7] = encoded[7][:30]
     with pytest.raises(UserError, match=r"1 of 13 images of memory cannot be decoded: image7\.png"):
         crops(encoded, range(2))
+
+
+def in_files(folder: Path, encoded: dict[str, bytes]) -> Source:
+    for name, content in encoded.items():
+        (folder / name).write_bytes(content)
+    return load("folder", str(folder))
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def of_all_kinds() -> dict[str, bytes]:
+    """The same picture in whatever the saliency pass accepts."""
+    picture, exif = wavy_image(60, 90), Image.Exif()
+    exif[0x0112] = 6
+    clear = picture.copy()
+    clear.putalpha(Image.linear_gradient("L").resize(picture.size))
+    deep = (np.asarray(picture.convert("L")).astype(np.uint16) * 257).astype(np.uint16)
+    return {
+        "a.jpg": saved(picture, "JPEG"),
+        "turned.jpg": saved(picture, "JPEG", exif=exif),
+        "turned.png": saved(picture, "PNG", exif=exif),
+        "grey.jpg": saved(picture.convert("L"), "JPEG"),
+        "cmyk.jpg": saved(picture.convert("CMYK"), "JPEG"),
+        "progressive.jpg": saved(picture, "JPEG", progressive=True),
+        "clear.png": saved(clear, "PNG"),
+        "clear.webp": saved(clear, "WEBP", lossless=True),
+        "deep.png": saved(Image.fromarray(deep), "PNG"),
+        "few.gif": saved(picture, "GIF"),
+        "tagged.tif": saved(picture, "TIFF"),
+        "really a png.jpg": saved(picture, "PNG"),
+    }
+
+
+@pytest.mark.parametrize("cut", [0, 7])
+def test_every_kind_of_file_is_read_as_the_saliency_pass_reads_it(tmp_path, cut):
+    source = dataclasses.replace(in_files(tmp_path, of_all_kinds()), cut=cut, identify=lambda kind: f"kinds {cut}")
+    everything = np.arange(len(source))
+    ((found, _),) = image_batches(source, everything, resize=0, size=40, batch_size=len(source))
+    for i, ours in zip(everything, found, strict=True):
+        whole = Image.fromarray(load_image(source, int(i)))
+        expected = np.asarray(whole.resize((40, 40), Image.Resampling.BILINEAR), int)
+        assert np.abs(ours - expected).max() <= 1, source.names[i]
+
+
+def test_a_jpeg_that_only_our_decoder_reads_is_read_by_it(monkeypatch, capfd):
+    files = [saved(wavy_image(40, 40), "JPEG")] * 3 + [saved(wavy_image(40, 40), "WEBP")] + coloured()[:3]
+    source = memory_source(files)
+    expected = [images for images, _ in image_batches(source, np.arange(7), resize=0, size=16, batch_size=2)]
+    told, asked = headers._told, []
+    monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere")  # where nothing is kept
+
+    def mistaken(source, i, file):
+        asked.append(i)
+        shape, turn = told(source, i, file)
+        return shape, 1 if i == 3 else turn
+
+    monkeypatch.setattr(headers, "_told", mistaken)
+    monkeypatch.setattr(pipeline.time, "sleep", lambda seconds: pytest.fail("it waited"))
+    found = [images for images, _ in image_batches(source, np.arange(7), resize=0, size=16, batch_size=2)]
+    np.testing.assert_array_equal(found, expected)
+    assert 3 in asked
+    assert "DecodeJpeg" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("spec", [CROP, SWAP], ids=lambda spec: spec.kind)
+def test_any_number_of_threads_gives_the_same_batches_to_the_byte(spec, monkeypatch):
+    found = []
+    for threads in (1, 2, 8):
+        monkeypatch.setattr(workers, "CORES", threads)
+        found.append(batches(textured(), spec, range(4), MAPS))
+    assert_same(found[0], found[1])
+    assert_same(found[0], found[2])
+
+
+def test_a_file_that_can_be_read_a_moment_later_is_read_then(tmp_path, monkeypatch):
+    source = in_files(tmp_path, {f"{k}.png": content for k, content in enumerate(coloured())})
+    expected = list(image_batches(source, np.arange(N), resize=10, size=8, batch_size=4))
+    away = tmp_path / "away"
+    (tmp_path / "7.png").rename(away)
+    waits = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        away.rename(tmp_path / "7.png")
+
+    monkeypatch.setattr(pipeline.time, "sleep", sleep)
+    monkeypatch.setattr(pictures, "load_image", lambda source, i: None)  # as if it were there when we look
+    found = list(image_batches(source, np.arange(N), resize=10, size=8, batch_size=4))
+    assert len(waits) == 1
+    for (ours, _), (theirs, _) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_files_that_are_gone_are_named_in_one_line(tmp_path):
+    source = in_files(tmp_path, {f"{k}.jpg": saved(wavy_image(20, 20), "JPEG") for k in range(6)})
+    (tmp_path / "2.jpg").unlink()
+    (tmp_path / "4.jpg").write_bytes((tmp_path / "3.jpg").read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"2 of 6 .*2\.jpg \(.*No such file.*4\.jpg \(") as caught:
+        list(train_batches(source, np.arange(6), None, CROP, Order(3, range(2), SEED)))
+    assert "{{" not in str(caught.value) and "node" not in str(caught.value)
+
+
+def test_an_error_that_is_none_of_an_image_is_told_as_it_is():
+    class Broken:
+        shape = MAPS.shape
+
+        def __getitem__(self, examples):
+            raise UserError("maps-0001.npz is damaged")
+
+    with pytest.raises(UserError, match=r"^maps-0001\.npz is damaged$"):
+        batches(textured(), SWAP, range(1), Broken())
+
+
+def test_an_error_in_the_middle_is_told_after_the_batches_before_it():
+    order = Order(BATCH, range(9), SEED)
+    third = order.examples(POOL, order.positions(2))
+
+    class Broken:
+        shape = MAPS.shape
+
+        def __getitem__(self, examples):
+            if np.array_equal(examples, third):
+                raise UserError("maps-0001.npz is damaged")
+            return MAPS[examples]
+
+    found = []
+    with pytest.raises(UserError, match="damaged"):
+        for batch in train_batches(memory_source(textured()), POOL, Broken(), SWAP, order):
+            found.append(batch)
+    assert len(found) == 2
+
+
+def test_what_is_left_open_is_closed_at_once():
+    endless = train_batches(memory_source(textured()), POOL, MAPS, SWAP, Order(BATCH, range(10**9), SEED))
+    next(endless)
+    threads = [thread for thread in threading.enumerate() if not thread.daemon]
+    endless.close()
+    assert [thread for thread in threading.enumerate() if not thread.daemon] == threads
+    with pytest.raises(StopIteration):
+        next(endless)
 
 
 def test_reason_of_a_cut_off_jpeg_is_the_decoder_s_alone():

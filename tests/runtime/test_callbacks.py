@@ -1,0 +1,67 @@
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from cvsa_jax.runtime import callbacks
+from cvsa_jax.runtime.callbacks import called_back
+
+# A thread that Python does not know calls without end, and the program ends while it does.
+PROGRAM = """
+import sys, time
+import numpy as np
+import cvsa_jax
+import tensorflow as tf
+from cvsa_jax.runtime.callbacks import called_back
+
+def slow(step):
+    time.sleep(0.02)
+    return step
+
+call = called_back(slow) if sys.argv[1] == "gated" else slow
+data = tf.data.Dataset.range(10**9).map(lambda step: tf.numpy_function(call, [step], tf.int64), num_parallel_calls=2)
+left_open = iter(data.prefetch(10**4))
+print(int(next(left_open)), flush=True)
+"""
+
+
+def ended_after(kind: str, limit: float) -> bool:
+    try:
+        done = subprocess.run([sys.executable, "-c", PROGRAM, kind], capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return False
+    assert done.returncode == 0 and done.stdout == "0\n", done.stderr
+    return True
+
+
+def test_a_program_ends_while_another_library_calls_back():
+    assert ended_after("gated", 60)
+
+
+def test_calls_are_refused_and_waited_for_once_the_program_ends(monkeypatch):
+    monkeypatch.setattr(callbacks, "_calls", callbacks._Calls())
+    begun, done = threading.Event(), []
+
+    def work() -> None:
+        begun.set()
+        time.sleep(0.3)
+        done.append(True)
+
+    thread = threading.Thread(target=called_back(work))
+    thread.start()
+    begun.wait()
+    callbacks._end()
+    assert done == [True]
+    with pytest.raises(RuntimeError, match="ends"):
+        called_back(work)()
+    thread.join()
+
+
+def test_results_and_errors_pass(monkeypatch):
+    monkeypatch.setattr(callbacks, "_calls", callbacks._Calls())
+    assert called_back(lambda a, b: a + b)(1, 2) == 3
+    with pytest.raises(ZeroDivisionError):
+        called_back(lambda: 1 / 0)()
+    assert callbacks._calls.under_way == 0
