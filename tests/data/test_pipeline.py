@@ -358,12 +358,12 @@ def test_every_kind_of_file_is_read_as_the_saliency_pass_reads_it(tmp_path, cut)
         assert np.abs(ours - expected).max() <= 1, source.names[i]
 
 
-def test_a_jpeg_that_only_our_decoder_reads_is_read_by_it(monkeypatch, capfd):
+def test_a_jpeg_that_only_our_decoder_reads_is_read_by_it(tmp_path, monkeypatch, capfd):
     files = [saved(wavy_image(40, 40), "JPEG")] * 3 + [saved(wavy_image(40, 40), "WEBP")] + coloured()[:3]
     source = memory_source(files)
     expected = [images for images, _ in image_batches(source, np.arange(7), resize=0, size=16, batch_size=2)]
     told, asked = headers._told, []
-    monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere")  # where nothing is kept
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where nothing is known
 
     def mistaken(source, i, file):
         asked.append(i)
@@ -400,7 +400,8 @@ def test_a_file_that_can_be_read_a_moment_later_is_read_then(tmp_path, monkeypat
         away.rename(tmp_path / "7.png")
 
     monkeypatch.setattr(pipeline.time, "sleep", sleep)
-    monkeypatch.setattr(pictures, "load_image", lambda source, i: None)  # as if it were there when we look
+    # As if it were there again when it is looked at.
+    monkeypatch.setattr(pictures, "load_image", lambda source, i: np.zeros((1, 1, 3), np.uint8))
     found = list(image_batches(source, np.arange(N), resize=10, size=8, batch_size=4))
     assert len(waits) == 1
     for (ours, _), (theirs, _) in zip(found, expected, strict=True):
