@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -9,6 +10,10 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from skimage import data
+
+HEIGHT, WIDTH, QUALITY = 500, 689, 90  # of `photographs`
 
 
 def commit() -> str:
@@ -55,3 +60,19 @@ def asked(worker: subprocess.Popen, task: dict) -> dict[str, float]:
     worker.stdin.write(json.dumps(task) + "\n")
     worker.stdin.flush()
     return json.loads(worker.stdout.readline())
+
+
+def photographs(count: int) -> list[bytes]:
+    """JPEGs: pieces of one photograph at several scales."""
+    photograph = Image.fromarray(data.chelsea())
+    rng = np.random.default_rng(0)
+    files = []
+    for _ in range(count):
+        side = rng.uniform(0.5, 1)
+        w, h = side * photograph.width, side * photograph.height
+        x, y = rng.uniform(0, photograph.width - w), rng.uniform(0, photograph.height - h)
+        piece = photograph.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, (x, y, x + w, y + h))
+        file = io.BytesIO()
+        piece.save(file, "JPEG", quality=QUALITY)
+        files.append(file.getvalue())
+    return files

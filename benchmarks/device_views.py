@@ -1,10 +1,11 @@
-"""Training from views that the device makes, beside training on one repeated batch there: what the views cost.
+"""Training from views that the device or the host makes, beside training on one repeated batch: what the views cost.
 
     python -m benchmarks.device_views
     taskset -c 0 python -m benchmarks.device_views       # with one host core
     python -m benchmarks.device_views --batch=16 --depth=8 --stem=small --size=48 --images=64 --rounds=3 --dtype=float32
 
-Random Resized Crop and Saliency Swap each, in turn with the repeated batch (A B A B …) in one process. Writes
+Random Resized Crop and Saliency Swap each, in turn with the repeated batch (A B A B …) in one process. The host reads
+JPEGs; `…_alone` is its rate with nothing to train beside it, which a training cannot exceed. Writes
 benchmarks/results/device_views.json.
 """
 
@@ -17,10 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from benchmarks.common import synthetic_batch, write_results
+from benchmarks.common import photographs, synthetic_batch, write_results
 from configs import common
 from cvsa_jax import settings
+from cvsa_jax.data import pipeline
 from cvsa_jax.data.index import Order
+from cvsa_jax.data.resample import with_masks
+from cvsa_jax.data.sources import Source
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime.distributed import make_mesh, replicated, to_mesh
 from cvsa_jax.training import device_views
@@ -40,11 +44,14 @@ _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of the
 def main(argv: list[str]) -> None:
     del argv
     mesh = make_mesh()
-    runs = {name: _Run(mesh, kind) for name, kind in KINDS.items()}
+    runs = {name: _Run(mesh, *how) for name, how in KINDS.items()}
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(_ROUNDS.value):
         for name, run in runs.items():
             rates[name].append(run.rate())
+    for name, (_, where) in KINDS.items():
+        if where == "host":
+            rates[f"{name}_alone"] = [runs[name].rate_alone() for _ in range(_ROUNDS.value)]
     figures = {}
     for name, values in rates.items():
         ratio = statistics.median(a / b for a, b in zip(values, rates["repeated_batch"], strict=True))
@@ -57,25 +64,36 @@ def main(argv: list[str]) -> None:
     write_results("device_views", about | figures)
 
 
-KINDS = {"repeated_batch": None, "random_resized_crop": "random_resized_crop", "saliency_swap": "saliency_swap"}
+# Name -> kind of the views, and who makes them.
+KINDS = {
+    "repeated_batch": (None, "device"),
+    "random_resized_crop": ("random_resized_crop", "device"),
+    "saliency_swap": ("saliency_swap", "device"),
+    "host_random_resized_crop": ("random_resized_crop", "host"),
+    "host_saliency_swap": ("saliency_swap", "host"),
+}
 
 
 class _Run:
     """CVSA's training step, fed in one of the ways of KINDS."""
 
-    def __init__(self, mesh, kind: str | None):
+    def __init__(self, mesh, kind: str | None, where: str):
         config = common.pretrain()
         config.batch_size, config.total_steps, config.optim.warmup_steps = _BATCH.value, 10**5, 10
-        config.views.update({"size": _SIZE.value, "where": "device", "kind": kind or "saliency_swap"})
+        config.views.update({"size": _SIZE.value, "where": where, "kind": kind or "saliency_swap"})
         model = Siamese(_DEPTH.value, 64, _STEM.value, dtype=jnp.dtype(_DTYPE.value), axis_name="data")
         optimizer, _ = settings.optimizer(config, _IMAGES.value)
         views = settings.view_spec(config, model.stride)
         make_views = None if kind is None else device_views.make_views(views, seed=0)
+        if where == "host":
+            make_views = functools.partial(with_masks, size=views.size, xp=jnp)
         step = make_train_step(model, optimizer, mesh, settings.step_spec(config, _IMAGES.value), make_views)
         order = Order(_BATCH.value, range(10**6), 0)
         if kind is None:
             batch = to_mesh(synthetic_batch(_BATCH.value, _SIZE.value), mesh)
             self.batches = iter(lambda: batch, None)
+        elif where == "host":
+            self.batches = pipeline.train_batches(*_encoded(), views, order)
         else:
             self.batches = device_views.device_batches(_resident(views, mesh), _IMAGES.value, order, None)
         initialize = functools.partial(init_state, model, optimizer, _SIZE.value)
@@ -93,15 +111,38 @@ class _Run:
         jax.block_until_ready(metrics)
         return _BATCH.value * _STEPS.value / (time.perf_counter() - began)
 
+    def rate_alone(self) -> float:
+        """Images/s of the batches of a round."""
+        began = time.perf_counter()
+        for _ in range(_STEPS.value):
+            next(self.batches)
+        return _BATCH.value * _STEPS.value / (time.perf_counter() - began)
+
+
+@functools.lru_cache
+def _encoded() -> tuple[Source, np.ndarray, np.ndarray]:
+    """JPEGs, all of them, and one soft blob as the map of each."""
+    files, everything = photographs(min(64, _IMAGES.value)), np.arange(_IMAGES.value)
+
+    def read(i: int) -> bytes:
+        return files[i % len(files)]
+
+    names = tuple(map(str, everything))
+    source = Source("pieces", names, None, (), {"train": everything}, read, None, lambda kind: f"{len(names)} pieces")
+    return source, everything, np.tile(_blob(), (_IMAGES.value, 1, 1))
+
+
+def _blob() -> np.ndarray:
+    grid = np.linspace(-1, 1, 64)
+    return (255 * np.exp(-((grid[:, None] - 0.1) ** 2 + (grid[None] + 0.2) ** 2) / 0.2)).astype(np.uint8)
+
 
 @functools.lru_cache
 def _resident(views, mesh) -> device_views.Resident:
     """Noise, and one soft blob as the map of all images."""
     rng, side = np.random.default_rng(0), 2 * views.size
     images = rng.integers(0, 256, (_IMAGES.value, side, side, 3), np.uint8)
-    grid = np.linspace(-1, 1, 64)
-    blob = (255 * np.exp(-((grid[:, None] - 0.1) ** 2 + (grid[None] + 0.2) ** 2) / 0.2)).astype(np.uint8)
-    maps = np.tile(blob, (_IMAGES.value, 1, 1))
+    maps = np.tile(_blob(), (_IMAGES.value, 1, 1))
     shapes = np.tile(np.array([500, 689], np.float32), (_IMAGES.value, 1))
     return device_views.placed(images, shapes, maps, views, mesh)
 

@@ -1,12 +1,14 @@
-"""Images per second and core of the host's input, stage by stage, beside decoding alone and Pillow's two crops.
+"""Images per second of the host's input, stage by stage, beside decoding alone and Pillow's two crops.
 
     python -m benchmarks.input_pipeline
-    python -m benchmarks.input_pipeline --images=8 --seconds=0.3    # to try it
+    python -m benchmarks.input_pipeline --before=/tmp/before       # a checkout of an earlier commit, in turn with ours
+    python -m benchmarks.input_pipeline --images=8 --seconds=0.3   # to try it
 
 The images are JPEGs of 689x500 pixels, cut out of a photograph that scikit-image brings along, so that all sides
-measure the same files; `kept` are the images of `config.data.cache`, `small` those of 256 px. Every stage runs on one
-core, in turn over several rounds, each in a process of its own,
-so that none has the other's memory. Writes benchmarks/results/input_pipeline.json.
+measure the same files; `kept` are the images of `config.data.cache`, `small` those of 256 px; in `overhead` constants
+take the place of decoding and resizing, which leaves what one process can do with any number of cores. Every stage runs
+on one core, and those of SCALED on all cores as well, in turn over several rounds, each in a process of its own, so
+that none has the other's memory. Writes benchmarks/results/input_pipeline.json.
 """
 
 import io
@@ -22,16 +24,15 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from absl import app, flags
 from PIL import Image
-from skimage import data
 
-from benchmarks.common import write_results
+from benchmarks.common import HEIGHT, WIDTH, photographs, write_results
 
 _IMAGES = flags.DEFINE_integer("images", 64, "JPEGs.")
 _SIZE = flags.DEFINE_integer("size", 224, "Side of the views, px.")
 _SECONDS = flags.DEFINE_float("seconds", 4, "Of each stage in a round.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Of all stages.")
+_BEFORE = flags.DEFINE_string("before", None, "A checkout of an earlier commit, whose stages run in turn.")
 _STAGE = flags.DEFINE_string("stage", None, "Measure this one here, and print images/s: what the command calls itself.")
-HEIGHT, WIDTH, QUALITY = 500, 689, 90
 CROP, SWAP = {"views.kind": "random_resized_crop"}, {"views.kind": "saliency_swap"}
 
 
@@ -40,49 +41,45 @@ def main(argv: list[str]) -> None:
     if _STAGE.value:
         print(json.dumps(STAGES[_STAGE.value]()))
         return
-    rates: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    cores = len(os.sched_getaffinity(0))
+    measured: dict[str, list[float]] = {}
     for _ in range(_ROUNDS.value):
-        for stage, measured in rates.items():
-            measured.append(_on_one_core(stage))
+        for stage in STAGES:
+            if stage not in ON_ALL_CORES:
+                measured.setdefault(stage, []).append(_rate_of(stage, 1))
+                if _BEFORE.value:
+                    measured.setdefault(f"before_{stage}", []).append(_rate_of(stage, 1, _BEFORE.value))
+            if stage in (*SCALED, *ON_ALL_CORES):
+                measured.setdefault(f"{stage}_on_{cores}_cores", []).append(_rate_of(stage, cores))
     figures = {}
-    for stage, measured in rates.items():
-        ratio = statistics.median(a / b for a, b in zip(measured, rates["pillow_decode_two_crops"], strict=True))
-        figures |= {f"{stage}_images_per_s": statistics.median(measured), f"{stage}_over_pillow": ratio}
-        spread = f"{min(measured):.0f} to {max(measured):.0f}"
-        print(f"{stage:28} {statistics.median(measured):7.1f} images/s ({spread})  ×{ratio:.2f} of Pillow")
-    write_results("input_pipeline", {"size": _SIZE.value, "image": f"{WIDTH}x{HEIGHT} JPEG", **figures})
+    for name, rates in measured.items():
+        figures[f"{name}_images_per_s"] = statistics.median(rates)
+        told = f"{name:40} {statistics.median(rates):8.1f} images/s ({min(rates):.0f} to {max(rates):.0f})"
+        stage = name.removesuffix(f"_on_{cores}_cores")
+        for other, what in (("pillow_decode_two_crops", "Pillow"), (f"before_{name}", "before"), (stage, "one core")):
+            if other in measured and other != name:
+                ratio = statistics.median(a / b for a, b in zip(rates, measured[other], strict=True))
+                figures[f"{name}_over_{other}"] = ratio
+                told += f"  ×{ratio:.2f} of {what}"
+        print(told)
+    write_results("input_pipeline", {"size": _SIZE.value, "image": f"{WIDTH}x{HEIGHT} JPEG", "cores": cores, **figures})
 
 
-def _on_one_core(stage: str) -> float:
-    core = min(os.sched_getaffinity(0))
+def _rate_of(stage: str, cores: int, tree: str = ".") -> float:
+    """Of a stage on so many cores, as the checkout `tree` has it."""
     command = [sys.executable, "-m", "benchmarks.input_pipeline", f"--stage={stage}"]
     command += [f"--{flag.name}={flag.value}" for flag in (_IMAGES, _SIZE, _SECONDS)]
-    limits = os.environ | {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    allowed = sorted(os.sched_getaffinity(0))[:cores]
     done = subprocess.run(
         command,
-        env=limits,
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        cwd=tree,
+        env=os.environ | {"OMP_NUM_THREADS": str(cores), "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": "."},
+        preexec_fn=lambda: os.sched_setaffinity(0, allowed),
         capture_output=True,
         text=True,
         check=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def encoded() -> list[bytes]:
-    """The JPEGs: pieces of one photograph at several scales."""
-    photograph = Image.fromarray(data.chelsea())
-    rng = np.random.default_rng(0)
-    files = []
-    for _ in range(_IMAGES.value):
-        side = rng.uniform(0.5, 1)
-        w, h = side * photograph.width, side * photograph.height
-        x, y = rng.uniform(0, photograph.width - w), rng.uniform(0, photograph.height - h)
-        piece = photograph.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, (x, y, x + w, y + h))
-        file = io.BytesIO()
-        piece.save(file, "JPEG", quality=QUALITY)
-        files.append(file.getvalue())
-    return files
 
 
 def _rate(images: Iterator[int]) -> float:
@@ -100,7 +97,7 @@ def _rate(images: Iterator[int]) -> float:
 
 
 def _forever(work: Callable[[bytes, int], object]) -> Iterator[int]:
-    files, k = encoded(), 0
+    files, k = photographs(_IMAGES.value), 0
     while True:
         work(files[k % len(files)], k)
         k += 1
@@ -132,7 +129,20 @@ def decode() -> float:
     return _rate(_forever(lambda file, k: np.asarray(opened(file).pixels())))
 
 
-def _views(changes: dict) -> float:
+def _overhead(changes: dict) -> float:
+    """What is left of the pipeline where nothing is decoded, resized or pasted."""
+    import tensorflow as tf
+
+    from cvsa_jax.data import pixels
+
+    image = tf.zeros([HEIGHT, WIDTH, 3], tf.uint8)
+    view = tf.zeros([_SIZE.value, _SIZE.value, 3], tf.uint8)
+    pixels.decoded = lambda *args: image
+    pixels.resized = pixels.pasted = lambda *args: view
+    return _views(changes, batch=256)
+
+
+def _views(changes: dict, batch: int = 16) -> float:
     """The whole pipeline of training, as a config with such changes has it."""
     from configs import common
     from cvsa_jax import settings
@@ -144,7 +154,7 @@ def _views(changes: dict) -> float:
     config = common.pretrain()
     config.views.size = _SIZE.value
     config.update_from_flattened_dict(changes)
-    files, batch = encoded(), 16
+    files = photographs(_IMAGES.value) * max(1, 4 * batch // _IMAGES.value)
     names, everything = tuple(map(str, range(len(files)))), np.arange(len(files))
     source = Source("pieces", names, None, (), {"train": everything}, files.__getitem__, None, lambda kind: "")
     grid = np.linspace(-1, 1, 64)
@@ -170,7 +180,11 @@ STAGES = {
     "saliency_swap_kept": lambda: _views(SWAP | {"data.cache": True}),
     "random_resized_crop_kept_small": lambda: _views(CROP | {"data.cache": True, "views.stored": 256}),
     "saliency_swap_kept_small": lambda: _views(SWAP | {"data.cache": True, "views.stored": 256}),
+    "overhead_random_resized_crop": lambda: _overhead(CROP),
+    "overhead_saliency_swap": lambda: _overhead(SWAP),
 }
+SCALED = ("random_resized_crop", "saliency_swap")
+ON_ALL_CORES = ("overhead_random_resized_crop", "overhead_saliency_swap")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m benchmarks.memory --images=2000,20000,200000
 
 For each size: a folder of so many images (links to a few files) with a saliency store, and in a process of its own the
-input pipeline of stage 2 on it; after 20 and after 60 batches, the process's own memory (without files that the system
+input pipeline of stage 2 on it; after 20 and after 200 batches, the process's own memory (without files that the system
 may drop from memory again, as it can those of the store). Writes benchmarks/results/memory.json.
 """
 
@@ -32,7 +32,7 @@ from cvsa_jax.saliency.store import SHARD_SIZE, SaliencyStore, shard_paths
 
 _IMAGES = flags.DEFINE_list("images", ["2000", "20000", "200000"], "Sizes of the data set.")
 _MEASURE = flags.DEFINE_string("measure", None, "Only measures the set in this folder, and prints the figures.")
-FILES, BATCH, WARM, STEPS = 16, 64, 20, 60
+FILES, BATCH, WARM, STEPS = 16, 64, 20, 200
 
 
 def make_set(folder: Path, images: int) -> None:

@@ -4,7 +4,7 @@
     python -m benchmarks.peers_input --peer=.venv-peers/bin/python
     python -m benchmarks.peers_input --peer=.venv-peers/bin/python --seconds=1 --rounds=1    # to try it
 
-Both read the JPEGs of benchmarks/input_pipeline.py from a folder, and give batches of 16 images with two views of 224
+Both read the JPEGs of benchmarks/common.py from a folder, and give batches of 16 images with two views of 224
 px each: Random Resized Crops and flips alone, and with all of BYOL's augmentation, which ours does in the jitted step,
 here on the CPU as well. Saliency Swap has no peer. Writes benchmarks/results/peers_input.json.
 """
@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from benchmarks import input_pipeline
-from benchmarks.common import write_results
+import benchmarks.input_pipeline  # noqa: F401  for its flags
+from benchmarks.common import photographs, write_results
 from configs import common
 from cvsa_jax import settings
 from cvsa_jax.data.index import Order
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     given = flags.FLAGS
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
-        for k, file in enumerate(input_pipeline.encoded()):
+        for k, file in enumerate(photographs(given.images)):
             (Path(folder) / f"{k:04d}.jpg").write_bytes(file)
         sides = {
             "crops": lambda: ours(folder, full=False),

@@ -12,10 +12,16 @@ from PIL import Image
 from tiny_runs import tiny
 
 import cvsa_jax
-from cvsa_jax import api
+from cvsa_jax import api, settings
+from cvsa_jax.data.index import Order
+from cvsa_jax.data.pipeline import train_batches
+from cvsa_jax.data.resample import with_masks
+from cvsa_jax.data.sources import load
 from cvsa_jax.evaluation.protocol import EvalSpec
 from cvsa_jax.runs import pretrain
 from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.saliency.compute import compute
+from cvsa_jax.saliency.detectors.annotation import center
 
 ROOT = Path(__file__).parents[1]
 
@@ -126,17 +132,63 @@ def test_names_are_listed_and_others_are_not_there():
         cvsa_jax.nothing  # noqa: B018
 
 
+def folder_with_maps(root: Path) -> None:
+    """`my_images` and `my_maps` of the tiny set."""
+    source = cvsa_jax.load_source(tiny())
+    for i, image in enumerate(images_of(source, source.split("train"))):
+        path = root / "my_images" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    folder = load("folder", str(root / "my_images"))
+    compute(folder, center(folder), root / "my_maps", threshold=0.5, on_bad_image="stop")
+    (root / "configs").symlink_to(ROOT / "configs")
+
+
+def test_the_example_of_the_docs_gives_the_views_of_a_training(tmp_path, monkeypatch, capsys):
+    folder_with_maps(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    real, made = api.load_config, []
+
+    def quick_config(file, changes):
+        made.append(real(file, changes | {"batch_size": 8, "total_steps": 3, "views.size": 32}))
+        return made[-1]
+
+    monkeypatch.setattr(api, "load_config", quick_config)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)
+    assert len(example.replace("\n\n", "\n").strip().splitlines()) <= 12
+    names = {}
+    exec(compile(example, "data.md", "exec"), names)
+    assert capsys.readouterr().out.splitlines()[-2:] == ["(8, 32, 32, 3) (8, 8, 8) uint8"] * 2
+
+    # They are those that a training of this config sees, in its order.
+    (config,) = made
+    source = cvsa_jax.load_source(config)
+    store = cvsa_jax.SaliencyStore(tmp_path / "my_maps", source)
+    spec, order = settings.view_spec(config, 1), Order(8, range(3), config.seed)
+    expected = [with_masks(b, 32, np) for b in train_batches(source, source.split("train"), store, spec, order)]
+    found = list(cvsa_jax.views(config).as_numpy_iterator())
+    assert len(found) == len(expected) == 3
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == {"view1", "view2", "mask1", "mask2"}
+        for name, rows in ours.items():
+            np.testing.assert_array_equal(rows, theirs[name])
+
+
+def test_views_of_crops_need_no_maps_and_bring_labels(tmp_path):
+    config = tiny("byol")
+    config.views.kind = "random_resized_crop"
+    (batch,) = cvsa_jax.views(config).take(1).as_numpy_iterator()
+    assert batch.keys() == {"view1", "view2", "label"} and batch["label"].shape == (8,)
+    with pytest.raises(UserError, match="seed"):
+        config.seed = -1
+        cvsa_jax.views(config)
+
+
 def test_the_example_of_the_readme_runs(tmp_path, small_runs, monkeypatch):
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(example.strip().splitlines()) <= 12
-    config = tiny()
-    source = cvsa_jax.load_source(config)
-    for i, image in enumerate(images_of(source, source.split("train"))):
-        path = tmp_path / "my_images" / f"{i}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(image).save(path)
+    folder_with_maps(tmp_path)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     real = api.load_config
 
     def quick_config(file, changes):
