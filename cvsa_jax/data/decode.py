@@ -5,7 +5,6 @@ import dataclasses
 import io
 import warnings
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -32,16 +31,6 @@ _TURNS = {
 
 class Unreadable(Exception):
     """Says, in one line, why bytes are not an image."""
-
-
-@runtime_checkable
-class Opened(Protocol):
-    """An image whose size is known and whose pixels are not read yet."""
-
-    @property
-    def size(self) -> tuple[int, int]: ...
-
-    def pixels(self, least: np.ndarray | None = None) -> Image.Image: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,7 +129,8 @@ class Input:
         """`pool`: the images among which those that cannot be read are looked for; the rest as in `train_batches`."""
         self._source, self._pool, self._places, self._making, self._labels = source, pool, places, making, labels
         self._pictures: Pictures = Files(source) if squares is None else Kept(squares)
-        self._failure: Exception | None = None  # of the function that plans; TensorFlow tells of it in its own words
+        # Of steps whose plan failed: TensorFlow tells of it in its own words.
+        self._failures: dict[int, Exception] = {}
 
     def batches(self, steps: range) -> Iterator[Batch]:
         """The batches of these steps as arrays, which may not be written to. Raises UserError at an image that cannot
@@ -142,8 +143,8 @@ class Input:
                     for batch in self.dataset(range(step, steps.stop)).as_numpy_iterator():
                         yield batch
                         step, again = step + 1, False
-                except (tf.errors.OpError, decode.Unreadable) as error:
-                    self._mend(step, error, again)
+                except (tf.errors.OpError, decode.Unreadable):
+                    self._mend(step, again)
                     again = True
         finally:
             if not sys.is_finalizing():
@@ -206,7 +207,7 @@ class Input:
             b, g = len(examples), self._making.group
             return tf.nest.map_structure(lambda rows: _by_group(rows, b, g), parts)
         except Exception as error:
-            self._failure = error
+            self._failures[step] = error
             raise
 
     def _fetched(self, group: dict) -> dict:
@@ -224,10 +225,10 @@ class Input:
         columns = {name: tf.unstack(value) for name, value in pictures.items()}
         return [{name: column[k] for name, column in columns.items()} for k in range(self._making.group)]
 
-    def _mend(self, step: int, error: Exception, again: bool) -> None:
-        """Does what lets the batch of this step be made after all. Raises UserError, of all images that cannot be read,
-        or whatever error was none of an image's."""
-        failure, self._failure = self._failure, None
+    def _mend(self, step: int, again: bool) -> None:
+        """Does what lets the batch of this step be made after all; `again`: not for the first time. Raises UserError,
+        of all images that cannot be read, or whatever error was none of an image's."""
+        failure = self._failures.pop(step, None)
         if failure is not None and not isinstance(failure, decode.Unreadable):
             raise failure from None
         examples, _ = self._places(step)

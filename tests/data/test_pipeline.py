@@ -447,6 +447,30 @@ def test_an_error_in_the_middle_is_told_after_the_batches_before_it():
     assert len(found) == 2
 
 
+def test_of_two_errors_the_first_in_the_order_is_told(monkeypatch):
+    # The second step is planned, and fails, before an image of the first one is decoded.
+    encoded, order = textured(), Order(BATCH, range(2), SEED)
+    first, second = (order.examples(POOL, order.positions(step)) for step in range(2))
+    encoded[first[0]] = encoded[first[0]][:-30]
+    planned = threading.Event()
+
+    class Broken:
+        shape = MAPS.shape
+
+        def __getitem__(self, examples):
+            if np.array_equal(examples, second):
+                planned.set()
+                raise UserError("maps-0001.npz is damaged")
+            return MAPS[examples]
+
+    opened = decode.opened
+    monkeypatch.setattr(decode, "opened", lambda *args: planned.wait(5) and opened(*args))
+    source = memory_source(encoded)
+    monkeypatch.setattr(pictures.Headers, "look", lambda self, *args: (np.full((BATCH, 2), 12), np.zeros(BATCH, int)))
+    with pytest.raises(UserError, match=rf"image{first[0]}\.png"):
+        list(train_batches(source, POOL, Broken(), SWAP, order))
+
+
 def test_what_is_left_open_is_closed_at_once():
     endless = train_batches(memory_source(textured()), POOL, MAPS, SWAP, Order(BATCH, range(10**9), SEED))
     next(endless)

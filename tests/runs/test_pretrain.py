@@ -314,7 +314,7 @@ def test_workdir_of_other_data(tmp_path, finished, cvsa_config, monkeypatch):
         monkeypatch.setattr(settings, "load_source", lambda data, changed=changed: changed)
         config = tiny("byol")
         config.update(cvsa_config().to_dict())
-        monkeypatch.setattr(pretrain, "open_store", lambda *args: None)
+        monkeypatch.setattr(pretrain, "maps_of", lambda *args: None)
         with pytest.raises(UserError, match=rf"was trained on other data \({reason}\).*: restore the data"):
             pretrain.train(config, workdir)
     assert_equal_trees(final_state(workdir, cvsa_config()), before)
