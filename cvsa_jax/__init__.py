@@ -5,9 +5,9 @@ import os
 import platform
 from importlib import metadata, util
 
-# Read by TensorFlow, which writes for TensorBoard, and XLA when they are first imported: only errors are printed, and
-# no notice about oneDNN.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Read by TensorFlow, which makes the host's views and writes for TensorBoard, and by XLA when they are first imported:
+# they print nothing that Python is told as well, and no notice about oneDNN.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 # On a CPU, XLA of JAX 0.10 and 0.11 gives convolutions, matrix products and sums to YNNPACK, which is faster than its

@@ -76,8 +76,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     """Pre-trains as `python -m cvsa_jax.main` does, or continues, and returns the figures of the report. UserError for
     whatever the user can put right."""
     ranges.check(flat_config(config).items())
-    if config.mode != "pretrain":
-        raise UserError(f"train takes a config of mode 'pretrain', not {config.mode!r}: see python -m cvsa_jax.main")
+    _check_pretrain(config, "train")
     check_mode(config, as_path(workdir))
     return pretrain.train(config, as_path(workdir))
 
@@ -89,9 +88,10 @@ def views(config: ConfigDict) -> tf.data.Dataset:
 
     Elements are dictionaries: `view1`, `view2` (b, S, S, 3) uint8; where the views or the loss need maps, `mask1` and
     `mask2` (b, S / 4, S / 4) uint8, the saliency of the image inside of its box and 0 elsewhere; and of labelled sets
-    `label` (b,) int32. An image that cannot be decoded ends the data set with TensorFlow's own error. UserError for
-    whatever the user can put right before.
+    `label` (b,) int32. An image that cannot be decoded, or a damaged JPEG that only Pillow reads, ends the data set
+    with TensorFlow's own error. UserError for whatever the user can put right before.
     """
+    _check_pretrain(config, "views")
     ranges.check(flat_config(config).items())
     return feed.view_dataset(config)
 
@@ -156,6 +156,11 @@ class Backbone:
 def _encoder(model: Siamese | Classifier, mesh: Mesh, maps: bool):
     """Compiled once, and not for each call."""
     return make_encoder(model, mesh, maps=maps)
+
+
+def _check_pretrain(config: ConfigDict, name: str) -> None:
+    if config.mode != "pretrain":
+        raise UserError(f"{name} takes a config of mode 'pretrain', not {config.mode!r}: see python -m cvsa_jax.main")
 
 
 def _checked(images: Images) -> Images:

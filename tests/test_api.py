@@ -179,9 +179,12 @@ def test_views_of_crops_need_no_maps_and_bring_labels(tmp_path):
     config.views.kind = "random_resized_crop"
     (batch,) = cvsa_jax.views(config).take(1).as_numpy_iterator()
     assert batch.keys() == {"view1", "view2", "label"} and batch["label"].shape == (8,)
-    with pytest.raises(UserError, match="seed"):
-        config.seed = -1
-        cvsa_jax.views(config)
+    assert len(cvsa_jax.views(config)) == 10
+    for key, value, said in (("batch_size", 7, "group"), ("seed", -1, "seed"), ("mode", "linear", "'pretrain'")):
+        wrong = config.copy_and_resolve_references()
+        wrong[key] = value
+        with pytest.raises(UserError, match=said):
+            cvsa_jax.views(wrong)
 
 
 def test_the_example_of_the_readme_runs(tmp_path, small_runs, monkeypatch):

@@ -43,8 +43,8 @@ SMALL = {
 
 def commands_of(page: Path) -> list[str]:
     """The lines of a page's blocks of commands, continuation lines joined."""
-    blocks = re.findall(r"^```\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    lines = [line for language, block in blocks if not language for line in block.replace("\\\n", " ").splitlines()]
     starts = ("python ", "make ", "launch/", "sbatch ", "tfds ")
     return [line.split("  # ")[0].split("    #")[0].strip() for line in lines if line.startswith(starts)]
 

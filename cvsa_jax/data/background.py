@@ -7,6 +7,7 @@ much; and how much it recognises from the background alone. All need masks and l
 
 import dataclasses
 import io
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,7 @@ from scipy import ndimage
 
 from cvsa_jax.data.reading import load_image
 from cvsa_jax.data.sources import Source
+from cvsa_jax.data.sources.source import fingerprint
 
 _FEATHER = 1.0  # px, standard deviation: the object's border is as soft as a photograph's
 _SMOOTHING = 4.0  # px, standard deviation, inside of what is filled
@@ -35,7 +37,7 @@ def replaced(source: Source, indices: np.ndarray, seed: int, *, same_class: bool
         behind = np.asarray(behind.resize(image.shape[1::-1], Image.Resampling.BILINEAR), np.float32)
         return _encoded(laid_over(image, mask, behind))
 
-    return dataclasses.replace(source, read=read, cut=0)
+    return _showing(source, read, f"replaced {seed} {same_class}")
 
 
 def removed(source: Source) -> Source:
@@ -49,7 +51,13 @@ def removed(source: Source) -> Source:
             hole[box] = True
         return _encoded(without_object(image, hole))
 
-    return dataclasses.replace(source, read=read, cut=0)
+    return _showing(source, read, "removed")
+
+
+def _showing(source: Source, read: Callable[[int], bytes], what: str) -> Source:
+    """The source with other pictures, whole and upright, which no cache must take for its own."""
+    told = fingerprint([source.fingerprint, what], [0, len(source)])
+    return dataclasses.replace(source, read=read, path=None, cut=0, identify=lambda kind: told)
 
 
 def without_object(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -10,8 +10,10 @@ import numpy as np
 from cvsa_jax.data import decode
 from cvsa_jax.data.reading import open_image
 from cvsa_jax.data.sources import Source
+from cvsa_jax.runtime.callbacks import go_on
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import cache_folder, write_atomically
+from cvsa_jax.runtime.workers import spread
 
 OTHER = 0  # instead of an orientation: the project's own decoder reads the image, and turns it
 _HEAD = 2**16  # bytes of a file that nearly always hold the header
@@ -32,20 +34,31 @@ class Headers:
     def look(self, examples: np.ndarray, files: list[bytes] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Shapes and turns of the images (k,), of which `files` are the bytes where they are read already. Raises
         decode.Unreadable at one that is no image."""
-        for row in np.flatnonzero(self.shapes[examples, 0] == 0):
-            i = int(examples[row])
-            shape, turn = _told(self._source, i, None if files is None else files[row])
-            with self._lock:
-                self.turns[i], self.shapes[i] = turn, shape
-                self._new += 1
+        unknown = np.flatnonzero(self.shapes[examples, 0] == 0)
+        files = [None] * len(examples) if files is None else files
+        items = [(int(examples[row]), files[row]) for row in unknown]
+        for (i, _), told in zip(items, spread(lambda item: _told(self._source, *item), items), strict=True):
+            self._learn(i, told)
         if self._new >= max(_SEEN, np.count_nonzero(self.shapes[:, 0]) // 2):
             self.keep()
         return self.shapes[examples], self.turns[examples]
 
-    def leave_to_us(self, examples: np.ndarray) -> None:
-        """From now on the project's own decoder reads these images."""
+    def look_again(self, i: int) -> bool:
+        """Whether the header of image i is no longer what it was."""
+        told = _told(self._source, i, None)
+        changed = (tuple(self.shapes[i].tolist()), int(self.turns[i])) != told
+        if changed and not (self.turns[i] == OTHER and tuple(self.shapes[i].tolist()) == told[0]):
+            self._learn(i, told)
+            return True
+        return False
+
+    def leave_to_us(self, i: int) -> None:
+        """From now on the project's own decoder reads image i."""
+        self._learn(i, (tuple(self.shapes[i].tolist()), OTHER))
+
+    def _learn(self, i: int, told: tuple[tuple[int, int], int]) -> None:
         with self._lock:
-            self.turns[examples] = OTHER
+            self.shapes[i], self.turns[i] = told
             self._new += 1
 
     def keep(self) -> None:
@@ -53,14 +66,15 @@ class Headers:
         with self._lock, contextlib.suppress(OSError, UserError):  # a cache, which may lie where nothing can be written
             if not self._new:
                 return
+            self._new = 0  # also where they cannot be kept, so that it is not tried at every batch
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             shapes, turns = self._kept()
-            ours = self.shapes[:, 0] > 0
+            ours, theirs = self.shapes[:, 0] > 0, (shapes[:, 0] > 0) & (turns == OTHER)
             shapes[ours], turns[ours] = self.shapes[ours], self.turns[ours]
+            turns[theirs] = OTHER  # whoever found out that only our decoder reads an image
             content = io.BytesIO()
             np.savez(content, shapes=shapes, turns=turns)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._path, lambda file: file.write(content.getbuffer()))
-            self._new = 0
 
     def _kept(self) -> tuple[np.ndarray, np.ndarray]:
         count = len(self._source)
@@ -74,6 +88,7 @@ class Headers:
 
 def _told(source: Source, i: int, file: bytes | None) -> tuple[tuple[int, int], int]:
     """Height and width, and the turn."""
+    go_on()
     image = _opened(source, i, file)
     width, height = image.size
     # Of four channels every decoder has its own notion; a file of several pictures begins with the one that counts.

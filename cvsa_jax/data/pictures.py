@@ -12,7 +12,8 @@ from cvsa_jax.data.headers import OTHER, Headers
 from cvsa_jax.data.reading import load_image, read
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.stored import Squares
-from cvsa_jax.runtime.callbacks import called_back
+from cvsa_jax.runtime.callbacks import called_back, go_on
+from cvsa_jax.runtime.workers import spread
 
 Rows = dict[str, np.ndarray]
 Tensors = dict[str, tf.Tensor]
@@ -49,7 +50,7 @@ class Files:
         """Raises decode.Unreadable at what is no image."""
         source, contents = self._source, None
         if source.path is None:
-            files = contents = [_read(source, int(i)) for i in examples]
+            files = contents = spread(lambda i: _read(source, i), examples.tolist())
         else:
             files = [os.fsencode(source.path(int(i))) for i in examples]
         shapes, turns = self._headers.look(examples, contents)
@@ -60,7 +61,9 @@ class Files:
         ratios = np.zeros(len(shapes), np.int32)
         if least is not None and not self._source.cut:
             ratios = np.where(known["turn"] == OTHER, 0, pixels.halvings(shapes, least))
-        return known | {"ratio": ratios}, pixels.read_shapes(shapes, ratios)
+        whole = shapes + np.where(known["turn"] == OTHER, 0, self._source.cut)[:, None] * np.array([1, 0])
+        known |= {"ratio": ratios, "shape": pixels.read_shapes(whole, ratios).astype(np.int32)}
+        return known, pixels.read_shapes(shapes, ratios)
 
     def fetched(self, picture: Tensors) -> Tensors:
         if self._source.path is None:
@@ -68,33 +71,43 @@ class Files:
         return picture | {"file": tf.io.read_file(picture["file"])}
 
     def image(self, picture: Tensors) -> tf.Tensor:
+        cut = self._source.cut
+
         def by_us(encoded: tf.Tensor) -> tf.Tensor:
             def decoded(encoded: bytes) -> np.ndarray:
-                return np.asarray(decode.opened(encoded, self._source.cut).pixels())
+                return np.asarray(decode.opened(encoded, cut).pixels())
 
             image = tf.numpy_function(called_back(decoded), [encoded], tf.uint8, stateful=False)
             return tf.ensure_shape(image, (None, None, 3))
 
-        return pixels.decoded(picture["file"], picture["turn"], picture["ratio"], by_us)
+        image = pixels.decoded(picture["file"], picture["turn"], picture["ratio"], by_us)
+        # A file may have been replaced since its header was read.
+        with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(image)[:2], picture["shape"])]):
+            return tf.identity(image)
 
     def mend(self, examples: np.ndarray) -> bool:
-        """Where there are JPEGs among these that only the project's decoder reads as it should, it does from now on."""
-        odd = [i for i in examples if not self._are_alike(int(i), load_image(self._source, int(i)))]
-        if odd:
-            self._headers.leave_to_us(np.array(odd))
-        return bool(odd)
+        """Where a file has been replaced, or only the project's decoder reads it, that is known from now on."""
+        mended = False
+        for i in examples.tolist():
+            load_image(self._source, i)
+            changed = self._headers.look_again(i)
+            if not changed and self._is_odd(i):
+                self._headers.leave_to_us(i)
+                changed = True
+            mended |= changed
+        return mended
 
-    def _are_alike(self, i: int, expected: np.ndarray) -> bool:
-        """Whether the graph's decoder gives what the project's does, if it is asked."""
-        turn = int(self._headers.turns[i])
-        if turn == OTHER:
-            return True
-        picture = {"file": read(self._source, i), "turn": turn, "ratio": 0}
-        try:
-            found = self.image({name: tf.constant(value) for name, value in picture.items()}).numpy()
-        except tf.errors.OpError:
+    def _is_odd(self, i: int) -> bool:
+        """Whether TensorFlow's decoder is asked for an image that it does not read."""
+        if self._headers.turns[i] == OTHER:
             return False
-        return found.ndim == 3 and np.array_equal(found[: len(expected)], expected)
+        known, shapes = self.look(np.array([i]))
+        known = self.planned(known, shapes, None)[0] | {"file": [read(self._source, i)]}
+        try:
+            self.image({name: tf.constant(value[0]) for name, value in known.items()})
+        except (tf.errors.OpError, ValueError):
+            return True
+        return False
 
     def close(self) -> None:
         self._headers.keep()
@@ -129,6 +142,7 @@ class Kept:
 
 
 def _read(source: Source, i: int) -> bytes:
+    go_on()
     try:
         return read(source, i)
     except OSError as error:

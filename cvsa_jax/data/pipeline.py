@@ -25,7 +25,6 @@ from cvsa_jax.runtime.callbacks import called_back
 from cvsa_jax.runtime.errors import UserError
 
 _AHEAD = 2  # batches
-_READERS = 16  # files that are asked for at a time, for those that lie far away
 Batch = dict[str, np.ndarray]
 Places = Callable[[int], tuple[np.ndarray, np.ndarray]]  # step -> examples (b,) and positions (b,) of its rows
 
@@ -136,32 +135,37 @@ class Input:
         """The batches of these steps as arrays, which may not be written to. Raises UserError at an image that cannot
         be read."""
         pixels.leave_accelerators()
-        step, again = steps.start, False
+        step, again, held = steps.start, False, [self]
+        # As the program ends, modules lose their contents before a generator that was left open is closed.
+        errors, ends = (tf.errors.OpError, decode.Unreadable), sys.is_finalizing
         try:
             while step < steps.stop:
                 try:
-                    for batch in self.dataset(range(step, steps.stop)).as_numpy_iterator():
+                    for batch in self.dataset(range(step, steps.stop), held).as_numpy_iterator():
                         yield batch
                         step, again = step + 1, False
-                except (tf.errors.OpError, decode.Unreadable):
+                except errors:
                     self._mend(step, again)
                     again = True
         finally:
-            if not sys.is_finalizing():
+            held.clear()
+            if not ends():
                 self._pictures.close()
 
-    def dataset(self, steps: range) -> tf.data.Dataset:
-        """The batches of these steps as dictionaries of tensors."""
+    def dataset(self, steps: range, held: list["Input"] | None = None) -> tf.data.Dataset:
+        """The batches of these steps as dictionaries of tensors. `held`: of this pipeline, which can be given up:
+        TensorFlow keeps every function of Python that it was ever given."""
+        held = [self] if held is None else held
         like = self._plan(steps.start)
         flat = tf.nest.flatten(like)
+        first = {steps.start: flat}  # made already, once
+
+        def plan(step: np.integer) -> list[np.ndarray]:
+            return first.pop(int(step), None) or tf.nest.flatten(held[0]._plan(int(step)))
 
         def planned(step: tf.Tensor) -> dict:
-            told = tf.numpy_function(
-                called_back(lambda step: tf.nest.flatten(self._plan(int(step)))),
-                [step],
-                [tf.as_dtype(array.dtype) for array in flat],
-                stateful=False,
-            )
+            types = [tf.as_dtype(array.dtype) for array in flat]
+            told = tf.numpy_function(called_back(plan), [step], types, stateful=False)
             told = [tf.ensure_shape(value, (None, *array.shape[1:])) for value, array in zip(told, flat, strict=True)]
             return tf.nest.pack_sequence_as(like, told)
 
@@ -169,13 +173,17 @@ class Input:
             return data.map(tf.autograph.experimental.do_not_convert(function), num_parallel_calls=calls)
 
         groups = mapped(tf.data.Dataset.range(steps.start, steps.stop), planned, _AHEAD).unbatch()
-        made = mapped(mapped(groups, self._fetched, _READERS), self._made, workers.CORES)
+        made = mapped(mapped(groups, self._fetched, workers.READERS), self._made, workers.CORES)
         return mapped(made.batch(len(flat[0])), _joined, 1).prefetch(_AHEAD).with_options(_options())
 
     def pairs(self, steps: range) -> tf.data.Dataset:
         """`dataset` of pairs of views for who has no step of ours: their masks are placed, and only views, masks and
         labels are given."""
-        data = self.dataset(steps)
+        try:
+            data = self.dataset(steps)
+        except decode.Unreadable:
+            raise unreadable_error(self._source, unreadable(self._source, self._pool)) from None
+        data = data.apply(tf.data.experimental.assert_cardinality(len(steps)))
         if "cells" not in data.element_spec:
             return data.map(_shown)
         size = data.element_spec["view1"].shape[1]
@@ -211,19 +219,15 @@ class Input:
             raise
 
     def _fetched(self, group: dict) -> dict:
-        pictures = [self._pictures.fetched(picture) for picture in self._each(group["pictures"])]
-        together = {name: tf.stack([picture[name] for picture in pictures]) for name in pictures[0]}
-        return group | {"pictures": together}
+        columns = {name: tf.unstack(value) for name, value in group["pictures"].items()}
+        each = ({name: column[k] for name, column in columns.items()} for k in range(self._making.group))
+        return group | {"pictures": tuple(self._pictures.fetched(picture) for picture in each)}
 
     def _made(self, group: dict) -> Tensors:
-        images = [self._pictures.image(picture) for picture in self._each(group["pictures"])]
+        images = [self._pictures.image(picture) for picture in group["pictures"]]
         cuts = Cuts(**{name: tf.unstack(value) for name, value in group["cuts"].items()})
         needs = {name: tf.unstack(value) for name, value in group["needs"].items()}
         return self._making.pixels(images, cuts, needs) | group["told"]
-
-    def _each(self, pictures: Tensors) -> list[Tensors]:
-        columns = {name: tf.unstack(value) for name, value in pictures.items()}
-        return [{name: column[k] for name, column in columns.items()} for k in range(self._making.group)]
 
     def _mend(self, step: int, again: bool) -> None:
         """Does what lets the batch of this step be made after all; `again`: not for the first time. Raises UserError,
@@ -271,5 +275,6 @@ def _joined(batch: Tensors) -> Tensors:
 def _options() -> tf.data.Options:
     options = tf.data.Options()
     options.deterministic, options.autotune.enabled = True, False
-    options.threading.private_threadpool_size, options.threading.max_intra_op_parallelism = workers.CORES, 1
+    options.threading.private_threadpool_size = max(workers.CORES, workers.READERS)
+    options.threading.max_intra_op_parallelism = 1
     return options

@@ -9,12 +9,13 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from cvsa_jax.data.headers import OTHER
+
 RATIOS = (1, 2, 4, 8)  # at which libjpeg reads a JPEG smaller
 # A JPEG that is read smaller is softer than what a view averages of it. Read at just the size that is needed, a large
 # photograph gives views of 48 px that differ by 1.5 to 2 levels on average from those of the whole one; read at twice
 # that size by .5 to .7.
 FINER = 2
-OTHER = 0  # a file that the project's own decoder reads; 1 to 8 are the orientations, in EXIF's numbers, of JPEGs
 # Of an image whose rows and columns are exchanged from orientation 5 on, the axes that are then mirrored.
 _MIRRORED = np.array([(0, 0)] * 2 + [(0, 1), (1, 1), (1, 0), (0, 0), (0, 1), (1, 1), (1, 0)], bool)
 _WHOLE = (3, 3, 4, 2, 2, 4, 2, 2, 3)  # sizes of the parts of `cuts`' first array

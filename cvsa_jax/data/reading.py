@@ -105,6 +105,6 @@ def unreadable_error(source: Source, bad: dict[str, str]) -> UserError:
     listed = some(f"{name} ({reason})" for name, reason in bad.items())
     return UserError(
         f"{len(bad)} of {len(source)} images of {source.name} cannot be decoded: {listed}. Leave them out with "
-        "--config.data.on_bad_image=skip (of embed: --skip_bad_images), with which a pre-training that has begun goes "
-        "on as well, or replace or remove them before one begins"
+        "--config.data.on_bad_image=skip (of embed: --skip_bad_images), or replace or remove them before a training "
+        "begins. One that has begun goes on with that as well, unless they were sound then: put those back as they were"
     )

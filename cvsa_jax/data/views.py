@@ -11,11 +11,11 @@ import tensorflow as tf
 from cvsa_jax.data import pixels, plan
 from cvsa_jax.data import saliency_swap as swap
 from cvsa_jax.data.index import position_words
+from cvsa_jax.data.pictures import Rows
 from cvsa_jax.data.resample import centre_boxes
 from cvsa_jax.data.saliency_maps import MapReader, fills, saliency_maps, search
 from cvsa_jax.data.view_spec import ViewSpec
 
-Rows = dict[str, np.ndarray]
 Parts = dict[str, list[tf.Tensor]]
 
 

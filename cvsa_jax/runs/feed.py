@@ -75,6 +75,11 @@ def maps_of(config: ConfigDict, source: Source) -> SaliencyStore | None:
 def view_dataset(config: ConfigDict) -> tf.data.Dataset:
     """The host's views of a whole pre-training; see `api.views`."""
     views = settings.view_spec(config, settings.model(config.model).stride)
+    if config.batch_size % views.group:
+        raise UserError(
+            f"config.batch_size={config.batch_size} does not divide by config.views.group={views.group}, whose images "
+            "lend each other their backgrounds"
+        )
     source = settings.load_source(config.data)
     store = maps_of(config, source)
     pool = train_images(config, source, store)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 
 _QUIET = 0.1  # s without a call, after which the other library has what it wants
-_PATIENCE = 5.0  # s
 
 
 class _Calls:
@@ -41,10 +40,15 @@ def called_back(function: Callable) -> Callable:
     return call
 
 
+def go_on() -> None:
+    """For within a long call: RuntimeError once the program ends, which waits for the call."""
+    if _calls.ending:
+        raise RuntimeError("the program ends")
+
+
 @atexit.register
 def _end() -> None:
     with _calls.lock:
         _calls.ending = True
-    limit = time.monotonic() + _PATIENCE
-    while time.monotonic() < limit and (_calls.under_way or time.monotonic() - _calls.last < _QUIET):
+    while _calls.under_way or time.monotonic() - _calls.last < _QUIET:
         time.sleep(0.01)

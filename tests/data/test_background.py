@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from cvsa_jax.data import background, reading
-from cvsa_jax.data.sources import Source
+from cvsa_jax.data.pipeline import image_batches
+from cvsa_jax.data.sources import Source, load
 from cvsa_jax.evaluation.evaluator import Evaluator, Recognition
 from cvsa_jax.evaluation.protocol import EvalSpec
 from cvsa_jax.models.classifier import Classifier
@@ -188,11 +189,32 @@ def test_the_objects_border_is_soft():
     assert (np.diff(across.astype(int)) >= 0).all()
 
 
+def test_the_network_is_shown_the_other_pictures(tmp_path):
+    # Of files that their EXIF data turn, and without a banner, which are looked up by their paths otherwise.
+    exif, labels, rng = Image.Exif(), np.array([0, 0, 1, 1]), np.random.default_rng(0)
+    exif[0x0112] = 6
+    for i in range(4):
+        path = tmp_path / "images" / str(labels[i]) / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(path, exif=exif)
+    mask = np.zeros((34, 30), np.uint8)
+    mask[10:20, 8:16] = 255
+    source = load("folder", str(tmp_path))
+    source = dataclasses.replace(source, mask=lambda i: mask, cut=6, identify=lambda kind: "cut")
+    list(image_batches(source, np.arange(4), resize=0, size=20, batch_size=4))  # so that its own headers are known
+    for changed in (background.removed(source), background.replaced(source, np.arange(4), 0, same_class=False)):
+        ((found, _),) = image_batches(changed, np.arange(4), resize=0, size=20, batch_size=4)
+        for i in range(4):
+            expected = Image.fromarray(shown(changed, i)).resize((20, 20), Image.Resampling.BILINEAR)
+            assert np.abs(found[i].astype(int) - np.asarray(expected)).max() <= 1
+        assert (shown(changed, 3) != shown(source, 3)).any()
+
+
 def test_all_else_of_the_source_stays():
     source = plain(LABELS)
     for changed in (background.replaced(source, np.arange(3), 0, same_class=True), background.removed(source)):
         for field in dataclasses.fields(Source):
-            if field.name != "read":
+            if field.name not in ("read", "identify"):
                 assert getattr(changed, field.name) is getattr(source, field.name)
 
 

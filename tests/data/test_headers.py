@@ -76,6 +76,30 @@ def test_a_header_is_read_once_and_of_changed_images_again():
     assert Headers(changed).look(np.array([2]))[1].tolist() == [3]
 
 
+def test_what_one_process_found_out_is_not_forgotten_by_another():
+    source = memory_source([encoded("JPEG"), encoded("JPEG", orientation=6)])
+    one, other = Headers(source), Headers(source)
+    one.look(np.arange(2))
+    other.look(np.arange(2))
+    one.leave_to_us(1)
+    one.keep()
+    other.keep()
+    assert Headers(source).turns.tolist() == [1, OTHER]
+
+
+def test_where_nothing_can_be_kept_it_is_not_tried_again_and_again(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    headers = Headers(memory_source([encoded("JPEG")] * 3))
+    headers.look(np.arange(3))
+    tries = []
+    monkeypatch.setattr(headers, "_kept", lambda: tries.append(1))
+    headers.keep()
+    headers.keep()
+    headers.look(np.arange(3))
+    assert not tries
+
+
 def test_a_damaged_cache_is_made_again(tmp_path):
     source = load("folder", str(write_all(tmp_path / "set", "a.png", "b.jpg")))
     headers = Headers(source)

@@ -1,6 +1,8 @@
 import dataclasses
+import gc
 import io
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,11 @@ from small_sources import CROP, SWAP, decoded, memory_source
 
 from cvsa_jax.data import decode, headers, pictures, pipeline
 from cvsa_jax.data.index import Order, example_order
-from cvsa_jax.data.pipeline import crop_batches, image_batches, train_batches
+from cvsa_jax.data.pipeline import Input, crop_batches, image_batches, train_batches
 from cvsa_jax.data.reading import load_image, readable, readable_splits
 from cvsa_jax.data.resample import with_masks
 from cvsa_jax.data.sources import Source, load
+from cvsa_jax.data.views import WholeImages
 from cvsa_jax.runtime import workers
 from cvsa_jax.runtime.errors import UserError
 
@@ -400,8 +403,7 @@ def test_a_file_that_can_be_read_a_moment_later_is_read_then(tmp_path, monkeypat
         away.rename(tmp_path / "7.png")
 
     monkeypatch.setattr(pipeline.time, "sleep", sleep)
-    # As if it were there again when it is looked at.
-    monkeypatch.setattr(pictures, "load_image", lambda source, i: np.zeros((1, 1, 3), np.uint8))
+    monkeypatch.setattr(pictures.Files, "mend", lambda self, examples: False)  # it was there when we looked
     found = list(image_batches(source, np.arange(N), resize=10, size=8, batch_size=4))
     assert len(waits) == 1
     for (ours, _), (theirs, _) in zip(found, expected, strict=True):
@@ -469,6 +471,27 @@ def test_of_two_errors_the_first_in_the_order_is_told(monkeypatch):
     monkeypatch.setattr(pictures.Headers, "look", lambda self, *args: (np.full((BATCH, 2), 12), np.zeros(BATCH, int)))
     with pytest.raises(UserError, match=rf"image{first[0]}\.png"):
         list(train_batches(source, POOL, Broken(), SWAP, order))
+
+
+def test_a_file_that_is_replaced_meanwhile_is_shown_whole(tmp_path):
+    source = in_files(tmp_path, {f"{k}.jpg": saved(wavy_image(60, 80), "JPEG") for k in range(3)})
+    list(image_batches(source, np.arange(3), resize=0, size=16, batch_size=3))
+    for other in (wavy_image(300, 400), wavy_image(20, 30)):
+        (tmp_path / "1.jpg").write_bytes(saved(other, "JPEG"))
+        ((found, _),) = image_batches(source, np.arange(3), resize=0, size=16, batch_size=3)
+        expected = np.asarray(Image.fromarray(load_image(source, 1)).resize((16, 16), Image.Resampling.BILINEAR), int)
+        assert np.abs(found[1] - expected).max() <= 1
+
+
+def test_a_pipeline_that_has_ended_is_let_go():
+    source = memory_source(textured())
+    inputs = [Input(source, POOL, lambda step: (POOL[:4], np.arange(4)), WholeImages(0, 8)) for _ in range(3)]
+    left = [weakref.ref(one) for one in inputs]
+    for one in inputs:
+        assert len(list(one.batches(range(2)))) == 2
+    del one, inputs
+    gc.collect()
+    assert [ref() for ref in left] == [None] * 3
 
 
 def test_what_is_left_open_is_closed_at_once():

@@ -59,6 +59,29 @@ def test_calls_are_refused_and_waited_for_once_the_program_ends(monkeypatch):
     thread.join()
 
 
+def test_a_long_call_ends_between_its_parts(monkeypatch):
+    monkeypatch.setattr(callbacks, "_calls", callbacks._Calls())
+    parts, begun = [], threading.Event()
+
+    def work() -> None:
+        for part in range(1000):
+            parts.append(part)
+            begun.set()
+            time.sleep(0.05)
+            callbacks.go_on()
+
+    def quiet() -> None:
+        with pytest.raises(RuntimeError, match="ends"):
+            called_back(work)()
+
+    thread = threading.Thread(target=quiet)
+    thread.start()
+    begun.wait()
+    callbacks._end()
+    assert len(parts) < 100
+    thread.join()
+
+
 def test_results_and_errors_pass(monkeypatch):
     monkeypatch.setattr(callbacks, "_calls", callbacks._Calls())
     assert called_back(lambda a, b: a + b)(1, 2) == 3
