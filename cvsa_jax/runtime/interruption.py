@@ -24,13 +24,14 @@ GRACE = 3.0  # seconds for the main thread to end by itself, outside of a loop
 _sync_points = itertools.count()
 _waits_for_step = threading.Event()  # set inside a loop
 _ends = threading.Event()  # set when the command is on its way out
+_raised: list[int] = []  # signals that should have ended the command: what a callback of a library raises, Python drops
 
 
 def listen() -> None:
     """From now on the signals raise `Interrupted` in the main thread. `nohup` has the last word on SIGHUP."""
     for number in CODES:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _end)
+            signal.signal(number, _handle)
 
 
 def guard() -> None:
@@ -54,13 +55,15 @@ def deferred() -> Iterator[Callable[[], int]]:
         # become one. The steps asked about must go up, also from one training of a process to its next.
         others = [number for number in CODES if number != signal.SIGTERM]
         with _handled(dict.fromkeys(others, lambda got, frame: os.kill(os.getpid(), signal.SIGTERM))):
+            if _raised:
+                os.kill(os.getpid(), signal.SIGTERM)
             yield lambda: signal.SIGTERM * multihost_utils.reached_preemption_sync_point(next(_sync_points))
         return
-    notices: list[int] = []
+    notices = list(_raised)
     with _handled(dict.fromkeys(CODES, lambda got, frame: notices.append(got))):
         yield lambda: notices[0] if notices else 0
     if notices:  # came after the last question
-        _end(notices[0], None)
+        _end(notices[0])
 
 
 @contextlib.contextmanager
@@ -122,6 +125,11 @@ def _end_after_grace(number: int) -> None:
         leave(CODES[number], "interrupted: what was finished is kept. The same command goes on from there.")
 
 
-def _end(number: int, frame) -> None:
+def _handle(number: int, frame) -> None:
     del frame
+    _raised.append(number)
+    _end(number)
+
+
+def _end(number: int) -> None:
     raise Interrupted("what was finished is kept.", CODES[signal.Signals(number)])

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,7 +12,8 @@ from cvsa_jax.runtime.errors import Interrupted
 
 
 @pytest.fixture(autouse=True)
-def handler():
+def handler(monkeypatch):
+    monkeypatch.setattr(interruption, "_raised", [])
     before = {number: signal.getsignal(number) for number in interruption.CODES}
     interruption.listen()
     yield
@@ -62,6 +64,16 @@ def test_a_signal_after_the_last_question_is_not_lost():
     assert done == ["the rest of the loop"]
     with pytest.raises(Interrupted):  # the handler from before is there again
         send()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_a_callback_swallows_ends_the_first_step(number):
+    with contextlib.suppress(Interrupted):  # as Python does, where a garbage collector's callback raises
+        send(number)
+    done = []
+    with pytest.raises(Interrupted) as caught, interruption.deferred() as interrupted:
+        done.append(interrupted())
+    assert done == [number] and caught.value.code == interruption.CODES[number]
 
 
 def test_another_error_is_not_replaced():
