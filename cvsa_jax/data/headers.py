@@ -39,7 +39,7 @@ class Headers:
         items = [(int(examples[row]), files[row]) for row in unknown]
         for (i, _), told in zip(items, spread(lambda item: _told(self._source, *item), items), strict=True):
             self._learn(i, told)
-        if self._new >= max(_SEEN, np.count_nonzero(self.shapes[:, 0]) // 2):
+        if self._new >= _SEEN and 2 * self._new >= np.count_nonzero(self.shapes[:, 0]):
             self.keep()
         return self.shapes[examples], self.turns[examples]
 
