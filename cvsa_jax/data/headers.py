@@ -57,8 +57,11 @@ class Headers:
         self._learn(i, (tuple(self.shapes[i].tolist()), OTHER))
 
     def _learn(self, i: int, told: tuple[tuple[int, int], int]) -> None:
+        shape, turn = told
         with self._lock:
-            self.shapes[i], self.turns[i] = told
+            # In this order: who sees a shape takes the turn for known.
+            self.turns[i] = turn
+            self.shapes[i] = shape
             self._new += 1
 
     def keep(self) -> None:
