@@ -186,7 +186,7 @@ def test_a_run_goes_on_without_an_image_that_turns_out_to_be_unreadable(tmp_path
     source = settings.load_source(config.data)
     bad = root / source.names[example_order(np.arange(len(source)), len(source), config.seed)[-1]]
     bad.write_bytes(bad.read_bytes()[: bad.stat().st_size // 2])
-    with pytest.raises(UserError, match=r"1 of 15 images .* a pre-training that has begun goes on as well"):
+    with pytest.raises(UserError, match=r"1 of 15 images .* One that has begun goes on with that as well"):
         pretrain.train(config, tmp_path / "run")
     assert any((tmp_path / "run" / "ckpt").iterdir())
     config.data.on_bad_image = "skip"
