@@ -70,10 +70,11 @@ def _rate_of(stage: str, cores: int, tree: str = ".") -> float:
     command = [sys.executable, "-m", "benchmarks.input_pipeline", f"--stage={stage}"]
     command += [f"--{flag.name}={flag.value}" for flag in (_IMAGES, _SIZE, _SECONDS)]
     allowed = sorted(os.sched_getaffinity(0))[:cores]
+    paths = f".{os.pathsep}{os.environ.get('PYTHONPATH', '')}"  # the checkout's own modules first
     done = subprocess.run(
         command,
         cwd=tree,
-        env=os.environ | {"OMP_NUM_THREADS": str(cores), "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": "."},
+        env=os.environ | {"OMP_NUM_THREADS": str(cores), "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": paths},
         preexec_fn=lambda: os.sched_setaffinity(0, allowed),
         capture_output=True,
         text=True,
