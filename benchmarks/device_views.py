@@ -5,7 +5,7 @@
     python -m benchmarks.device_views --batch=16 --depth=8 --stem=small --size=48 --images=64 --rounds=3 --dtype=float32
 
 Random Resized Crop and Saliency Swap each, in turn with the repeated batch (A B A B …) in one process. The host reads
-JPEGs; `…_alone` is its rate with nothing to train beside it, which a training cannot exceed. Writes
+JPEGs; `…_alone` is the host's rate while nothing is trained, an upper limit for the training. Writes
 benchmarks/results/device_views.json.
 """
 

@@ -1,7 +1,7 @@
 """Images per second of the host's input, stage by stage, beside decoding alone and Pillow's two crops.
 
     python -m benchmarks.input_pipeline
-    python -m benchmarks.input_pipeline --before=/tmp/before       # a checkout of an earlier commit, in turn with ours
+    python -m benchmarks.input_pipeline --before=../before         # a checkout of an earlier commit, in turn with ours
     python -m benchmarks.input_pipeline --images=8 --seconds=0.3   # to try it
 
 The images are JPEGs of 689x500 pixels, cut out of a photograph that scikit-image brings along, so that all sides

@@ -35,7 +35,7 @@ SWAP = dataclasses.replace(CROP, kind="saliency_swap")
 
 
 def memory_source(encoded: Sequence[bytes], labels: np.ndarray | None = None) -> Source:
-    """Images that lie in memory, all of them of the train split."""
+    """A source of images in memory, with the one split `train`."""
     return Source(
         name="memory",
         names=tuple(f"image{i}.png" for i in range(len(encoded))),

@@ -27,7 +27,7 @@ class Headers:
     in EXIF's numbers, or OTHER."""
 
     def __init__(self, source: Source):
-        self._source, self._lock, self._new = source, threading.Lock(), 0
+        self._source, self._lock, self._new, self._is_of_set = source, threading.Lock(), 0, True
         self._path = cache_folder() / f"headers-{source.fingerprint}-{decode.DECODER}.npz"
         self.shapes, self.turns = self._kept()
 
@@ -44,13 +44,14 @@ class Headers:
         return self.shapes[examples], self.turns[examples]
 
     def look_again(self, i: int) -> bool:
-        """Whether the header of image i is no longer what it was."""
-        told = _told(self._source, i, None)
-        changed = (tuple(self.shapes[i].tolist()), int(self.turns[i])) != told
-        if changed and not (self.turns[i] == OTHER and tuple(self.shapes[i].tolist()) == told[0]):
-            self._learn(i, told)
-            return True
-        return False
+        """Whether the header of image i is no longer what it was. Then nothing is kept any more: the images are not
+        those of the fingerprint."""
+        shape, turn = _told(self._source, i, None)
+        if tuple(self.shapes[i].tolist()) == shape and self.turns[i] in (turn, OTHER):
+            return False
+        self._learn(i, (shape, turn))
+        self._is_of_set = False
+        return True
 
     def leave_to_us(self, i: int) -> None:
         """From now on the project's own decoder reads image i."""
@@ -67,7 +68,7 @@ class Headers:
     def keep(self) -> None:
         """Writes what is new, with what another process has written meanwhile, for later runs."""
         with self._lock, contextlib.suppress(OSError, UserError):  # a cache, which may lie where nothing can be written
-            if not self._new:
+            if not self._new or not self._is_of_set:
                 return
             self._new = 0  # also where they cannot be kept, so that it is not tried at every batch
             self._path.parent.mkdir(parents=True, exist_ok=True)

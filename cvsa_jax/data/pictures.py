@@ -62,8 +62,8 @@ class Files:
         if least is not None and not self._source.cut:
             ratios = np.where(known["turn"] == OTHER, 0, pixels.halvings(shapes, least))
         whole = shapes + np.where(known["turn"] == OTHER, 0, self._source.cut)[:, None] * np.array([1, 0])
-        known |= {"ratio": ratios, "shape": pixels.read_shapes(whole, ratios).astype(np.int32)}
-        return known, pixels.read_shapes(shapes, ratios)
+        how = {"ratio": ratios, "shape": pixels.read_shapes(whole, ratios).astype(np.int32)}
+        return known | how, pixels.read_shapes(shapes, ratios)
 
     def fetched(self, picture: Tensors) -> Tensors:
         if self._source.path is None:

@@ -15,7 +15,7 @@ from cvsa_jax.data.index import Order
 from cvsa_jax.data.pictures import Files, Kept, Pictures, Tensors
 from cvsa_jax.data.reading import PAUSE, unreadable, unreadable_error
 from cvsa_jax.data.resample import PLACES, with_masks
-from cvsa_jax.data.saliency_maps import MapReader, Maps
+from cvsa_jax.data.saliency_maps import Maps
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.stored import Squares
 from cvsa_jax.data.view_spec import MASK_STRIDE, ViewSpec
@@ -52,23 +52,10 @@ def train_batches(
     Raises:
         UserError: the pool is smaller than a group, or an image cannot be decoded (it is named).
     """
-    return pair_input(source, pool, saliency, spec, order, labels, squares).batches(order.steps)
-
-
-def pair_input(
-    source: Source,
-    pool: np.ndarray,
-    saliency: Maps | None,
-    spec: ViewSpec,
-    order: Order,
-    labels: np.ndarray | None = None,
-    squares: Squares | None = None,
-) -> "Input":
-    """The pipeline of `train_batches`, of which arguments and errors are."""
     if len(pool) < spec.group:
         raise UserError(f"{source.name}: {len(pool)} images are fewer than config.views.group={spec.group}")
-    making = Pairs(spec, order.seed, None if saliency is None else MapReader(saliency, spec))
-    return Input(source, pool, _ordered(order, pool), making, labels, squares)
+    making = Pairs.of(saliency, spec, order.seed)
+    return Input(source, pool, in_order(order, pool), making, labels, squares).batches(order.steps)
 
 
 def crop_batches(
@@ -83,7 +70,7 @@ def crop_batches(
     """This process's rows of batches of augmented crops with their labels: `image` (b, size, size, 3) uint8 and `label`
     (b,) int32. `area` is the crop's range of fractions of the image; `squares` as in `train_batches`."""
     making = LabelledCrops(area, size, order.seed)
-    return Input(source, pool, _ordered(order, pool), making, source.labels, squares).batches(order.steps)
+    return Input(source, pool, in_order(order, pool), making, source.labels, squares).batches(order.steps)
 
 
 def image_batches(
@@ -101,11 +88,14 @@ def image_batches(
 
     steps = range(-(-len(indices) // batch_size))
     for batch in Input(source, indices, rows, WholeImages(resize, size)).batches(steps):
-        images = batch["image"]
-        yield np.pad(images, [(0, batch_size - len(images))] + [(0, 0)] * 3), len(images)
+        images, count = batch["image"], len(batch["image"])
+        missing = [(0, batch_size - count)] + [(0, 0)] * 3
+        yield images if count == batch_size else np.pad(images, missing), count
 
 
-def _ordered(order: Order, pool: np.ndarray) -> Places:
+def in_order(order: Order, pool: np.ndarray) -> Places:
+    """Where the pool's images stand in the data order."""
+
     def rows(step: int) -> tuple[np.ndarray, np.ndarray]:
         positions = order.positions(step)
         return order.examples(pool, positions), positions

@@ -85,8 +85,8 @@ def fills(rows, most: float, xp: ModuleType):
 
 
 def search(integral: np.ndarray, which: np.ndarray, rows: np.ndarray, cols: np.ndarray, u: np.ndarray) -> tuple:
-    """The `Search` of the host. One box after the other: the sums of one lie in the processor's cache, those of a batch
-    do not, and take four times as long."""
+    """The `Search` of the host. It takes one box at a time, whose sums fit the processor's cache; those of all boxes of
+    a batch do not, and take four times as long."""
     found = np.empty((2, len(rows)), np.int32)
     for k, (i, high, wide) in enumerate(zip(which.tolist(), rows.tolist(), cols.tolist(), strict=True)):
         sums = _box_sums(integral[i], high, wide)

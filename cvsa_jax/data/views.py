@@ -13,7 +13,7 @@ from cvsa_jax.data import saliency_swap as swap
 from cvsa_jax.data.index import position_words
 from cvsa_jax.data.pictures import Rows
 from cvsa_jax.data.resample import centre_boxes
-from cvsa_jax.data.saliency_maps import MapReader, fills, saliency_maps, search
+from cvsa_jax.data.saliency_maps import MapReader, Maps, fills, saliency_maps, search
 from cvsa_jax.data.view_spec import ViewSpec
 
 Parts = dict[str, list[tf.Tensor]]
@@ -68,6 +68,11 @@ class Pairs:
     seed: int
     maps: MapReader | None
     shrinks: bool = True
+
+    @classmethod
+    def of(cls, saliency: Maps | None, spec: ViewSpec, seed: int) -> "Pairs":
+        """With the maps of a whole source, or None where no view needs one."""
+        return cls(spec, seed, None if saliency is None else MapReader(saliency, spec))
 
     @property
     def group(self) -> int:

@@ -18,6 +18,7 @@ from cvsa_jax.data.resample import with_masks
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.stored import Squares
 from cvsa_jax.data.view_spec import ViewSpec
+from cvsa_jax.data.views import Pairs
 from cvsa_jax.runtime.distributed import together
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.store import SaliencyStore, open_store
@@ -85,7 +86,8 @@ def view_dataset(config: ConfigDict) -> tf.data.Dataset:
     pool = train_images(config, source, store)
     order = Order(config.batch_size, range(settings.total_steps(config, len(pool))), config.seed)
     squares = Squares(source, pool, views.square) if config.data.cache else None
-    return pipeline.pair_input(source, pool, store, views, order, source.labels, squares).pairs(order.steps)
+    making, places = Pairs.of(store, views, order.seed), pipeline.in_order(order, pool)
+    return pipeline.Input(source, pool, places, making, source.labels, squares).pairs(order.steps)
 
 
 def train_images(config: ConfigDict, source: Source, store: SaliencyStore | None) -> np.ndarray:

@@ -87,6 +87,20 @@ def test_what_one_process_found_out_is_not_forgotten_by_another():
     assert Headers(source).turns.tolist() == [1, OTHER]
 
 
+def test_of_images_that_are_exchanged_meanwhile_nothing_is_kept():
+    files = [encoded("JPEG"), encoded("JPEG", orientation=6)]
+    source, fingerprint = memory_source(files), memory_source(list(files)).fingerprint
+    source = dataclasses.replace(source, identify=lambda kind: fingerprint)
+    headers = Headers(source)
+    headers.look(np.arange(2))
+    files[1] = encoded("JPEG", orientation=8)
+    assert not headers.look_again(0)
+    assert headers.look_again(1) and headers.turns.tolist() == [1, 8]
+    headers.keep()
+    files[1] = encoded("JPEG", orientation=6)
+    assert Headers(source).look(np.arange(2))[1].tolist() == [1, 6]
+
+
 def test_where_nothing_can_be_kept_it_is_not_tried_again_and_again(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -37,8 +37,11 @@ def run_files(files, saliency, spec, positions=(8, 9, 10, 11), examples=(3, 0, 2
     row_of = [list(examples).index(e) if e in examples else 0 for e in range(GROUP)]
     source = small_sources.memory_source([files[row] for row in row_of])
     maps = None if saliency is None else MapReader(np.asarray(saliency)[row_of], spec)
-    where = lambda step: (np.array(examples), np.array(positions))  # noqa: E731
-    (batch,) = Input(source, np.arange(GROUP), where, Pairs(spec, seed, maps)).batches(range(1))
+
+    def places(step: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(examples), np.array(positions)
+
+    (batch,) = Input(source, np.arange(GROUP), places, Pairs(spec, seed, maps)).batches(range(1))
     return {name: rows for name, rows in with_masks(batch, SIZE, np).items() if name != "position"}
 
 
