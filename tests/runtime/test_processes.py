@@ -39,6 +39,19 @@ def assert_equal(found: dict, expected: dict, tolerance: float = 0) -> None:
         np.testing.assert_allclose(found[name], values, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
+def assert_same_training(found: dict, expected: dict, before: dict) -> None:
+    """The parameters of two runs lie nearer to each other than 2 % of the way that they went since a checkpoint.
+
+    Sums in another order differ in their last bits, and now and then a unit at the kink of its ReLU then makes a jump
+    of it: up to 0.1 % of the way was seen. One batch more or less makes 20 %.
+    """
+    found, expected, before = (
+        np.concatenate([values.ravel() for name, values in sorted(state.items()) if name.startswith(".online.params")])
+        for state in (found, expected, before)
+    )
+    assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected - before)
+
+
 def losses(workdir: Path) -> list[float]:
     rows = read_metrics(workdir)
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
@@ -106,10 +119,11 @@ def test_a_signal_to_one_of_two_is_a_checkpoint_of_both_and_one_goes_on_alone(tm
     saved = [int(folder.name) for folder in (workdir / "ckpt").iterdir()]
     assert len(saved) == 1 and 5 < saved[0] < STEPS and saved[0] % 20
     assert all(f"interrupted: step {saved[0]} of {STEPS} is saved in {workdir}." in text for text in said)
+    before = final_state(workdir, saved[0])
     said = ended(launch([workdir], 4, STEPS))
     assert f"{workdir} at step {saved[0]}" in said[0]
-    assert_equal(final_state(workdir, STEPS), final_state(alone, STEPS), 5e-4)
-    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-3)
+    assert_same_training(final_state(workdir, STEPS), final_state(alone, STEPS), before)
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=0.01)
 
 
 def test_a_signal_to_one_alone_and_two_go_on(tmp_path, launch, alone):
@@ -120,10 +134,11 @@ def test_a_signal_to_one_alone_and_two_go_on(tmp_path, launch, alone):
     said = ended(processes, 42)
     (saved,) = [int(folder.name) for folder in (workdir / "ckpt").iterdir()]
     assert f"interrupted: step {saved} of {STEPS} is saved in {workdir}." in said[0] and 5 <= saved < STEPS
+    before = final_state(workdir, saved)
     said = ended(launch([workdir] * 2, 2, STEPS))
     assert f"{workdir} at step {saved}" in said[0]
-    assert_equal(final_state(workdir, STEPS), final_state(alone, STEPS), 5e-4)
-    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-3)
+    assert_same_training(final_state(workdir, STEPS), final_state(alone, STEPS), before)
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=0.01)
 
 
 def test_a_workdir_that_not_all_see_is_refused(tmp_path, launch):
