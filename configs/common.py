@@ -272,7 +272,10 @@ def _eval() -> ConfigDict:
     # own mirror image
     # Over the cells of the feature map. `average` is how others measure and what an exported network returns;
     # `attention`, weighted by where the network looks, mostly read better in the study (docs/study/README.md).
-    evaluation.pooling = "average"
+    evaluation.pooling = "average"  # or attention; or head, by a look head; or saliency, by maps
+    evaluation.look = ""  # head: the file of `python -m cvsa_jax.look fit`; else one is fitted to maps of train images
+    evaluation.maps = ""  # head without a file, saliency: detector of the store saliency/<data set>/…, or its folder
+    evaluation.power = 2.0  # saliency: of the maps, each scaled to [0, 1]
     evaluation.embedding = "pca"  # or umap, which needs umap-learn: features in two dimensions, on `evaluate`'s page
     evaluation.size = placeholder(int)  # px; the run's views.size where not given
     evaluation.resize = placeholder(int)  # px of the shorter side before the centre crop; size · 256/224 if not given

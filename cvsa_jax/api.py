@@ -5,7 +5,7 @@ import difflib
 import functools
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -21,8 +21,9 @@ from cvsa_jax.data.pixels import cut_out
 from cvsa_jax.data.resample import centre_boxes
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation import localization
-from cvsa_jax.evaluation.encode import make_encoder
+from cvsa_jax.evaluation.encode import make_attended_encoder, make_encoder, make_look
 from cvsa_jax.evaluation.evaluator import Evaluator  # noqa: F401  offered
+from cvsa_jax.evaluation.look import LookHead
 from cvsa_jax.evaluation.protocol import EvalSpec
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.siamese import Siamese
@@ -34,7 +35,7 @@ from cvsa_jax.runtime.files import as_path
 from cvsa_jax.saliency.store import SaliencyStore  # noqa: F401  offered
 from cvsa_jax.training.resume import check_mode, flat_config
 from cvsa_jax.training.state import Network
-from cvsa_jax.weights import frozen
+from cvsa_jax.weights import frozen, look_file
 
 Images = UInt8[np.ndarray, "n h w 3"] | Sequence[np.ndarray]
 _BATCH = 64
@@ -96,24 +97,27 @@ def views(config: ConfigDict) -> tf.data.Dataset:
     return feed.view_dataset(config)
 
 
-def load_backbone(origin: str, size: int | None = None) -> "Backbone":
+def load_backbone(origin: str, size: int | None = None, look: str | None = None) -> "Backbone":
     """A frozen network from the workdir of a pre-training or fine-tuned run, or from a file of ResNet weights, whose
     architecture is read off its tensors (docs/weights.md). UserError where it is none of these.
 
     Args:
         size: side of the images in px, where not the network's own (of most files 224).
+        look: file of a look head (`python -m cvsa_jax.look fit`) of this network, which then pools the features.
     """
     mesh = make_mesh()
     network = frozen.load(origin, mesh)
     spec = network.spec()
     if size is not None:
         spec = dataclasses.replace(spec, size=size, resize=round(size * 256 / 224))
-    return Backbone(network.model, network.network, spec, mesh, network.heads)
+    head = None if look is None else look_file.of_network(look, network.network, origin)
+    return Backbone(network.model, network.network, spec, mesh, network.heads, head)
 
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """A frozen network; `heads`: it has the conv heads that the attention is read from. Images are (n, h, w, 3) uint8,
+    """A frozen network; `heads`: it has the conv heads that the attention is read from; `head`: what weights the cells
+    of its features, if anything does. Images are (n, h, w, 3) uint8,
     or a list of such of any sizes; UserError where they are not."""
 
     model: Siamese | Classifier
@@ -121,31 +125,50 @@ class Backbone:
     spec: EvalSpec
     mesh: Mesh
     heads: bool
+    head: LookHead | None = None
 
     def features(self, images: Images) -> Float[np.ndarray, "n c"]:
-        """Features of the centre crops, averaged over the cells, as the probe and kNN see them by default."""
-        return self._encoded([self._crop(image) for image in _checked(images)], maps=False).pooled
+        """Features of the centre crops, averaged over the cells, as the probe and kNN see them by default, or pooled by
+        the look head where the backbone was loaded with one."""
+        crops = [self._crop(image) for image in _checked(images)]
+        if self.head is None:
+            return self._encoded(crops, maps=False).pooled
+        return self._over(
+            crops, functools.partial(_attended(self.model, self.mesh), (self.network, self.head.vector))
+        ).pooled
+
+    def look(self, images: Images) -> Float[np.ndarray, "n rows cols"]:
+        """What the look head reads off each cell of the whole images: about 1 on objects and about 0 elsewhere."""
+        if self.head is None:
+            raise UserError("there is no look head: load_backbone(…, look='look.safetensors')")
+        argument = (self.network, self.head.vector)
+        return self._over(self._squares(images), functools.partial(_look(self.model, self.mesh), argument))
 
     def attention(self, images: Images) -> Float[np.ndarray, "n rows cols"]:
         """Where the network looks in each whole image: the mean cosine of each cell to all cells of all *other* images
         given, of which there must be at least one. No label or mask takes part."""
-        whole, size = np.array([0, 0, 1, 1]), self.spec.size
-        squares = [cut_out(image, whole, (size, size)) for image in _checked(images)]
+        squares = self._squares(images)
         if len(squares) < 2 or not self.heads:
             raise UserError("the attention needs at least two images, and a run's conv heads, which weights files lack")
         encoded = self._encoded(squares, maps=True)
         return localization.attention_maps(encoded.queries, encoded.keys)
 
     def _encoded(self, images: list[np.ndarray], maps: bool):
-        encode = _encoder(self.model, self.mesh, maps)
+        return self._over(images, functools.partial(_encoder(self.model, self.mesh, maps), self.network))
+
+    def _over(self, images: list[np.ndarray], encode: Callable):
         step = -(-_BATCH // self.mesh.size) * self.mesh.size
         parts = []
         for first in range(0, len(images), step):
             rows = np.stack(images[first : first + step])
             padded = np.pad(rows, [(0, -len(rows) % self.mesh.size), (0, 0), (0, 0), (0, 0)])
-            encoded = encode(self.network, to_mesh({"images": padded}, self.mesh)["images"])
+            encoded = encode(to_mesh(padded, self.mesh))
             parts.append(jax.tree.map(np.asarray, encoded))
         return jax.tree.map(lambda *outputs: np.concatenate(outputs)[: len(images)], *parts)
+
+    def _squares(self, images: Images) -> list[np.ndarray]:
+        whole, size = np.array([0, 0, 1, 1]), self.spec.size
+        return [cut_out(image, whole, (size, size)) for image in _checked(images)]
 
     def _crop(self, image: np.ndarray) -> np.ndarray:
         (box,) = centre_boxes(np.array([image.shape[:2]]), self.spec.resize, self.spec.size)
@@ -156,6 +179,16 @@ class Backbone:
 def _encoder(model: Siamese | Classifier, mesh: Mesh, maps: bool):
     """Compiled once, and not for each call."""
     return make_encoder(model, mesh, maps=maps)
+
+
+@functools.lru_cache
+def _attended(model: Siamese | Classifier, mesh: Mesh):
+    return make_attended_encoder(model, mesh, "head", 1.0)
+
+
+@functools.lru_cache
+def _look(model: Siamese | Classifier, mesh: Mesh):
+    return make_look(model, mesh)
 
 
 def _check_pretrain(config: ConfigDict, name: str) -> None:

@@ -2,6 +2,7 @@
 
 python -m cvsa_jax.embed --run=runs/cvsa --data=my_images --out=my_images.npz
 python -m cvsa_jax.embed --run=resnet50.pth --data=my_images --out=my_images.csv --vectors=unit
+python -m cvsa_jax.embed --run=resnet50.pth --data=my_images --out=my_images.npz --pooling=head --look=look.safetensors
 python -m cvsa_jax.embed --run=runs/finetuned --data=new_images --out=predictions.csv --predict=5
 """
 
@@ -14,7 +15,11 @@ _RUN = flags.DEFINE_string("run", None, "Workdir of a pre-training or fine-tuned
 _DATA = flags.DEFINE_string("data", None, "Folder of images, as configs/folder.py takes it.")
 _OUT = flags.DEFINE_string("out", None, "File of the features: .npz, .csv or, with pyarrow, .parquet.")
 _VECTORS = flags.DEFINE_enum("vectors", "raw", ["raw", "unit", "none"], "As they are, of length 1, or left out.")
-_POOLING = flags.DEFINE_enum("pooling", "average", ["average", "attention"], "Of the cells of the feature map.")
+_POOLING = flags.DEFINE_enum(
+    "pooling", "average", ["average", "attention", "head", "saliency"], "Of the cells of the feature map."
+)
+_LOOK = flags.DEFINE_string("look", "", "Of --pooling=head: the file that `python -m cvsa_jax.look fit` wrote.")
+_MAPS = flags.DEFINE_string("maps", "", "Of --pooling=saliency: detector, or folder, of the images' saliency store.")
 _PREDICT = flags.DEFINE_integer(
     "predict", 0, "Of a fine-tuned run: so many classes with their probabilities.", lower_bound=0
 )
@@ -30,7 +35,8 @@ def main() -> None:
     # Now that the command line is right, what takes seconds to import.
     from cvsa_jax.runs import embed
 
-    options = embed.Options(_VECTORS.value, _POOLING.value, _PREDICT.value, _SHARD.value, _SKIP.value)
+    pooling = embed.Pooling(_POOLING.value, _LOOK.value, _MAPS.value)
+    options = embed.Options(_VECTORS.value, pooling, _PREDICT.value, _SHARD.value, _SKIP.value)
     embed.embed(_RUN.value, _DATA.value, _OUT.value, options)
 
 

@@ -256,6 +256,7 @@ def evaluation(settings: ConfigDict, run: ConfigDict) -> EvalSpec:
     if "align" in run and run.align.weight > 0:
         reading = "mask" if run.align.form == "mask_head" else "attention"
         temperature = run.align.temperature
+    checks.positive("config.eval.power", settings.power)
     return EvalSpec(size, resize, settings.batch_size, settings.attention, settings.pooling, reading, temperature)
 
 

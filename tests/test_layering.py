@@ -16,7 +16,18 @@ FLOORS = (
     ("saliency", "weights"),
     ("report",),
     ("runs",),
-    ("main", "demo", "evaluate", "api", "saliency.__main__", "data.__main__", "weights.__main__", "embed", "search"),
+    (
+        "main",
+        "demo",
+        "evaluate",
+        "api",
+        "saliency.__main__",
+        "data.__main__",
+        "weights.__main__",
+        "embed",
+        "look",
+        "search",
+    ),
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 # Host and device: neither side imports the other, or what the other is made of.

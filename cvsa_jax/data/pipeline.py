@@ -15,7 +15,7 @@ from cvsa_jax.data.index import Order
 from cvsa_jax.data.pictures import Files, Kept, Pictures, Tensors
 from cvsa_jax.data.reading import PAUSE, unreadable, unreadable_error
 from cvsa_jax.data.resample import PLACES, with_masks
-from cvsa_jax.data.saliency_maps import Maps
+from cvsa_jax.data.saliency_maps import Mapped, Maps
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.stored import Squares
 from cvsa_jax.data.view_spec import MASK_STRIDE, ViewSpec
@@ -74,12 +74,13 @@ def crop_batches(
 
 
 def image_batches(
-    source: Source, indices: np.ndarray, *, resize: int, size: int, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    source: Source, indices: np.ndarray, *, resize: int, size: int, batch_size: int, maps: Maps | None = None
+) -> Iterator[tuple[np.ndarray | Mapped, int]]:
     """Images for evaluation, in order: shorter side to `resize`, then the centre size × size crop.
 
     `resize` 0 instead squeezes the whole image to size × size, so that masks can be laid over it. The last batch is
-    padded with zeros; yields ((batch_size, size, size, 3) uint8, number of rows that are not padding).
+    padded with zeros; yields ((batch_size, size, size, 3) uint8, number of rows that are not padding); with `maps`, of
+    the whole source, `Mapped` in the place of the images.
     """
 
     def rows(step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,10 +88,11 @@ def image_batches(
         return indices[places], places
 
     steps = range(-(-len(indices) // batch_size))
-    for batch in Input(source, indices, rows, WholeImages(resize, size)).batches(steps):
-        images, count = batch["image"], len(batch["image"])
-        missing = [(0, batch_size - count)] + [(0, 0)] * 3
-        yield images if count == batch_size else np.pad(images, missing), count
+    for batch in Input(source, indices, rows, WholeImages(resize, size, maps)).batches(steps):
+        count = len(batch["image"])
+        if count < batch_size:
+            batch = {name: _padded(values, batch_size) for name, values in batch.items()}
+        yield batch["image"] if maps is None else Mapped(**batch), count
 
 
 def in_order(order: Order, pool: np.ndarray) -> Places:
@@ -251,6 +253,11 @@ def _by_group(rows: np.ndarray, b: int, g: int) -> np.ndarray:
     """Blocks of b rows, one after the other, as (b / g, blocks · g, …): of each group its rows of every block."""
     blocks = rows.reshape(-1, b // g, g, *rows.shape[1:])
     return np.ascontiguousarray(blocks.swapaxes(0, 1)).reshape(b // g, -1, *rows.shape[1:])
+
+
+def _padded(rows: np.ndarray, length: int) -> np.ndarray:
+    """So many rows, of which the last are 0."""
+    return np.pad(rows, [(0, length - len(rows))] + [(0, 0)] * (rows.ndim - 1))
 
 
 def _shown(batch: Tensors) -> Tensors:

@@ -62,6 +62,28 @@ def placed_masks(cells, source, target, size: int, xp: ModuleType):
     return rows @ cells.astype(xp.float32) @ xp.swapaxes(columns, 1, 2)
 
 
+def cell_means(maps, boxes, rows: int, columns: int, xp: ModuleType):
+    """Maps (n, G, G) cut to boxes (n, 4), in fractions, and averaged by area over rows × columns cells: (n, rows,
+    columns) float32."""
+    grid = maps.shape[1]
+
+    def shares(low, high, cells: int):  # (n, cells, G), what each cell takes of each part of the map
+        edge = low[:, None] + (high - low)[:, None] * xp.arange(cells + 1, dtype=xp.float32) / cells
+        edge, part = edge[..., None] * grid, xp.arange(grid, dtype=xp.float32)
+        common = xp.minimum(edge[:, 1:], part + 1) - xp.maximum(edge[:, :-1], part)
+        return xp.maximum(common, 0) / xp.maximum(edge[:, 1:] - edge[:, :-1], np.float32(1e-6))
+
+    boxes = xp.asarray(boxes, xp.float32)
+    over_rows, over_columns = (shares(boxes[:, k], boxes[:, k + 2], n) for k, n in enumerate((rows, columns)))
+    return over_rows @ maps.astype(xp.float32) @ xp.swapaxes(over_columns, 1, 2)
+
+
+def stretched(maps, xp: ModuleType):
+    """Maps (n, G, G) uint8 as float32, each over [0, 1]; one that is the same everywhere becomes 0."""
+    low = maps.min((1, 2), keepdims=True).astype(xp.float32)
+    return (maps - low) / xp.maximum(maps.max((1, 2), keepdims=True) - low, np.float32(1))
+
+
 def centre_boxes(shapes: np.ndarray, resize: int, size: int) -> np.ndarray:
     """(n, 4) in fractions: the middle of images of these shapes (n, 2) whose shorter side is `resize`. Nothing else of
     them is resized, so that an image of extreme shape costs no more than others."""

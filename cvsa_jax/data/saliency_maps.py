@@ -21,6 +21,15 @@ class Maps(Protocol):
     def __getitem__(self, indices): ...
 
 
+class Mapped(NamedTuple):
+    """Images (b, size, size, 3) uint8, the maps (b, G, G) uint8 of the files that they are of, and the part of these
+    that they show, (b, 4) float32 in fractions."""
+
+    image: np.ndarray
+    cells: np.ndarray
+    box: np.ndarray
+
+
 class SaliencyMaps(NamedTuple):
     """Of n images: `cells` (n, G, G) uint8; `integral` (n, G + 1, G + 1) int32, whose [:, y, x] is the sum of the cells
     above and left of (y, x), and `object` the same of the cells at the threshold alone; `rows` (n, G) uint8, see

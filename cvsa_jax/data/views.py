@@ -164,17 +164,20 @@ class LabelledCrops:
 @dataclasses.dataclass(frozen=True)
 class WholeImages:
     """The centre of each image at `size` px, after its shorter side was resized to `resize`; with `resize` 0 the whole
-    image, squeezed to a square, so that masks can be laid over it. In the batch: `image` (b, size, size, 3) uint8."""
+    image, squeezed to a square, so that masks can be laid over it. In the batch: `image` (b, size, size, 3) uint8, and
+    with `maps` of the whole source the other fields of `Mapped`."""
 
     resize: int
     size: int
+    maps: Maps | None = None
     group: int = 1
     shrinks: bool = False  # figures must not depend on how a file is encoded
 
     def decide(self, examples: np.ndarray, positions: np.ndarray, shapes: np.ndarray) -> tuple[Boxes, Rows, Rows]:
         b = len(examples)
         box = centre_boxes(shapes, self.resize, self.size) if self.resize else np.tile([0.0, 0, 1, 1], (b, 1))
-        return Boxes(np.arange(b), box, np.full((b, 2), self.size), np.ones(b, bool)), {}, {}
+        told = {} if self.maps is None else {"cells": self.maps[examples], "box": box.astype(np.float32)}
+        return Boxes(np.arange(b), box, np.full((b, 2), self.size), np.ones(b, bool)), {}, told
 
     def pixels(self, images: Sequence[tf.Tensor], cuts: Cuts, needs: Parts) -> dict[str, tf.Tensor]:
         del needs

@@ -28,10 +28,11 @@ class Candidate:
     @property
     def pooled(self) -> str:
         """How its features come from the cells of the last feature map."""
-        if self.network is None:
-            return "as their file has them"
         spec = self.evaluator.spec
-        return "averaged over the cells" if spec.pooling == "average" else f"pooled by {READINGS[spec.reading]}"
+        if self.network is None and spec.pooling == "average":
+            return "as their file has them"
+        ways = {"average": "averaged over the cells", "head": "pooled by a look head", "saliency": "pooled by the maps"}
+        return ways.get(spec.pooling) or f"pooled by {READINGS[spec.reading]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,8 @@ def compare(
     for name, candidate in candidates.items():
         evaluator, network = candidate.evaluator, candidate.network
         print(f"{candidate.title}: maps of where it looks", flush=True)
-        maps = evaluator.maps(network, test)
+        key = evaluator.key(network, train)
+        maps = evaluator.maps(network, test, key)
         if maps:
             masks = None if evaluator.source.mask is None else evaluator.masks(test)
             shown = evaluator.shown if evaluator.shown in maps else "component"
@@ -100,7 +102,7 @@ def compare(
         figures = comparison.figures[name] = {}
         if evaluator.source.labels is not None:
             print(f"{candidate.title}: kNN, retrieval and linear probe", flush=True)
-            recognized = evaluator.recognition(network, train, test, knn=knn, probe=probe)
+            recognized = evaluator.recognition(network, train, test, knn=knn, probe=probe, key=key)
             if network is not None:
                 print(f"{candidate.title}: class activation and other backgrounds", flush=True)
             maps |= evaluator.class_maps(network, recognized.weights, test, recognized.key)

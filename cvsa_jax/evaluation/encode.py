@@ -1,4 +1,8 @@
-"""Evaluation passes of a network over images: pooled features, the maps of where it looks, class activation."""
+"""Evaluation passes of a network over images: pooled features, the maps of where it looks, class activation.
+
+Features are the cells of the last feature map, averaged (`average`) or weighted by where an image shows something: what
+a network says of that itself (the keys of `protocol.READINGS`), what a look head reads off the cells (`head`), or the
+image's saliency map (`saliency`)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,8 +11,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from cvsa_jax.data.resample import cell_means, stretched
+from cvsa_jax.data.saliency_maps import Mapped
 from cvsa_jax.losses import unit
-from cvsa_jax.models.activation import READOUTS, class_activation, first_component, grad_cam, pooled_by, scaled
+from cvsa_jax.models.activation import (
+    READOUTS,
+    class_activation,
+    first_component,
+    grad_cam,
+    looked,
+    pooled_by,
+    scaled,
+    sharpened,
+)
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime.distributed import AXIS
@@ -53,32 +68,77 @@ def make_encoder(model: Siamese | Classifier, mesh: Mesh, *, maps: bool) -> Call
     return _on_rows(encode, mesh)
 
 
+def make_cell_encoder(model: Siamese | Classifier, mesh: Mesh) -> Callable[[Network, jax.Array], jax.Array]:
+    """Evaluation pass that gives the cells, (B, h, w, C)."""
+
+    def encode(network: Network, images: jax.Array) -> jax.Array:
+        views = photometric.normalize(photometric.to_float(images))
+        return model.apply(network.variables, views, method="features")[0].astype(jnp.float32)
+
+    return _on_rows(encode, mesh)
+
+
+def make_look(model: Siamese | Classifier, mesh: Mesh) -> Callable[[tuple[Network, jax.Array], jax.Array], jax.Array]:
+    """Evaluation pass that gives what a look head, its `vector`, reads off the cells: (B, h, w)."""
+
+    def look(network_and_head: tuple[Network, jax.Array], images: jax.Array) -> jax.Array:
+        network, head = network_and_head
+        views = photometric.normalize(photometric.to_float(images))
+        features, _ = model.apply(network.variables, views, method="features")
+        return looked(features.astype(jnp.float32), head)
+
+    return _on_rows(look, mesh)
+
+
 def make_attended_encoder(
     model: Siamese | Classifier, mesh: Mesh, reading: str, temperature: float
-) -> Callable[[tuple[Network, jax.Array], jax.Array], Encoded]:
-    """Evaluation pass whose `pooled` averages the cells by where the network itself looks; no mask or label takes part.
+) -> Callable[[tuple[Network, jax.Array], jax.Array | Mapped], Encoded]:
+    """Evaluation pass whose `pooled` averages the cells by where the image shows something; no label takes part.
 
-    Its first argument is the network and the `foreground_key` (D,) of the train images, which only `attention` reads.
-    Weights of the cells: with `attention`, the posterior that the form `kl` trains, the softmax over the cells of the
-    cosine to the foreground's key / temperature; with `mask`, the probability that `mask_head` predicts; with
-    `component`, the square of the feature map's first principal component, scaled to [0, 1].
+    Its first argument is the network and a key. Weights of the cells: with `attention`, the posterior that the form
+    `kl` trains, the softmax over the cells of the cosine to the `foreground_key` (D,) of train images / temperature;
+    with `mask`, the probability that `mask_head` predicts; with `component`, the square of the feature map's first
+    principal component, scaled to [0, 1]; with `head`, what the look head whose `vector` is the key reads off them,
+    sharpened by its power; with `saliency`, the images being `Mapped`, their maps, each over its own range and
+    averaged over the cells, sharpened by the power that is the key (1,).
     """
 
-    def encode(network_and_key: tuple[Network, jax.Array], images: jax.Array) -> Encoded:
+    def encode(network_and_key: tuple[Network, jax.Array], images: jax.Array | Mapped) -> Encoded:
         return Encoded(_attended(model, *network_and_key, images, reading, temperature)[1])
 
     return _on_rows(encode, mesh)
 
 
-def _attended(model, network: Network, key: jax.Array, images: jax.Array, reading: str, temperature: float):
+def pooled_by_head(features: jax.Array, head: jax.Array) -> jax.Array:
+    """(b, h, w, C) -> (b, C), as a look head, `LookHead.vector`, weights the cells."""
+    return pooled_by(sharpened(looked(features, head), head[-1]), features)
+
+
+def pooled_by_maps(features: jax.Array, maps: Mapped, power: jax.Array) -> jax.Array:
+    """(b, h, w, C) -> (b, C), as the maps weight the cells; the field `image` is not looked at."""
+    weights = cell_means(stretched(maps.cells, jnp), maps.box, *features.shape[1:3], jnp)
+    return pooled_by(sharpened(weights, power), features)
+
+
+def pooled_by_component(features: jax.Array) -> jax.Array:
+    """(b, h, w, C) -> (b, C), as the first principal component weights the cells."""
+    return pooled_by(scaled(first_component(features)[0]) ** 2, features)
+
+
+def _attended(model, network: Network, key: jax.Array, images: jax.Array | Mapped, reading: str, temperature: float):
     """Feature map, float32, and what `make_attended_encoder` pools of it; with `average` the plain pooled features."""
-    views = photometric.normalize(photometric.to_float(images))
+    pixels = images.image if isinstance(images, Mapped) else images
+    views = photometric.normalize(photometric.to_float(pixels))
     features, pooled = model.apply(network.variables, views, method="features")
     features = features.astype(jnp.float32)
     if reading == "average":
         return features, pooled
     if reading == "component":
-        return features, pooled_by(scaled(first_component(features)[0]) ** 2, features)
+        return features, pooled_by_component(features)
+    if reading == "head":
+        return features, pooled_by_head(features, key)
+    if reading == "saliency":
+        return features, pooled_by_maps(features, images, key[0])
     maps = model.apply(network.variables, views, train=False).prediction_map
     if reading == "mask":
         return features, pooled_by(jax.nn.sigmoid(maps[..., 0].astype(jnp.float32)), features)
@@ -96,11 +156,11 @@ class Activation(NamedTuple):
 
 def make_class_activation(
     model: Siamese | Classifier, mesh: Mesh, reading: str = "average", temperature: float = 1.0
-) -> Callable[[tuple[Network, jax.Array, jax.Array], jax.Array], Activation]:
+) -> Callable[[tuple[Network, jax.Array, jax.Array], jax.Array | Mapped], Activation]:
     """Evaluation pass of a network, a linear classifier (C + 1, K) on its pooled features, biases in the last row, and
     the foreground's key; images as in `make_encoder`, features pooled by `average` or as in `make_attended_encoder`."""
 
-    def activation(network_weights_key: tuple[Network, jax.Array, jax.Array], images: jax.Array) -> Activation:
+    def activation(network_weights_key: tuple[Network, jax.Array, jax.Array], images: jax.Array | Mapped) -> Activation:
         network, weights, key = network_weights_key
         features, pooled = _attended(model, network, key, images, reading, temperature)
         logits = jnp.matmul(pooled, weights[:-1], precision="highest") + weights[-1]

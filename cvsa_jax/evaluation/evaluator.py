@@ -7,13 +7,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cvsa_jax.data import background
+from cvsa_jax.data.saliency_maps import Maps
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.augmented import fit_crops
-from cvsa_jax.evaluation.encode import make_attended_encoder, make_class_activation, make_encoder
-from cvsa_jax.evaluation.features import evenly, extract
+from cvsa_jax.evaluation.encode import (
+    make_attended_encoder,
+    make_cell_encoder,
+    make_class_activation,
+    make_encoder,
+    make_look,
+)
+from cvsa_jax.evaluation.features import encoded_batches, evenly, extract
 from cvsa_jax.evaluation.knn import leave_one_out
 from cvsa_jax.evaluation.localizer import Localizer
+from cvsa_jax.evaluation.look import NO_GUIDE, Guide, LookHead, fit, informative
 from cvsa_jax.evaluation.probe import Standardization, logits
 from cvsa_jax.evaluation.protocol import EvalSpec, Knn, Probe
 from cvsa_jax.evaluation.recognition import Labelled, Recognition, recognized
@@ -27,23 +35,31 @@ _KEY_IMAGES = 1024  # from which the foreground's key is averaged
 
 
 class Evaluator(Localizer):
-    """Evaluates networks of one model on one source, with images as `spec` says."""
+    """Evaluates networks of one model on one source, with images and pooling as `spec` says; `guide`: what weights the
+    cells where the network does not say that itself."""
 
-    def __init__(self, model: Siamese | Classifier, mesh: Mesh, source: Source, spec: EvalSpec):
+    def __init__(
+        self, model: Siamese | Classifier, mesh: Mesh, source: Source, spec: EvalSpec, guide: Guide = NO_GUIDE
+    ):
         self.encode = {maps: make_encoder(model, mesh, maps=maps) for maps in (False, True)}
-        self.attend, how = None, ("average",)
-        if spec.pooling == "attention":
-            how = (spec.reading, spec.temperature)
-            self.attend = make_attended_encoder(model, mesh, *how)
+        self.encode_cells = make_cell_encoder(model, mesh)
+        how = (spec.reading, spec.temperature) if spec.pooling == "attention" else (spec.pooling, 1.0)
+        self.attend = None if spec.pooling == "average" else make_attended_encoder(model, mesh, *how)
         self.activate = make_class_activation(model, mesh, *how)
+        self.look = make_look(model, mesh)
         super().__init__(source, spec.size)
-        self.mesh, self.spec = mesh, spec
+        self.mesh, self.spec, self.guide = mesh, spec, guide
 
     def key(self, network: Network, images: np.ndarray) -> np.ndarray | None:
-        """What pooling by attention needs to know of the train images, (D,); None of pooling by average. No label or
-        mask takes part. UserError where they are fewer than two, of which neither is another."""
+        """What pooling needs to know: by attention the foreground of the train images, (D,); by a head its `vector`,
+        which is fitted to the maps of the train images where none is given; by saliency the maps' power; None of
+        pooling by average. No label takes part. UserError where the images are fewer than two."""
         if self.attend is None:
             return None
+        if self.spec.pooling == "head":
+            return (self.guide.head or self.fit_head(network, images)).vector
+        if self.spec.pooling == "saliency":
+            return np.float32([self.guide.power])
         if self.spec.reading != "attention":
             return np.zeros(1, np.float32)
         if len(images) < 2:
@@ -51,13 +67,27 @@ class Evaluator(Localizer):
         encoded = self._extract(self.encode[True], network, evenly(images, _KEY_IMAGES), self.spec.resize)
         return localization.foreground_key(encoded.queries, encoded.keys).astype(np.float32)
 
+    def fit_head(self, network: Network, images: np.ndarray) -> LookHead:
+        """The look head of the guide's maps of these images; UserError where fewer than two maps show anything."""
+        images = informative(self.guide.maps, images)
+        encode = functools.partial(self.encode_cells, network)
+        how = {"size": self.size, "resize": 0, "batch_size": self.spec.batch_size}
+        with self.timed("look_head"):
+            batches = encoded_batches(encode, self.mesh, self.source, images, **how)
+            return fit(batches, self.guide.maps, images)
+
     def features(
         self, network: Network, indices: np.ndarray, key: np.ndarray | None = None, source: Source | None = None
     ) -> np.ndarray:
         """Pooled features (k, C) of the centre crops, with the `key` of the train images; `source` stands in for the
         evaluator's own."""
         encode, argument = self._pooling(network, key)
-        return self._extract(encode, argument, indices, self.spec.resize, source).pooled
+        return self._extract(encode, argument, indices, self.spec.resize, source, self._mapped).pooled
+
+    @property
+    def _mapped(self) -> Maps | None:
+        """The maps that an encoder of `pooling` takes beside the images."""
+        return self.guide.maps if self.spec.pooling == "saliency" else None
 
     def _pooling(self, network: Network, key: np.ndarray | None):
         """The encoder of `features`, and its first argument."""
@@ -65,10 +95,17 @@ class Evaluator(Localizer):
             return self.encode[False], network
         return self.attend, (network, jax.device_put(key, replicated(self.mesh)))
 
-    def maps(self, network: Network, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def maps(self, network: Network, indices: np.ndarray, key: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Name -> (k, h, w) maps of whole images, each squeezed to a square: `attention`, where the network has the
-        heads for it, `predicted_mask` of the control that predicts one, and of the backbone alone `mean` and
-        `component`."""
+        heads for it, `predicted_mask` of the control that predicts one, of the backbone alone `mean` and `component`,
+        and of pooling by a look head, with its `key`, `look`."""
+        maps = self._own_maps(network, indices)
+        if self.spec.pooling == "head" and key is not None:
+            argument = (network, jax.device_put(key, replicated(self.mesh)))
+            maps |= {"look": self._extract(self.look, argument, indices, 0)}
+        return maps
+
+    def _own_maps(self, network: Network, indices: np.ndarray) -> dict[str, np.ndarray]:
         encoded = self._extract(self.encode[True], network, indices, 0)
         if encoded.queries is None:
             return {"mean": encoded.mean, "component": encoded.component}
@@ -80,7 +117,10 @@ class Evaluator(Localizer):
 
     @property
     def shown(self) -> str:
-        """Which of the maps says where the network looks: what its losses trained."""
+        """Which of the maps says where the network looks: the one that pools its features, or what its losses
+        trained."""
+        if self.spec.pooling == "head":
+            return "look"
         return "predicted_mask" if self.spec.reading == "mask" else self.spec.reading
 
     def class_maps(
@@ -89,15 +129,24 @@ class Evaluator(Localizer):
         """Name -> (k, h, w) maps of the same squares for the class that a linear classifier on the pooled features,
         (C + 1, classes) with biases in the last row, predicts: `cam` and `grad_cam`; `key` as in `features`."""
         placed = (weights.astype(np.float32), np.zeros(1, np.float32) if key is None else key)
-        activation = self._extract(self.activate, (network, *jax.device_put(placed, replicated(self.mesh))), indices, 0)
+        argument = (network, *jax.device_put(placed, replicated(self.mesh)))
+        activation = self._extract(self.activate, argument, indices, 0, mapped=self._mapped)
         return {"cam": activation.cam, "grad_cam": activation.grad_cam}
 
     def recognition(
-        self, network: Network, train: np.ndarray, test: np.ndarray, *, knn: Knn, probe: Probe | None = None
+        self,
+        network: Network,
+        train: np.ndarray,
+        test: np.ndarray,
+        *,
+        knn: Knn,
+        probe: Probe | None = None,
+        key: np.ndarray | None = None,
     ) -> Recognition:
-        """kNN and retrieval, and with `probe` the linear probe, on the test images: see `recognized`."""
+        """kNN and retrieval, and with `probe` the linear probe, on the test images: see `recognized`; `key`: of the
+        train images, where it is known."""
         labels = labels_of(self.source)
-        key = self.key(network, train)
+        key = self.key(network, train) if key is None else key
         features = self.features(network, np.concatenate([train, test]), key)
         fit = None
         if probe is not None and probe.crop_area is not None:
@@ -135,12 +184,19 @@ class Evaluator(Localizer):
         gap = figures["same_background_top1"] - figures["other_background_top1"]
         return figures | {"background_gap": gap}
 
-    def _extract(self, encode, network, indices: np.ndarray, resize: int, source: Source | None = None):
+    def _extract(
+        self,
+        encode,
+        network,
+        indices: np.ndarray,
+        resize: int,
+        source: Source | None = None,
+        mapped: Maps | None = None,
+    ):
         encode, source = functools.partial(encode, network), source or self.source
+        how = {"size": self.size, "resize": resize, "batch_size": self.spec.batch_size, "maps": mapped}
         with self.timed("network"):
-            return extract(
-                encode, self.mesh, source, indices, size=self.size, resize=resize, batch_size=self.spec.batch_size
-            )
+            return extract(encode, self.mesh, source, indices, **how)
 
     def _fit_crops(self, network: Network, key, train: np.ndarray, x: np.ndarray, rows, probe: Probe, seed: int):
         encode = functools.partial(*self._pooling(network, key))

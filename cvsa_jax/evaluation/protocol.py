@@ -7,7 +7,7 @@ from cvsa_jax.runtime import checks
 from cvsa_jax.runtime.errors import UserError
 
 ATTENTIONS = ("others", "mirror")  # what an image's cells are compared with: see `localization`
-POOLINGS = ("average", "attention")
+POOLINGS = ("average", "attention", "head", "saliency")
 # What a network says of where to look (see `models.activation.weights`), and what that is.
 READINGS = {"attention": "the attention", "mask": "the predicted mask", "component": "the first principal component"}
 

@@ -53,6 +53,18 @@ def pooled_by(weights: Float[Array, "b h w"], features: Float[Array, "b h w c"])
     return jnp.einsum("bhw,bhwc->bc", weights / weights.sum((1, 2), keepdims=True), features, precision="highest")
 
 
+def sharpened(maps: Float[Array, "b h w"], power: float | Float[Array, ""]) -> Float[Array, "b h w"]:
+    """Weights in [0, 1]: each map over its maximum, to a power. What is below 0 counts as 0, as a map without anything
+    above it does."""
+    above = jnp.maximum(maps, 0)
+    return (above / jnp.maximum(above.max((1, 2), keepdims=True), 1e-12)) ** power
+
+
+def looked(features: Float[Array, "b h w c"], head: Float[Array, " c2"]) -> Float[Array, "b h w"]:
+    """What a look head reads off each cell; `head` is `LookHead.vector`."""
+    return jnp.einsum("bhwc,c->bhw", features, head[:-2], precision="highest") + head[-2]
+
+
 def scaled(maps: Float[Array, "b h w"]) -> Float[Array, "b h w"]:
     """Each map over [0, 1]; a constant one becomes 0."""
     low = maps.min((1, 2), keepdims=True)

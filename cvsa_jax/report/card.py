@@ -23,10 +23,31 @@ _CALLED = {
         ),
     ),
 }
+# How PyTorch pools the cells by a look head.
+LOOK_POOLING = """\
+class LookPooling(torch.nn.Module):
+    def __init__(self, tensors):
+        super().__init__()
+        for name in ("weight", "bias", "power"):
+            self.register_buffer(name, tensors[f"look.{name}"])
+
+    def forward(self, cells):  # (b, C, h, w) -> (b, C)
+        looked = (torch.einsum("bchw,c->bhw", cells, self.weight) + self.bias).clamp(min=0)
+        weights = (looked / looked.amax((1, 2), keepdim=True).clamp(min=1e-12)) ** self.power + 1e-6
+        return torch.einsum("bchw,bhw->bc", cells, weights / weights.sum((1, 2), keepdim=True))
+"""
 
 
 def model_card(
-    network: Frozen, files: list[str], tensors: int, *, data: dict, figures: dict, licence: str, version: str
+    network: Frozen,
+    files: list[str],
+    tensors: int,
+    *,
+    data: dict,
+    figures: dict,
+    licence: str,
+    version: str,
+    look: dict | None = None,
 ) -> str:
     """Markdown of what the network is, what it learned from, its figures, and how it is loaded.
 
@@ -34,6 +55,7 @@ def model_card(
         data, figures: `data.json` and `report/results.json` of its run, or {}.
         licence: of the weights, as the user says.
         version: of this program.
+        look: what the file of the look head says that pools the features, or None.
     """
     model, config = network.model, network.config
     shape = f"ResNet-{model.depth}, width {model.width}, stem {model.stem}, padding {model.padding}"
@@ -48,11 +70,19 @@ def model_card(
         lines += ["## Figures of its run", "", "| figure | % |", "|---|---|"]
         lines += [f"| {TITLES[key]} | {percent(value)} |" for key, value in shown.items()] + [""]
         lines += ["On the run's own data set (above); kNN and localisation by docs/protocols.md.", ""]
+    if look is not None:
+        facts = "; ".join(f"{name.removeprefix('look.')}: {told}" for name, told in look.items() if name != "format")
+        lines += [
+            "## Pooling",
+            "",
+            "The files weight the cells by a look head, a linear function of a cell that says how much it shows the "
+            f"object; it learned from saliency maps, and from no class labels ({facts}).",
+            "",
+        ]
     if pooled:
         lines += [
-            "The run's recognition figures are not shown: they are of features pooled by where the network looks, and "
-            "the files give features averaged over the cells. `python -m cvsa_jax.evaluate` measures those "
-            "(`--config.eval.pooling=average`).",
+            "The run's recognition figures are not shown: they are of features pooled in another way than those of the "
+            "files. `python -m cvsa_jax.evaluate` measures those.",
             "",
         ]
     lines += [
@@ -63,25 +93,33 @@ def model_card(
     ]
     weights = next((name for name in files if name in _LOADED), None)
     if plain and weights:
+        loaded = (
+            _LOADED[weights] if look is None else f'{{k: v for k, v in {_LOADED[weights]}.items() if "look." not in k}}'
+        )
         head = f"Linear(net.fc.in_features, {len(network.classes)})" if network.classes else "Identity()"
         lines += [
             "```python",
             "# timm",
             f'net = timm.create_model("resnet{model.depth}", num_classes={len(network.classes)})',
-            f"net.load_state_dict({_LOADED[weights]})",
+            f"net.load_state_dict({loaded})",
             "# torchvision",
             f"net = torchvision.models.resnet{model.depth}()",
             f"net.fc = torch.nn.{head}",
-            f"net.load_state_dict({_LOADED[weights]})",
+            f"net.load_state_dict({loaded})",
             "```",
             "",
         ]
+        if look is not None:
+            lines += ["```python", "# pooled by the look head", *LOOK_POOLING.splitlines(), ""]
+            lines += ["cells = torch.nn.Sequential(*list(net.children())[:-2])  # of torchvision's"]
+            lines += [f"features = LookPooling({_LOADED[weights]})(cells(images))", "```", ""]
     elif not plain:
         why = "its padding is TensorFlow's" if model.padding == "same" else "its shape is none of theirs"
         lines += [f"The names are torchvision's, but timm and torchvision have no such network: {why}.", ""]
     if weights:
         lines += ["```python", "# cvsa_jax"]
-        lines += [f'features = cvsa_jax.load_backbone("{weights}").features(images)', "```", ""]
+        with_head = f', look="{weights}"' if look is not None and weights.endswith(".safetensors") else ""
+        lines += [f'features = cvsa_jax.load_backbone("{weights}"{with_head}).features(images)', "```", ""]
     for name in (name for name in files if name in _CALLED):
         lines += ["```python", f"# {_CALLED[name][0]}", *_CALLED[name][1], "```", ""]
     lines += ["## Licence", "", f"{licence}. That of the images it learned from may bind its use as well.", ""]

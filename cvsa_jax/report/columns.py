@@ -49,6 +49,7 @@ READINGS = {
     "mean": "mean activation",
     "component": "first component",
     "predicted_mask": "predicted mask",
+    "look": "look head",
     "cam": "CAM of the predicted class",
     "grad_cam": "Grad-CAM of the predicted class",
 }

@@ -7,10 +7,11 @@ from cvsa_jax import settings
 from cvsa_jax.data import inspect, reading
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.comparison import compare
-from cvsa_jax.evaluation.protocol import Probe
+from cvsa_jax.evaluation.protocol import POOLINGS, Probe
 from cvsa_jax.report import html, pictures
 from cvsa_jax.report.columns import GUESSES, PANELS
 from cvsa_jax.report.comparison import findings, looks, sections, tables
+from cvsa_jax.runs.look import check_crops, pooling_maps
 from cvsa_jax.runtime.distributed import first_alone, is_first, make_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import AnyPath, as_path, report_folder, write_json_atomically
@@ -24,7 +25,8 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
     Args:
         config: of mode `linear`.
         entries: workdirs of pre-training or fine-tuned runs, files of weights, or files of features (`given`), each
-            with `name=` before it or called by its file's name.
+            with `name=` before it or called by its file's name; with `@` and one of POOLINGS, or the file of a look
+            head, behind it where its cells are pooled otherwise than `config.eval.pooling` says.
 
     Raises:
         UserError: one is none of these, two have the same name, or the data set has no test split.
@@ -35,6 +37,7 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
     for entry in entries:
         name, equals, origin = entry.partition("=")
         name, origin = (name, origin) if equals and "/" not in name else (as_path(entry).name, entry)
+        origin, pooling = _pooled(origin, config.eval)
         if not origin:
             raise UserError(f"--runs={','.join(entries)}: an entry is empty; each is a path, or name=path")
         if name in {*named, *GUESSES, "perf"}:
@@ -42,7 +45,7 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
                 f"--runs={','.join(entries)}: two are called {name!r}, and names tell the rows apart, also from "
                 f"{', '.join(GUESSES)} and perf: write name=path"
             )
-        named[name] = origin
+        named[name] = origin, pooling
     first_alone(lambda: report_folder("--out", out))
     knn, probe, embedding = settings.knn(config.eval), settings.probe(config), settings.embedding(config.eval)
     source = settings.load_source(config.data)
@@ -50,11 +53,13 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
     inspect.check_annotations(source, test)
     mesh, used = make_mesh(), np.union1d(train, test)
     candidates = {
-        name: frozen.candidate(name, origin, source, config.eval, mesh, used) for name, origin in named.items()
+        name: frozen.candidate(name, origin, source, evaluation, mesh, used, pooling_maps(evaluation, source))
+        for name, (origin, evaluation) in named.items()
     }
     bare = [name for name, one in candidates.items() if one.network is None]
     if bare and probe.crop_area is not None:
         raise UserError(f"{', '.join(bare)}: features of whole images; config.probe.augmented needs networks")
+    check_crops(candidates.values(), probe)
     folder = out / "report"
 
     def keep(figures: dict) -> None:  # of each as soon as it is measured
@@ -67,7 +72,7 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
     write_json_atomically(folder / "results.json", comparison.figures | {"perf": comparison.perf})
     curves = [
         pictures.curves_picture(folder / f"curves_{name}.png", rows, PANELS, f"Curves of {name}.")
-        for name, origin in named.items()
+        for name, (origin, _) in named.items()
         if (rows := read_metrics(as_path(origin)))
     ]
     sentences, measured = findings(comparison), tables(comparison, probe.amounts)
@@ -86,6 +91,17 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
     lines = [*sentences, "", *(f"{table.as_text()}\n" for table in measured), *notes, f"report: {page}"]
     print("\n" + "\n".join(lines))
     return comparison.figures
+
+
+def _pooled(origin: str, evaluation: ConfigDict) -> tuple[str, ConfigDict]:
+    """An entry without what stands behind its last `@`, and `config.eval` with that."""
+    path, at, pooling = origin.rpartition("@")
+    changes = {"pooling": pooling} if pooling in POOLINGS else {}
+    if pooling.endswith(".safetensors") and not as_path(origin).exists():
+        changes = {"pooling": "head", "look": pooling}
+    if not (at and changes):
+        return origin, evaluation
+    return path, ConfigDict(evaluation.to_dict() | changes)
 
 
 def _protocol(source: Source, train: np.ndarray, test: np.ndarray, probe: Probe) -> list[str]:

@@ -7,15 +7,19 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from cvsa_jax.data import reading, sources
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.evaluator import Evaluator
+from cvsa_jax.evaluation.look import NO_GUIDE, Guide
 from cvsa_jax.evaluation.neighbors import unit
 from cvsa_jax.evaluation.probe import logits
+from cvsa_jax.runs.look import named_store
 from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import (
@@ -29,11 +33,23 @@ from cvsa_jax.runtime.files import (
 )
 from cvsa_jax.runtime.lock import Lock
 from cvsa_jax.training.state import tree_hash
-from cvsa_jax.weights import frozen
+from cvsa_jax.weights import frozen, look_file
 from cvsa_jax.weights.frozen import Frozen
 
 KINDS = (".npz", ".csv", ".parquet")
 PART = 4096  # images of a part, which is done again after an interruption
+
+
+class Pooling(NamedTuple):
+    """Of the cells: one of `protocol.POOLINGS`, by `head` the file of a look head, by `saliency` the detector or the
+    folder of a store of the images' maps."""
+
+    kind: str = "average"
+    look: str = ""
+    maps: str = ""
+
+
+AVERAGE = Pooling()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +58,7 @@ class Options:
     fine-tuned network; `shard`: i/n of n processes; `skip`: leave unreadable images out."""
 
     vectors: str = "raw"
-    pooling: str = "average"
+    pooling: Pooling = AVERAGE
     predict: int = 0
     shard: str = "0/1"
     skip: bool = False
@@ -62,13 +78,14 @@ def embed(run: str, data: str, out: str, options: Options) -> None:
     network = frozen.load(run, mesh)
     if options.predict and not network.classes:
         raise UserError(f"--predict={options.predict}: {network.about} has no classifier; give a fine-tuned run")
-    if options.predict and options.pooling != "average":
+    if options.predict and options.pooling.kind != "average":
         raise UserError("--predict: the classifier was trained on averaged features; leave out --pooling")
     images = reading.readable(source, np.arange(len(source)), "skip" if options.skip else "stop")
-    evaluator = Evaluator(network.model, mesh, source, dataclasses.replace(network.spec(), pooling=options.pooling))
+    evaluator = pooling_evaluator(network, mesh, source, options.pooling, run)
     about = {"run": str(absolute(run)), "network": network.about, "weights": tree_hash(network.network)}
     about |= {"data": str(absolute(data)), "fingerprint": source.fingerprint, "images": len(images)}
-    about |= {"size": evaluator.spec.size, "resize": evaluator.spec.resize, "pooling": options.pooling}
+    about |= {"size": evaluator.spec.size, "resize": evaluator.spec.resize}
+    about |= _of_pooling(evaluator, options.pooling)
     print(f"{source.name}: {len(images)} images by {network.about}", flush=True)
 
     # 2) The parts of this process.
@@ -100,6 +117,31 @@ def embed(run: str, data: str, out: str, options: Options) -> None:
     lock.release()
     shutil.rmtree(parts, ignore_errors=True)
     print(f"{path}: {', '.join(f'{name} {array.shape}' for name, array in columns.items())}")
+
+
+def pooling_evaluator(network: Frozen, mesh: Mesh, source: Source, pooling: Pooling, run: str) -> Evaluator:
+    """An evaluator whose features are pooled so; UserError where the head or the maps are not there, or of something
+    else."""
+    for flag, kind, value in (("look", "head", pooling.look), ("maps", "saliency", pooling.maps)):
+        if bool(value) != (pooling.kind == kind):
+            raise UserError(f"--{flag} belongs to --pooling={kind}, which needs it")
+    guide = NO_GUIDE
+    if pooling.look:
+        guide = Guide(head=look_file.of_network(pooling.look, network.network, run))
+    if pooling.maps:
+        guide = Guide(maps=named_store(pooling.maps, source))
+    spec = dataclasses.replace(network.spec(), pooling=pooling.kind)
+    return Evaluator(network.model, mesh, source, spec, guide)
+
+
+def _of_pooling(evaluator: Evaluator, pooling: Pooling) -> dict[str, str]:
+    """What the file says of how its vectors were pooled."""
+    told = {"pooling": pooling.kind}
+    if pooling.look:
+        told |= {"look": str(absolute(pooling.look)), "head": tree_hash(evaluator.guide.head.vector)}
+    if pooling.maps:
+        told |= {"maps": str(evaluator.guide.maps.folder)}
+    return told
 
 
 def _file(out: str) -> Path:

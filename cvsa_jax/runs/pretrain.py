@@ -10,6 +10,7 @@ from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.features import evenly
 from cvsa_jax.report.run import report_run
 from cvsa_jax.runs.feed import feed_of, maps_of, readable_images, train_images
+from cvsa_jax.runtime import checks
 from cvsa_jax.runtime.distributed import check_batch_size, is_first, make_mesh
 from cvsa_jax.runtime.files import AnyPath, write_json_atomically
 from cvsa_jax.training.loop import Watch, run_steps
@@ -28,6 +29,8 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     # 1) What the config alone tells, and the data, with the saliency maps where the views or the loss need them.
     mesh, model = make_mesh(), settings.model(config.model)
     check_batch_size(config.batch_size, config.views.group, mesh, config.accumulate_steps, config.views.where)
+    # A network that learns has no look head yet, and its maps would cost every look at it another pass.
+    checks.choice("config.eval.pooling of a pre-training", config.eval.pooling, ("average", "attention"))
     views, evaluation = settings.view_spec(config, model.stride), settings.evaluation(config.eval, config)
     source = settings.load_source(config.data)
     store = maps_of(config, source)

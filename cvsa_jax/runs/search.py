@@ -1,6 +1,5 @@
 """Nearest neighbours and near-duplicates among embedded images, as a page of pictures."""
 
-import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -12,9 +11,9 @@ import numpy as np
 from cvsa_jax.data import decode, reading, sources
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.sources.source import fingerprint
-from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.neighbors import nearest
 from cvsa_jax.report import html, pictures
+from cvsa_jax.runs.embed import Pooling, pooling_evaluator
 from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.files import as_text, output_file, write_json_atomically
@@ -173,7 +172,11 @@ def _vectors(index: Index, source: Source, queries: list[str]) -> np.ndarray:
         network = frozen.load(index.about["run"], mesh)
         if tree_hash(network.network) != index.about["weights"]:
             raise UserError(f"{index.about['run']} has changed since the index was made: embed the images again")
-        spec = dataclasses.replace(network.spec(), pooling=index.about["pooling"])
+        pooling = Pooling(index.about["pooling"], index.about.get("look", ""), index.about.get("maps", ""))
+        if pooling.kind == "saliency":
+            raise UserError(
+                f"the index was pooled by saliency maps, and there are none of {some(others)}: name images of it"
+            )
         files = Source(
             name="queries",
             names=tuple(others),
@@ -184,8 +187,10 @@ def _vectors(index: Index, source: Source, queries: list[str]) -> np.ndarray:
             mask=None,
             identify=lambda kind: fingerprint(others, [0] * len(others)),
         )
-        key = Evaluator(network.model, mesh, source, spec).key(network.network, _rows(source, index))
-        evaluator = Evaluator(network.model, mesh, files, spec)
+        own, evaluator = (pooling_evaluator(network, mesh, of, pooling, index.about["run"]) for of in (source, files))
+        key = own.key(network.network, _rows(source, index))
+        if pooling.look and tree_hash(key) != index.about["head"]:
+            raise UserError(f"{pooling.look} has changed since the index was made: embed the images again")
         features = evaluator.features(network.network, np.arange(len(others)), key)
         made = dict(zip(others, features, strict=True))
     return np.stack([made[query] if query in made else index.vectors[place[query]] for query in queries])

@@ -17,7 +17,7 @@ from cvsa_jax.runtime.files import (
     write_json_atomically,
     write_text_atomically,
 )
-from cvsa_jax.weights import export, files, frozen
+from cvsa_jax.weights import export, files, frozen, look_file
 from cvsa_jax.weights.nets import architecture
 
 
@@ -49,21 +49,24 @@ def import_file(origin: str, out: str, net: str = "") -> None:
     )
 
 
-def export_run(run: str, out: AnyPath, formats: tuple[str, ...], licence: str) -> None:
+def export_run(run: str, out: AnyPath, formats: tuple[str, ...], licence: str, look: str = "") -> None:
     """Writes the backbone of a run, or of a file, to the folder `out`: the formats, preprocess.json, and the model card
-    README.md with the run's config.json.
+    README.md with the run's config.json. `look`: file of a look head, which then pools the features.
 
     Raises:
-        UserError: there is no such run or file, or a format is not known.
+        UserError: there is no such run or file, a format is not known, or the head is another network's.
     """
     export.check(formats)
     network = frozen.load(run, make_mesh())
+    head = look_file.of_network(look, network.network, run) if look else None
     output_folder("--out", out)
-    written = export.write(network, network.spec(), out, formats)
+    written = export.write(network, network.spec(), out, formats, head)
     data, figures = (_of_run(run, name) for name in ("data.json", "report/results.json"))
     if "mode" in network.config:
         write_json_atomically(out / "config.json", network.config.to_dict())
     told = {"data": data, "figures": figures, "licence": licence, "version": _version()}
+    if look:
+        told["look"] = look_file.read(look)[1]
     write_text_atomically(out / "README.md", model_card(network, written.files, len(written.tensors), **told))
     kinds = (f"model.{kind}" for kind in export.FORMATS)
     if others := [name for name in kinds if name not in written.files and (out / name).is_file()]:

@@ -175,15 +175,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def to_mesh(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch -> global arrays, split over the mesh along their first axis; what is one already
-    stays where it lies."""
+def to_mesh(batch: Any, mesh: Mesh) -> Any:
+    """This process's rows of a batch, a tree of arrays -> global arrays, split over the mesh along their first axis;
+    what is one already stays where it lies."""
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def placed(rows: np.ndarray | jax.Array) -> jax.Array:
         return rows if isinstance(rows, jax.Array) else jax.make_array_from_process_local_data(sharding, rows)
 
-    return {name: placed(rows) for name, rows in batch.items()}
+    return jax.tree.map(placed, batch)
 
 
 def to_host(rows: Any) -> Any:

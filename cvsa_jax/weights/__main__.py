@@ -14,6 +14,7 @@ _NET = flags.DEFINE_string("net", "", "import: of several networks the one of th
 _RUN = flags.DEFINE_string("run", None, "export: workdir of a run, or a file of weights.")
 _OUT = flags.DEFINE_string("out", None, "import: the .safetensors file; export: the folder.")
 _FORMATS = flags.DEFINE_list("formats", ["safetensors"], "export: of safetensors, npz, stablehlo, onnx.")
+_LOOK = flags.DEFINE_string("look", "", "export: file of a look head, which then pools the features.")
 _LICENCE = flags.DEFINE_string("licence", "not stated", "export: of the weights, for the model card.")
 
 
@@ -34,7 +35,7 @@ def export_weights() -> None:
     from cvsa_jax.runs import weights
     from cvsa_jax.runtime.files import as_path
 
-    weights.export_run(_RUN.value, as_path(_OUT.value), tuple(_FORMATS.value), _LICENCE.value)
+    weights.export_run(_RUN.value, as_path(_OUT.value), tuple(_FORMATS.value), _LICENCE.value, _LOOK.value)
 
 
 def _need(flag: flags.FlagHolder, example: str) -> None:

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
+from cvsa_jax.evaluation.encode import pooled_by_head
+from cvsa_jax.evaluation.look import LookHead
 from cvsa_jax.evaluation.protocol import EvalSpec
 from cvsa_jax.models.siamese import TARGET_PARTS
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import AnyPath, write_atomically, write_json_atomically
 from cvsa_jax.training import photometric
-from cvsa_jax.weights import torchvision
+from cvsa_jax.weights import look_file, torchvision
 from cvsa_jax.weights.files import ABOUT
 from cvsa_jax.weights.frozen import Frozen
 
@@ -36,14 +38,14 @@ class Exported(NamedTuple):
     tensors: dict[str, np.ndarray]
 
 
-def tensors_of(network: Frozen) -> dict[str, np.ndarray]:
-    """Backbone, and of a fine-tuned run the classifier, under torchvision's names."""
+def tensors_of(network: Frozen, head: LookHead | None = None) -> dict[str, np.ndarray]:
+    """Backbone, and of a fine-tuned run the classifier, under torchvision's names; the look head under `look.…`."""
     params, stats = network.network.params, network.network.batch_stats
     tensors = torchvision.from_backbone(params[_BACKBONE], stats[_BACKBONE])
     if "head" in params:
         tensors["fc.weight"] = np.asarray(params["head"]["kernel"]).T.copy()
         tensors["fc.bias"] = np.asarray(params["head"]["bias"])
-    return tensors
+    return tensors if head is None else tensors | look_file.tensors_of(head)
 
 
 def check(formats: tuple[str, ...]) -> None:
@@ -54,15 +56,20 @@ def check(formats: tuple[str, ...]) -> None:
         _converter()
 
 
-def write(network: Frozen, spec: EvalSpec, out: AnyPath, formats: tuple[str, ...]) -> Exported:
-    """Writes `out/model.<format>` of each format, and `out/preprocess.json`."""
-    model, tensors, files = network.model, tensors_of(network), []
+def write(
+    network: Frozen, spec: EvalSpec, out: AnyPath, formats: tuple[str, ...], head: LookHead | None = None
+) -> Exported:
+    """Writes `out/model.<format>` of each format, and `out/preprocess.json`; features are pooled by `head`, or
+    averaged."""
+    model, tensors, files = network.model, tensors_of(network, head), []
     about = {"format": "pt", "stem": model.stem, "padding": model.padding, "depth": str(model.depth)}
     about |= {"size": str(spec.size), "resize": str(spec.resize), "about": network.about}
+    if head is not None:
+        about[look_file.BACKBONE] = look_file.backbone_hash(network.network)
     out.mkdir(parents=True, exist_ok=True)
     for kind in formats:
         files.append(f"model.{kind}")
-        content = _encoded(kind, network, spec, tensors, about)
+        content = _encoded(kind, network, spec, tensors, about, head)
         write_atomically(out / files[-1], lambda file, content=content: file.write(content))
     write_json_atomically(out / PREPROCESS, preprocess(spec))
     return Exported([*files, PREPROCESS], tensors)
@@ -83,7 +90,9 @@ def preprocess(spec: EvalSpec) -> dict:
     }
 
 
-def _encoded(kind: str, network: Frozen, spec: EvalSpec, tensors: dict, about: dict[str, str]) -> bytes:
+def _encoded(
+    kind: str, network: Frozen, spec: EvalSpec, tensors: dict, about: dict[str, str], head: LookHead | None
+) -> bytes:
     if kind == "safetensors":
         from safetensors.numpy import save
 
@@ -92,24 +101,24 @@ def _encoded(kind: str, network: Frozen, spec: EvalSpec, tensors: dict, about: d
         content = io.BytesIO()
         np.savez(content, **tensors, **{ABOUT: np.array(json.dumps(about))})
         return content.getvalue()
-    return onnx(network, spec) if kind == "onnx" else stablehlo(network, spec)
+    return onnx(network, spec, head) if kind == "onnx" else stablehlo(network, spec, head)
 
 
-def stablehlo(network: Frozen, spec: EvalSpec) -> bytes:
+def stablehlo(network: Frozen, spec: EvalSpec, head: LookHead | None = None) -> bytes:
     """The function from images (b, size, size, 3) uint8, for any b, to features (b, C) float32, with its weights in
     it, as `jax.export.deserialize` reads it, for CPU, GPU and TPU."""
     batch = jax_export.symbolic_shape("b")
-    exported = jax_export.export(jax.jit(_features(network)), platforms=PLATFORMS)
+    exported = jax_export.export(jax.jit(_features(network, head)), platforms=PLATFORMS)
     return bytes(exported(_images(batch, spec)).serialize())
 
 
-def onnx(network: Frozen, spec: EvalSpec) -> bytes:
+def onnx(network: Frozen, spec: EvalSpec, head: LookHead | None = None) -> bytes:
     """The same function as an ONNX model of opset OPSET, from `images` to `features`, in float32."""
     to_onnx = _converter()
     logging.getLogger("jax2onnx").setLevel(logging.ERROR)  # it warns of what it could convert besides
     model = to_onnx(
         # ONNX Runtime has no bfloat16 convolution on a CPU.
-        _features(network._replace(model=network.model.clone(dtype=jnp.float32))),
+        _features(network._replace(model=network.model.clone(dtype=jnp.float32)), head),
         inputs=[_images(("b",), spec)],
         model_name="cvsa_jax",
         input_names=["images"],
@@ -128,12 +137,13 @@ def _converter() -> Callable:
     return to_onnx
 
 
-def _features(network: Frozen) -> Callable[[jax.Array], jax.Array]:
+def _features(network: Frozen, head: LookHead | None) -> Callable[[jax.Array], jax.Array]:
     variables = jax.tree.map(np.asarray, network.network.variables)
 
     def features(images: jax.Array) -> jax.Array:
         views = photometric.normalize(photometric.to_float(images))
-        return network.model.apply(variables, views, method="features")[1]
+        cells, averaged = network.model.apply(variables, views, method="features")
+        return averaged if head is None else pooled_by_head(cells.astype(jnp.float32), jnp.asarray(head.vector))
 
     return features
 

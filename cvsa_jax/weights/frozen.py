@@ -1,5 +1,6 @@
 """A trained network from wherever it comes: a pre-training run, a fine-tuned run, or a file of weights."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -8,11 +9,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
+from cvsa_jax.data.saliency_maps import Maps
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation import given
 from cvsa_jax.evaluation.comparison import Candidate
 from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.labelled import fraction_suffix
+from cvsa_jax.evaluation.look import Guide
 from cvsa_jax.evaluation.protocol import EvalSpec
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.resnet import STAGE_SIZES
@@ -24,7 +27,7 @@ from cvsa_jax.training import checkpoint
 from cvsa_jax.training.finetune_step import empty_classifier
 from cvsa_jax.training.resume import read_config
 from cvsa_jax.training.state import Network
-from cvsa_jax.weights import backbones, files
+from cvsa_jax.weights import backbones, files, look_file
 from cvsa_jax.weights.nets import architecture
 
 _DEPTHS = ", ".join(map(str, STAGE_SIZES))
@@ -77,19 +80,31 @@ def load(origin: str, mesh: Mesh) -> Frozen:
 
 
 def candidate(
-    name: str, origin: str, source: Source, evaluation: ConfigDict, mesh: Mesh, images: np.ndarray | None = None
+    name: str,
+    origin: str,
+    source: Source,
+    evaluation: ConfigDict,
+    mesh: Mesh,
+    images: np.ndarray | None = None,
+    maps: Maps | None = None,
 ) -> Candidate:
     """What is measured under a name on `images` of a source (None: all), seen as `config.eval` says: the features of a
-    file, as `evaluation.given` reads it, or a network, as `load` does."""
+    file, as `evaluation.given` reads it, or a network, as `load` does. `maps`: of the source, where pooling needs
+    them."""
+    guide = Guide(None, maps, evaluation.power)
     if given.is_features(as_path(origin)):
         size = evaluation.size or SIZE
-        EvalSpec(size, size, evaluation.batch_size, evaluation.attention, evaluation.pooling)  # which checks itself
-        if evaluation.pooling != "average":
-            print(f"{origin}: its features are taken as they are; config.eval.pooling is for networks")
-        features = given.GivenFeatures(as_path(origin), source, size, images)
+        spec = EvalSpec(size, size, evaluation.batch_size, evaluation.attention, evaluation.pooling)
+        features = given.GivenFeatures(as_path(origin), source, spec, images, guide)
+        if spec.pooling == "head" and evaluation.look:
+            head = look_file.of_patches(evaluation.look, features.channels, origin)
+            features.guide = dataclasses.replace(guide, head=head)
         return Candidate(name, features, None, pretrained_here=False)
     network = load(origin, mesh)
-    evaluator = Evaluator(network.model, mesh, source, network.spec(evaluation))
+    spec = network.spec(evaluation)
+    if spec.pooling == "head" and evaluation.look:
+        guide = dataclasses.replace(guide, head=look_file.of_network(evaluation.look, network.network, origin))
+    evaluator = Evaluator(network.model, mesh, source, spec, guide)
     here = network.pretrained_here
     data = as_path(origin) / "data.json"
     if here and data.is_file():

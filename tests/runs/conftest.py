@@ -13,7 +13,7 @@ from tiny_runs import tiny as tiny_pretraining
 
 from cvsa_jax import api, settings
 from cvsa_jax.evaluation import evaluator as summary
-from cvsa_jax.runs import compare, embed, finetune, pretrain, search, weights
+from cvsa_jax.runs import compare, embed, finetune, linear, look, pretrain, search, weights
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def finetuned(tmp_path_factory, small_finetuning) -> Finished:
 
 @pytest.fixture(scope="module")
 def on_one_device(quick_compilation):
-    with few_devices(1, pretrain, api, embed, search, weights, compare):
+    with few_devices(1, pretrain, api, embed, search, weights, compare, look, linear):
         yield
 
 

@@ -108,7 +108,7 @@ def stopped_before_the_first_step(tmp_path_factory):
         jax.eval_shape(initialize, jax.random.key(0))
         raise Started
 
-    def candidate(name, origin, source, evaluation, mesh, images):
+    def candidate(name, origin, source, evaluation, mesh, images, maps):
         app_settings.evaluation(evaluation, base("pretrain"))
         raise Started
 

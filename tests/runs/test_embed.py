@@ -45,7 +45,11 @@ def test_features_of_a_folder(tmp_path, run, folder, kind):
 
 
 def test_vectors_of_length_one_and_attention(tmp_path, run, folder):
-    for name, options in (("unit", {"vectors": "unit"}), ("plain", {}), ("attended", {"pooling": "attention"})):
+    for name, options in (
+        ("unit", {"vectors": "unit"}),
+        ("plain", {}),
+        ("attended", {"pooling": embed.Pooling("attention")}),
+    ):
         embed.embed(str(run), str(folder), str(tmp_path / f"{name}.npz"), embed.Options(**options))
     unit, plain, attended = (npz(tmp_path / f"{name}.npz")["vectors"] for name in ("unit", "plain", "attended"))
     np.testing.assert_allclose(unit, plain / np.linalg.norm(plain, axis=1, keepdims=True), rtol=1e-5)
@@ -68,7 +72,7 @@ def test_an_interrupted_embedding_goes_on(tmp_path, run, folder, monkeypatch):
         embed.embed(str(run), str(folder), str(tmp_path / "x.npz"), OPTIONS)
     assert not (tmp_path / "x.npz").exists()
     with pytest.raises(UserError, match=r"parts of another embedding \(pooling differ\)"):
-        embed.embed(str(run), str(folder), str(tmp_path / "x.npz"), embed.Options(pooling="attention"))
+        embed.embed(str(run), str(folder), str(tmp_path / "x.npz"), embed.Options(pooling=embed.Pooling("attention")))
     done.clear()
     embed.embed(str(run), str(folder), str(tmp_path / "x.npz"), OPTIONS)
     assert done == [[8, 9, 10, 11], [12, 13, 14]]

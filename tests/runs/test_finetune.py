@@ -273,7 +273,7 @@ def test_a_finetuned_network_is_loaded_predicts_and_is_exported(tmp_path, finetu
         options = embed.Options(vectors="none", predict=2)
         embed.embed(str(finetuned.workdir), str(tmp_path / "new" / "test"), str(tmp_path / "p.npz"), options)
         with pytest.raises(UserError, match="trained on averaged features"):
-            attended = dataclasses.replace(options, pooling="attention")
+            attended = dataclasses.replace(options, pooling=embed.Pooling("attention"))
             embed.embed(str(finetuned.workdir), str(tmp_path / "new" / "test"), str(tmp_path / "a.npz"), attended)
     with np.load(tmp_path / "p.npz") as found:
         assert found["predicted"].shape == found["probabilities"].shape == (len(test), 2) and "vectors" not in found

@@ -78,7 +78,7 @@ def test_an_index_of_other_images_or_weights_is_outdated(tmp_path, run, folder):
     file, birds = tmp_path / "out" / "model.safetensors", tmp_path / "birds"
     shutil.copytree(folder, birds)
     (birds / "tern" / "b.png").write_bytes(b"nothing")
-    options = embed.Options(pooling="attention", skip=True)
+    options = embed.Options(pooling=embed.Pooling("attention"), skip=True)
     embed.embed(str(file), str(birds), str(tmp_path / "x.npz"), options)
     picture = tmp_path / "picture.png"
     shutil.copy(birds / "gull" / "a,05.png", picture)
