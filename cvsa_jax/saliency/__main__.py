@@ -21,7 +21,7 @@ flags.DEFINE_string("maps", None, "folder: your maps, in folders that mirror the
 flags.DEFINE_enum("supervision", None, list(SUPERVISIONS), "folder: where your maps' knowledge of objects comes from.")
 flags.DEFINE_string("run", None, "unet, encoder: workdir of the trained run.")
 flags.DEFINE_string("encoder_map", None, "encoder: what is read from the feature map, mean or component.")
-flags.DEFINE_string("model", None, "onnx: the model file.")
+flags.DEFINE_string("model", None, "onnx: the model file; rembg: the model's name.")
 flags.DEFINE_string("preset", None, "onnx: what the model expects: u2net, u2netp, isnet, birefnet, basnet or custom.")
 flags.DEFINE_integer("size", None, "onnx, custom: side of the input, px.")
 flags.DEFINE_list("mean", None, "onnx, custom: mean of each channel, of images in [0, 1].")

