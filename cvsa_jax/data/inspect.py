@@ -26,7 +26,7 @@ _SIDE = 8  # cells of the hash, which compares each with its neighbour
 class Seen:
     """One image: why it cannot be read, or its (height, width), its lowest and highest level in any channel, the hash
     of its bytes and of its look, and whether it had to be turned; what is wrong with its mask, the mask's share of the
-    image, and what is wrong with its box."""
+    image and its kind, and what is wrong with its box."""
 
     unreadable: str = ""
     size: tuple[int, int] = (0, 0)
@@ -36,6 +36,7 @@ class Seen:
     turned: bool = False
     mask_error: str = ""
     mask_share: float | None = None
+    mask_kind: str = ""
     box_error: str = ""
 
     @property
@@ -89,10 +90,11 @@ def _see(source: Source, i: int, has_mask: bool) -> Seen:
         image = encoded.pixels()
     except (decode.Unreadable, OSError) as error:
         return Seen(unreadable=str(error))
-    mask_error, share, box_error = "", None, ""
+    mask_error, share, kind, box_error = "", None, "", ""
     if has_mask:
         try:
             share = float((source.mask(i) > 127).mean())
+            kind = source.mask_kind(i) if source.mask_kind else ""
         except UserError as error:
             mask_error = str(error)
     if source.box is not None:
@@ -102,23 +104,30 @@ def _see(source: Source, i: int, has_mask: bool) -> Seen:
             box_error = str(error)
     size = (image.height, image.width)
     levels = levels_of(np.asarray(image))
-    return Seen("", size, levels, content, look_of(image), encoded.turn is not None, mask_error, share, box_error)
+    turned = encoded.turn is not None
+    return Seen("", size, levels, content, look_of(image), turned, mask_error, share, kind, box_error)
 
 
 def check_annotations(source: Source, indices: np.ndarray) -> None:
     """UserError where boxes of these images do not lie in them or masks are wrong, before figures that need them are
-    computed."""
-    masked, wrong = source.has_mask(indices), []
+    computed. Prints how masks of degrees are taken."""
+    masked, wrong, degrees = source.has_mask(indices), [], 0
     for i, has_mask in zip(indices.tolist(), masked.tolist(), strict=True):
         try:
             if source.box is not None:
                 source.box(i)
             if has_mask:
-                source.mask(i)
+                mask = source.mask(i)
+                degrees += bool(((mask > 0) & (mask < 255)).any())
         except UserError as error:
             wrong.append(str(error))
     if wrong:
         raise UserError("; ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""))
+    if degrees:
+        print(
+            f"{degrees} of {masked.sum()} masks are of degrees: figures count what is above half of their range as "
+            "object, and --detector=masks takes them as they are"
+        )
 
 
 def levels_of(image: np.ndarray) -> tuple[int, int]:

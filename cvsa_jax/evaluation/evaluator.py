@@ -168,7 +168,7 @@ class Evaluator(Localizer):
         `same_background_top1` and `other_background_top1`, and `background_gap`, their difference; without the object
         `background_only_top1`."""
         known = self.source.has_mask(test)
-        known[known] = [self.source.mask(int(i)).any() for i in test[known]]
+        known[known] = [(self.source.mask(int(i)) > 127).any() for i in test[known]]
         test, labels = test[known], labels_of(self.source)[test[known]]
         if not len(test):
             return {}

@@ -47,6 +47,8 @@ def check(config: ConfigDict, out: AnyPath, images: int | None, near: bool) -> N
             f"Images of {min(widths)}×{min(heights)} to {max(widths)}×{max(heights)} px, in the middle "
             f"{int(np.median(widths))}×{int(np.median(heights))}."
         )
+    if kinds := collections.Counter(one.mask_kind for one in seen if one.mask_kind):
+        facts.append(f"Masks: {', '.join(f'{kind} ({count:,})' for kind, count in kinds.most_common())}.")
     print("\n".join([*facts, *(f"warning: {text}" for text in warnings)]), flush=True)
     folder = out / "report"
     write_json_atomically(folder / "results.json", figures | {"lists": lists})

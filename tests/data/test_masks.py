@@ -55,26 +55,26 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_values_of_any_kind_are_a_mask(tmp_path, kind):
     KINDS[kind].save(tmp_path / "m.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), EXPECTED)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, EXPECTED)
 
 
 def test_soft_edges_and_jpeg_count_from_the_middle_on(tmp_path):
     Image.fromarray(soft_edge()).save(tmp_path / "m.png")
     expected = EXPECTED.copy()
     expected[8] = 0
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), expected)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, expected)
     large = np.kron(two(0, 255), np.ones((16, 16), np.uint8))
     for picture in (Image.fromarray(large), Image.fromarray(large).convert("RGB")):
         picture.save(tmp_path / "m.jpg", quality=80)
-        np.testing.assert_array_equal(read_mask(tmp_path / "m.jpg"), large)
+        np.testing.assert_array_equal(read_mask(tmp_path / "m.jpg").values, large)
 
 
 def test_trimaps_have_their_border_inside(tmp_path):
     trimap = two(2, 1)
     trimap[3, 4:13] = 3
     Image.fromarray(trimap).save(tmp_path / "m.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), EXPECTED)
-    np.testing.assert_array_equal(read_trimap(tmp_path / "m.png"), EXPECTED)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, EXPECTED)
+    np.testing.assert_array_equal(read_trimap(tmp_path / "m.png").values, EXPECTED)
     # Without a border nothing tells which is which.
     Image.fromarray(two(2, 1)).save(tmp_path / "m.png")
     with pytest.raises(UserError, match="has the values 1 and 2: in a trimap 1 is the object"):
@@ -84,24 +84,87 @@ def test_trimaps_have_their_border_inside(tmp_path):
 @pytest.mark.parametrize(("level", "expected"), [(0, 0), (1, 255), (255, 255)])
 def test_masks_of_one_value_are_empty_or_full(tmp_path, level, expected):
     Image.new("L", (4, 3), level).save(tmp_path / "m.png")
-    assert (read_mask(tmp_path / "m.png") == expected).all()
+    assert (read_mask(tmp_path / "m.png").values == expected).all()
 
 
 def test_other_pictures_are_refused_with_what_they_hold(tmp_path):
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 21, (12, 16)).astype(np.uint8)
+    labels = 7 + rng.integers(0, 21, (12, 16)).astype(np.uint8)
     Image.fromarray(labels).save(tmp_path / "labels.png")
-    with pytest.raises(UserError, match=r"labels\.png has \d+ values \(0, 1, 2, 3, 4, 5, …\): a mask has two"):
+    with pytest.raises(UserError, match=r"labels\.png has \d+ values \(7, 8, 9, 10, 11, 12, …\): a mask has two"):
         read_mask(tmp_path / "labels.png")
-    ramp = np.tile(np.arange(16, dtype=np.uint8) * 17, (12, 1))
-    Image.fromarray(ramp).save(tmp_path / "map.png")
-    with pytest.raises(UserError, match=r"map\.png has 16 values .*--detector=folder --maps"):
-        read_mask(tmp_path / "map.png")
-    Image.fromarray(rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)).save(tmp_path / "photo.png")
-    with pytest.raises(UserError, match=r"photo\.png is a colour picture"):
-        read_mask(tmp_path / "photo.png")
+    photo = Image.fromarray(rng.integers(0, 256, (12, 16, 3)).astype(np.uint8))
+    for name, picture in (("photo", photo), ("quantised", photo.quantize(64))):
+        picture.save(tmp_path / f"{name}.png")
+        with pytest.raises(UserError, match=rf"{name}\.png is a colour picture"):
+            read_mask(tmp_path / f"{name}.png")
     with pytest.raises(UserError, match=r"labels\.png is no trimap"):
         read_trimap(tmp_path / "labels.png")
+
+
+def voc() -> np.ndarray:
+    """Two objects side by side, 1 and 5, with a ring of 255 around them."""
+    labels = np.zeros((12, 16), np.uint8)
+    labels[2:10, 3:14] = 255
+    labels[3:9, 4:13], labels[3:9, 9:13] = 1, 5
+    return labels
+
+
+def test_labels_of_a_palette_are_objects_but_for_the_border(tmp_path):
+    # As Pascal VOC paints them: as greys 0, 38, 113 and 220.
+    picture = palette(voc(), {1: (128, 0, 0), 5: (128, 0, 128), 255: (224, 224, 192)})
+    picture.save(tmp_path / "m.png")
+    mask = read_mask(tmp_path / "m.png")
+    np.testing.assert_array_equal(mask.values, EXPECTED)
+    assert mask.kind == "labels of objects"
+
+
+@pytest.mark.parametrize(
+    "values", [voc(), np.where(voc() == 255, 0, voc()), two(0, 1) * np.arange(1, 17, dtype=np.uint8)]
+)
+def test_labels_of_greys_are_objects_too(tmp_path, values):
+    if values.max() == 12:  # objects 1 to 9, without a gap
+        values = np.where(values > 0, values - 3, 0).astype(np.uint8)
+    Image.fromarray(values).save(tmp_path / "m.png")
+    mask = read_mask(tmp_path / "m.png")
+    np.testing.assert_array_equal(mask.values, EXPECTED)
+    assert mask.kind == "labels of objects"
+
+
+def test_palette_of_greys_stands_for_its_greys(tmp_path):
+    # Places in another order than the greys: a mask of a soft edge, as programs write it into a GIF.
+    places = np.zeros((12, 16), np.uint8)
+    places[DRAWN], places[3, 4:13] = 2, 1
+    palette(places, {0: (0,) * 3, 1: (40,) * 3, 2: (255,) * 3}).save(tmp_path / "m.png")
+    expected = EXPECTED.copy()
+    expected[3] = 0
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, expected)
+    palette(two(1, 0), {0: (255,) * 3, 1: (0,) * 3}).save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, EXPECTED)
+
+
+def test_degrees_stay_degrees(tmp_path):
+    ramp = np.tile(np.arange(16, dtype=np.uint8) * 17, (12, 1))
+    Image.fromarray(ramp).save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png").kind == "degrees"
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, ramp)
+    # As several people drew it: 43 of 255 is one of six.
+    votes = np.array([0, 43, 85, 128, 191, 255], np.uint8)[np.random.default_rng(0).integers(0, 6, (12, 16))]
+    Image.fromarray(votes).save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, votes)
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, ramp)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_cut_outs_are_masks_by_their_transparency(tmp_path, mode):
+    rng = np.random.default_rng(0)
+    picture = np.concatenate([rng.integers(0, 256, (12, 16, 3)), EXPECTED[..., None]], 2).astype(np.uint8)
+    image = Image.fromarray(picture, "RGBA")
+    (image.quantize(200) if mode == "P" else image.convert(mode)).save(tmp_path / "m.png")
+    mask = read_mask(tmp_path / "m.png")
+    np.testing.assert_array_equal(mask.values, EXPECTED)
+    assert mask.kind == "cut-out, two values"
 
 
 # In a folder.
@@ -205,8 +268,7 @@ def test_labels_with_a_border_to_ignore_are_not_taken_for_their_border(tmp_path,
         mask[(distance < 20) & (columns > 30)] = values[2]
     mask[(distance >= 18) & (distance < 20)] = 255
     Image.fromarray(mask).save(tmp_path / "m.png")
-    with pytest.raises(UserError, match=rf"has {len(values)} values \(0, .*255\)"):
-        read_mask(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, np.where(distance < 18, 255, 0))
 
 
 @pytest.mark.parametrize("values", [(1, 3), (2, 3), (2,)])
@@ -224,4 +286,4 @@ def test_a_mask_is_turned_as_its_exif_data_say(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3
     Image.fromarray(mask).save(tmp_path / "m.png", exif=exif)
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), mask[::-1, ::-1])
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, mask[::-1, ::-1])

@@ -100,6 +100,15 @@ def test_masks_that_are_wrong_missing_empty_or_inverted(root, tmp_path):
     assert results(root, tmp_path)["lists"]["empty masks"] == ["owl/1.png"]
 
 
+def test_kinds_of_masks_are_said(root, tmp_path, capsys):
+    ramp = np.tile(np.linspace(0, 255, 48).astype(np.uint8), (40, 1))
+    Image.fromarray(ramp).save(root / "masks/owl/1.png")
+    cut = np.dstack([np.random.default_rng(0).integers(0, 256, (40, 48, 3)), np.where(ramp > 99, 255, 0)])
+    Image.fromarray(cut.astype(np.uint8)).save(root / "masks/owl/2.png")
+    results(root, tmp_path)
+    assert "Masks: two values (2), degrees (1), cut-out, two values (1)." in capsys.readouterr().out
+
+
 def test_classes_that_only_one_split_has_and_splits_that_are_not_there(root, tmp_path, capsys):
     write_splits(root, "image,split", *(f"{name},{'test' if 'owl' in name else 'train'}" for name in CLEAN))
     results(root, tmp_path)

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_sources import write_all
+from small_sources import write_all, write_image
 from small_store import detected, source_of
 
+from cvsa_jax.data.inspect import check_annotations
 from cvsa_jax.data.sources import Source, load
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.detectors import annotation
@@ -234,3 +235,21 @@ def test_images_of_one_stem_have_maps_of_their_own(tmp_path):
     (maps / "a.png.npy").unlink()
     with pytest.raises(UserError, match=r"no map .* of 1 of 3 images: a\.png\. .*a\.jpg\.npy"):
         annotation.folder(source, maps, "human")
+
+
+def test_masks_of_degrees_are_maps_of_degrees_and_that_is_said(tmp_path, capsys):
+    for name in ("1", "2"):
+        write_image(tmp_path / f"images/owl/{name}.png", 64, 64)
+    ramp = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
+    for name, mask in (("1", ramp), ("2", np.where(ramp > 99, 255, 0).astype(np.uint8))):
+        path = tmp_path / f"masks/owl/{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(path)
+    source = load("folder", str(tmp_path))
+    detector = annotation.masks(source)
+    (graded,) = detector.detect([detector.prepare(0, np.zeros((64, 64, 3), np.uint8))])
+    np.testing.assert_allclose(make_record(graded.saliency, graded.confidence, 0.5)["map"], ramp, atol=1)
+    check_annotations(source, np.arange(2))
+    assert "1 of 2 masks are of degrees: figures count what is above half of their range" in capsys.readouterr().out
+    check_annotations(source, np.array([1]))
+    assert capsys.readouterr().out == ""

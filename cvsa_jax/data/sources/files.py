@@ -12,7 +12,7 @@ from PIL import features
 
 from cvsa_jax.data import decode
 from cvsa_jax.data.sources.contents import digests, identity
-from cvsa_jax.data.sources.masks import read_mask
+from cvsa_jax.data.sources.masks import Mask, read_mask
 from cvsa_jax.data.sources.source import CONTENTS, Source, fingerprint
 from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.files import as_text
@@ -104,7 +104,7 @@ class Annotations:
 
     masks: Sequence[Path | None] | None = None
     boxes: np.ndarray | None = None
-    mask_of: Callable[[Path], np.ndarray] = read_mask
+    mask_of: Callable[[Path], Mask] = read_mask
 
 
 def from_files(
@@ -145,6 +145,7 @@ def from_files(
         read=files.read,
         path=files.path,
         mask=None if masks is None or not known.any() else files.mask,
+        mask_kind=None if masks is None or not known.any() else files.mask_kind,
         box=None if annotations.boxes is None else files.box,
         annotation=files.annotation,
         identify=files.identify,
@@ -171,12 +172,18 @@ class _Files:
         return (self.root / self.names[i]).read_bytes()
 
     def mask(self, i: int) -> np.ndarray:
+        return self._mask(i).values
+
+    def mask_kind(self, i: int) -> str:
+        return self._mask(i).kind
+
+    def _mask(self, i: int) -> Mask:
         path = self.annotations.masks[i]
         if path is None:
             raise UserError(f"no mask of {self.names[i]}: every image needs one where masks are asked for")
-        values = self.annotations.mask_of(path)
-        _check_aspect(path, values.shape, self._header(i))
-        return values
+        mask = self.annotations.mask_of(path)
+        _check_aspect(path, mask.values.shape, self._header(i))
+        return mask
 
     def box(self, i: int) -> np.ndarray:
         width, height = self._header(i).size

@@ -7,6 +7,7 @@ from PIL import Image
 
 from cvsa_jax.data.sources.archives import Official, located, product, say_counts
 from cvsa_jax.data.sources.files import Annotations, from_files, if_there, listing
+from cvsa_jax.data.sources.masks import TWO, Mask
 from cvsa_jax.data.sources.source import Source
 from cvsa_jax.data.sources.tables import mat
 from cvsa_jax.runtime.errors import UserError
@@ -51,11 +52,11 @@ def load(root: str) -> Source:
     )
 
 
-def _mask(path: Path) -> np.ndarray:
+def _mask(path: Path) -> Mask:
     """255 where a segmentation is not painted blue."""
     try:
         with Image.open(path) as image:
             distance = np.abs(np.asarray(image.convert("RGB")).astype(int) - _BLUE).sum(2)
     except OSError as error:
         raise UserError(f"cannot read mask {path}: {error}") from None
-    return np.where(distance > _TOLERANCE, 255, 0).astype(np.uint8)
+    return Mask(np.where(distance > _TOLERANCE, 255, 0).astype(np.uint8), TWO)

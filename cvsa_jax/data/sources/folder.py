@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from cvsa_jax.data.sources.files import READABLE, Annotations, Listing, from_files, listing, require_folder, sub_folder
-from cvsa_jax.data.sources.masks import read_mask
+from cvsa_jax.data.sources.masks import DEGREES, read_mask
 from cvsa_jax.data.sources.source import Source
 from cvsa_jax.data.sources.tables import canonical, read_csv
 from cvsa_jax.runtime.errors import UserError, some
@@ -205,10 +205,9 @@ def _without_masks_beside(there: Listing, folder: Path) -> tuple[Listing, dict[s
 
 def _is_mask(path: Path) -> bool:
     try:
-        read_mask(path)
+        return read_mask(path).kind != DEGREES  # which a grey photograph might be
     except UserError:
         return False
-    return True
 
 
 def _read_boxes(path: Path, names: list[str]) -> np.ndarray:

@@ -24,8 +24,9 @@ class Source:
         splits: split name -> sorted indices into `names`.
         read: index -> encoded bytes of an image that Pillow reads.
         path: index -> the image's file; None where images are no files of their own.
-        mask: index -> (H, W) uint8 ground-truth mask of the upright image, 255 on the object; None where the source has
-            no masks.
+        mask: index -> (H, W) uint8 ground-truth mask of the upright image, 255 on the object; masks of degrees have
+            values in between, of which those above half count as object; None where the source has no masks.
+        mask_kind: index -> what kind of file the mask is, in words; None where masks are no files.
         identify: kind, CONTENTS or TIMES, -> hash of the names and of what the images hold, or of when they were last
             changed; another where images are added, removed, exchanged or edited.
         hashes: gives the hash of what each image holds; None where images are no files of their own.
@@ -50,6 +51,7 @@ class Source:
     looks_at: str = CONTENTS
     path: Callable[[int], str] | None = None
     box: Callable[[int], np.ndarray] | None = None
+    mask_kind: Callable[[int], str] | None = None
     annotation: Callable[[], str] = str
     masked: np.ndarray | None = None
     cut: int = 0
