@@ -1,0 +1,175 @@
+"""What a look head gives: a frozen network's features under every pooling, on several sets.
+
+    python -m benchmarks.look --run=model.pth --sets=butterflies=data/butterflies,pets=data/pets --detectors=rbd,masks
+
+A set is a name and a folder as configs/folder.py takes it, with classes and a test split. Its images go through the
+network once, whole, squeezed to `--size`, and their cells are kept in `<out>/<set>/cells.npz`, as `evaluate --runs=`
+takes them; its maps in `<out>/<set>/<detector>`, made where they are not there. Rows of a set: the average, the first
+component, the maps of each detector, a head taught by each on all train images, on `--images` of them with each of
+`--seeds`, and heads that were fitted to all train images of the other sets. Each is a line of `<out>/look.jsonl`:
+linear probe, kNN and, of a head, localisation on the test images. The same command goes on where it was interrupted.
+"""
+
+import argparse
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.common import commit
+from configs import common
+from cvsa_jax import settings
+from cvsa_jax.data import sources
+from cvsa_jax.data.sources import Source
+from cvsa_jax.evaluation.evaluator import Evaluator
+from cvsa_jax.evaluation.features import encoded_batches
+from cvsa_jax.evaluation.given import GivenFeatures
+from cvsa_jax.evaluation.look import Guide, LookHead, informative
+from cvsa_jax.evaluation.protocol import EvalSpec
+from cvsa_jax.runtime.distributed import make_mesh
+from cvsa_jax.saliency.compute import compute
+from cvsa_jax.saliency.registry import Options, build
+from cvsa_jax.saliency.store import SaliencyStore
+from cvsa_jax.weights import frozen
+
+KEPT = ("linear_top1", "knn_top1", "recall_at_1")
+
+
+def main() -> None:
+    args = parser().parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    roots = dict(entry.partition("=")[::2] for entry in args.sets.split(","))
+    prepared = {name: Prepared.of(args, name, root) for name, root in roots.items()}
+    path = args.out / "look.jsonl"
+    done = {json.loads(line)["key"] for line in path.read_text().splitlines()} if path.exists() else set()
+    for name, one in prepared.items():
+        others = {other: it for other, it in prepared.items() if other != name}
+        for row in rows_of(one, others, args):
+            if row.key not in done:
+                line = {"key": row.key, "set": name, "test": len(one.test), "commit": commit()} | measure(one, row)
+                with path.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(f"{row.key}: {', '.join(f'{k} {v}' for k, v in line.items() if k not in ('key', 'commit'))}")
+
+
+def parser() -> argparse.ArgumentParser:
+    given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    given.add_argument("--run", required=True, help="workdir of a run, or file of weights")
+    given.add_argument("--sets", required=True, help="name=folder, with commas")
+    given.add_argument("--detectors", default="rbd", help="whose maps weight the cells and teach heads, with commas")
+    given.add_argument("--images", default="20,50,100,200", help="train images of a head besides all, with commas")
+    given.add_argument("--seeds", default="0,1,2,3,4", help="that draw these, with commas")
+    given.add_argument("--size", default=224, type=int, help="px")
+    given.add_argument("--out", default=Path("runs/look"), type=Path)
+    return given
+
+
+class Prepared(NamedTuple):
+    """A set with its cells and maps."""
+
+    name: str
+    source: Source
+    cells: Path
+    stores: dict[str, SaliencyStore]
+    size: int
+
+    @property
+    def train(self) -> np.ndarray:
+        return self.source.split("train")
+
+    @property
+    def test(self) -> np.ndarray:
+        return self.source.split("test")
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, name: str, root: str) -> "Prepared":
+        source, folder = sources.load("folder", root), args.out / name
+        stores = {}
+        for detector in args.detectors.split(","):
+            if detector != "masks" or source.mask is not None:
+                made = build(detector, source, Options())
+                compute(source, made, folder / detector, threshold=0.5, on_bad_image="stop")
+                stores[detector] = SaliencyStore(folder / detector, source)
+        if not (folder / "cells.npz").is_file():
+            mesh = make_mesh()
+            network = frozen.load(args.run, mesh)
+            evaluator = Evaluator(network.model, mesh, source, EvalSpec(args.size, args.size, 64, "others"))
+            how = {"size": args.size, "resize": 0, "batch_size": 64}
+            everything = np.arange(len(source))
+            batches = encoded_batches(
+                lambda images: evaluator.encode_cells(network.network, images), mesh, source, everything, **how
+            )
+            cells = np.concatenate([part.astype(np.float16) for _, part in batches])
+            vectors = cells.mean((1, 2), dtype=np.float32)
+            np.savez(folder / "cells.npz", names=np.array(source.names), vectors=vectors, patches=cells)
+        return cls(name, source, folder / "cells.npz", stores, args.size)
+
+    def features(self, pooling: str, guide: Guide) -> GivenFeatures:
+        """Its cells under one pooling."""
+        return GivenFeatures(
+            self.cells, self.source, EvalSpec(self.size, self.size, 64, "others", pooling), None, guide
+        )
+
+    def head(self, detector: str, images: int = 0, seed: int = 0) -> LookHead:
+        """The head of the train images, or of some."""
+        store, train = self.stores[detector], self.train
+        if images:
+            train = np.sort(np.random.default_rng(seed).choice(train, images, replace=False))
+        return self.features("head", Guide(maps=store)).fit_head(None, informative(store, train))
+
+
+class Row(NamedTuple):
+    """One reading of a set: its pooling, and what weights the cells."""
+
+    key: str
+    pooling: str
+    guide: Callable[[], Guide]
+
+
+def taught(one: Prepared, detector: str, images: int = 0, seed: int = 0) -> Callable[[], Guide]:
+    """Fits a head when it is asked for."""
+    return lambda: Guide(head=one.head(detector, images, seed))
+
+
+def rows_of(one: Prepared, others: dict[str, Prepared], args: argparse.Namespace) -> Iterator[Row]:
+    """The rows of a set."""
+    name = one.name
+    yield Row(f"{name}/average", "average", Guide)
+    yield Row(f"{name}/component", "attention", Guide)
+    for detector, store in one.stores.items():
+        yield Row(f"{name}/maps/{detector}", "saliency", functools.partial(Guide, maps=store))
+        yield Row(f"{name}/head/{detector}", "head", taught(one, detector))
+        for other, it in others.items():
+            if detector in it.stores:
+                yield Row(f"{name}/head/{detector}/of {other}", "head", taught(it, detector))
+        for images in map(int, args.images.split(",") if args.images else ()):
+            for seed in map(int, args.seeds.split(",")):
+                if images < len(one.train):
+                    key = f"{name}/head/{detector}/{images}/{seed}"
+                    yield Row(key, "head", taught(one, detector, images, seed))
+
+
+def measure(one: Prepared, row: Row) -> dict[str, float]:
+    """Figures of a row, in %."""
+    config = common.linear()
+    guide = row.guide()
+    features = one.features(row.pooling, guide)
+    how = {"knn": settings.knn(config.eval), "probe": settings.probe(config)}
+    found = features.recognition(None, one.train, one.test, **how).figures
+    figures = {name: found[name] for name in KEPT}
+    if guide.head is not None and (one.source.mask is not None or one.source.box is not None):
+        key = guide.head.vector
+        maps = features.maps(None, one.test, key)["look"]
+        masks = None if one.source.mask is None else features.masks(one.test)
+        figures |= {f"look_{name}": value for name, value in features.localization(maps, one.test, masks).items()}
+    told = {name: round(100 * float(value), 2) for name, value in figures.items()}
+    if guide.head is not None:
+        told |= {"power": guide.head.power, "explained": round(guide.head.explained, 4)}
+    return told
+
+
+if __name__ == "__main__":
+    main()
