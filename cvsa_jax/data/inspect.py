@@ -125,7 +125,7 @@ def check_annotations(source: Source, indices: np.ndarray) -> None:
         raise UserError("; ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""))
     if degrees:
         print(
-            f"{degrees} of {masked.sum()} masks are of degrees: figures count what is above half of their range as "
+            f"{degrees} of {masked.sum()} masks are of degrees: figures count levels above 127 of 255 as "
             "object, and --detector=masks takes them as they are"
         )
 

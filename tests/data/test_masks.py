@@ -6,7 +6,7 @@ from PIL import Image
 from small_sources import write_image
 
 from cvsa_jax.data.sources import load
-from cvsa_jax.data.sources.masks import read_mask, read_trimap
+from cvsa_jax.data.sources.masks import Mask, _pascal, read_mask, read_trimap
 from cvsa_jax.runtime.errors import UserError
 
 DRAWN = np.zeros((12, 16), bool)
@@ -110,50 +110,123 @@ def voc() -> np.ndarray:
     return labels
 
 
-def test_labels_of_a_palette_are_objects_but_for_the_border(tmp_path):
-    # As Pascal VOC paints them: as greys 0, 38, 113 and 220.
-    picture = palette(voc(), {1: (128, 0, 0), 5: (128, 0, 128), 255: (224, 224, 192)})
-    picture.save(tmp_path / "m.png")
-    mask = read_mask(tmp_path / "m.png")
+PASCAL = {1: (128, 0, 0), 5: (128, 0, 128), 15: (192, 128, 128), 255: (224, 224, 192)}
+
+
+def disc(radius: float, soft: float, size: int = 200) -> np.ndarray:
+    """A disc with an edge that is so many pixels wide, in fractions."""
+    rows, columns = np.mgrid[:size, :size]
+    distance = np.hypot(rows - size / 2, columns - size / 2)
+    return np.clip((radius - distance) / soft + 0.5, 0, 1)
+
+
+def read(tmp_path, picture) -> Mask:
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image.save(tmp_path / "m.png")
+    return read_mask(tmp_path / "m.png")
+
+
+def test_labels_of_pascals_palette_are_objects_but_for_the_border(tmp_path):
+    # As greys they are 0, 38, 113 and 220.
+    assert (_pascal(np.array([1, 5, 15, 255])) == list(PASCAL.values())).all()
+    mask = read(tmp_path, palette(voc(), PASCAL))
     np.testing.assert_array_equal(mask.values, EXPECTED)
     assert mask.kind == "labels of objects"
+    # An object that fills its picture, with the border alone beside it; and one whose border was painted transparent.
+    full = np.where(DRAWN, 15, 255).astype(np.uint8)
+    np.testing.assert_array_equal(read(tmp_path, palette(full, PASCAL)).values, EXPECTED)
+    palette(voc(), PASCAL).save(tmp_path / "m.png", transparency=255)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, EXPECTED)
 
 
-@pytest.mark.parametrize(
-    "values", [voc(), np.where(voc() == 255, 0, voc()), two(0, 1) * np.arange(1, 17, dtype=np.uint8)]
-)
-def test_labels_of_greys_are_objects_too(tmp_path, values):
-    if values.max() == 12:  # objects 1 to 9, without a gap
-        values = np.where(values > 0, values - 3, 0).astype(np.uint8)
-    Image.fromarray(values).save(tmp_path / "m.png")
-    mask = read_mask(tmp_path / "m.png")
-    np.testing.assert_array_equal(mask.values, EXPECTED)
-    assert mask.kind == "labels of objects"
-
-
-def test_palette_of_greys_stands_for_its_greys(tmp_path):
+def test_palettes_of_pictures_are_their_colours_in_whatever_order(tmp_path):
     # Places in another order than the greys: a mask of a soft edge, as programs write it into a GIF.
     places = np.zeros((12, 16), np.uint8)
     places[DRAWN], places[3, 4:13] = 2, 1
-    palette(places, {0: (0,) * 3, 1: (40,) * 3, 2: (255,) * 3}).save(tmp_path / "m.png")
     expected = EXPECTED.copy()
     expected[3] = 0
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, expected)
-    palette(two(1, 0), {0: (255,) * 3, 1: (0,) * 3}).save(tmp_path / "m.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, EXPECTED)
+    greys = {0: (0,) * 3, 1: (40,) * 3, 2: (255,) * 3}
+    np.testing.assert_array_equal(read(tmp_path, palette(places, greys)).values, expected)
+    white_first = palette(two(1, 0), {0: (255,) * 3, 1: (0,) * 3})
+    np.testing.assert_array_equal(read(tmp_path, white_first).values, EXPECTED)
+    red = np.dstack([255 * disc(60, 3), np.zeros((200, 200, 2))]).astype(np.uint8)
+    for colours in (8, 16, 64):
+        mask = read(tmp_path, Image.fromarray(red).quantize(colours))
+        assert mask.kind == "soft edges" and np.mean((mask.values > 0) != (disc(60, 3) > 0.5)) < 0.01
+    three = Image.fromarray(np.where(DRAWN[..., None], (255, 0, 0), (0, 0, 0)).astype(np.uint8))
+    three.putpixel((0, 0), (0, 255, 0))
+    three.save(tmp_path / "m.png")
+    with pytest.raises(UserError, match="is a colour picture"):
+        read_mask(tmp_path / "m.png")
+    three.quantize(4).save(tmp_path / "m.png")
+    with pytest.raises(UserError, match="is a colour picture"):
+        read_mask(tmp_path / "m.png")
+
+
+APART = np.zeros((40, 60), np.uint16)
+APART[5:15, 5:20], APART[20:35, 10:30], APART[8:30, 40:55] = 1, 2, 3
+
+
+@pytest.mark.parametrize(
+    "numbers", [(1, 2, 3), (17, 88, 200), (85, 170, 255), (1, 26, 1001), (7, 7, 400), (1, 50, 100)]
+)
+def test_numbers_of_objects_that_lie_apart_are_one_object(tmp_path, numbers):
+    values = np.array([0, *numbers], np.uint16)[APART]
+    for dtype in [np.uint16] + [np.uint8] * (max(numbers) < 256):
+        mask = read(tmp_path, values.astype(dtype))
+        np.testing.assert_array_equal(mask.values, np.where(APART > 0, 255, 0))
+        assert mask.kind == "labels of objects"
+
+
+@pytest.mark.parametrize("values", [(0, 1, 255), (0, 20, 255), (0, 4, 8, 255)])
+def test_greys_of_pascals_labels_leave_their_border_out(tmp_path, values):
+    rows, columns = np.mgrid[:60, :60]
+    distance = np.hypot(rows - 30, columns - 30)
+    for radius, width in ((20, 2), (6, 7)):  # also where the border is larger than the object
+        mask = np.full((60, 60), values[0], np.uint8)
+        mask[distance < radius] = values[1]
+        if len(values) == 4:
+            mask[(distance < radius) & (columns > 30)] = values[2]
+        mask[(distance >= radius) & (distance < radius + width)] = 255
+        np.testing.assert_array_equal(read(tmp_path, mask).values, np.where(distance < radius, 255, 0))
+
+
+def test_what_is_left_of_an_edge_is_no_label(tmp_path):
+    values = np.where(disc(60, 1) > 0.5, 255, 0).astype(np.uint8)
+    stray = np.random.default_rng(0).random(values.shape) < 0.02
+    for level in (1, 5, 254):
+        mask = read(tmp_path, np.where(stray & (values == 0), np.uint8(min(level, 31)), values))
+        np.testing.assert_array_equal(mask.values, values)
+    halo = np.where((disc(70, 1) > 0.5) & (values == 0), 5, values).astype(np.uint8)
+    np.testing.assert_array_equal(read(tmp_path, halo).values, values)
+
+
+@pytest.mark.parametrize("soft", [2, 8])
+def test_edges_of_every_level_are_soft_and_not_labels(tmp_path, soft):
+    fractions = disc(60, soft)
+    expected = fractions * 255 > 127.5
+    cut_out = np.dstack([np.random.default_rng(0).integers(0, 256, (200, 200, 3)), fractions * 255]).astype(np.uint8)
+    for picture in ((fractions * 255).round().astype(np.uint8), cut_out, (fractions * 65535).astype(np.uint16)):
+        mask = read(tmp_path, picture)
+        assert mask.kind.endswith("soft edges") and np.mean((mask.values > 0) != expected) < 0.003
+    # Fractions, as networks give them, are the same.
+    Image.fromarray(fractions.astype(np.float32), "F").save(tmp_path / "m.tif")
+    assert np.mean((read_mask(tmp_path / "m.tif").values > 0) != expected) < 0.003
 
 
 def test_degrees_stay_degrees(tmp_path):
     ramp = np.tile(np.arange(16, dtype=np.uint8) * 17, (12, 1))
-    Image.fromarray(ramp).save(tmp_path / "m.png")
-    assert read_mask(tmp_path / "m.png").kind == "degrees"
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, ramp)
+    smooth = np.tile(np.arange(256, dtype=np.uint8), (40, 1))
+    blob = (255 * np.exp(-(((np.mgrid[:99, :99] - 49) / 30) ** 2).sum(0))).round().astype(np.uint8)
     # As several people drew it: 43 of 255 is one of six.
-    votes = np.array([0, 43, 85, 128, 191, 255], np.uint8)[np.random.default_rng(0).integers(0, 6, (12, 16))]
-    Image.fromarray(votes).save(tmp_path / "m.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, votes)
-    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "m.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, ramp)
+    votes = np.array([0, 43, 85, 128, 191, 255], np.uint8)[(5 * disc(60, 90)).round().astype(int)]
+    for values in (ramp, smooth, blob, votes):
+        assert read(tmp_path, values).kind == "degrees"
+        np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, values)
+    np.testing.assert_array_equal(read(tmp_path, ramp.astype(np.uint16) * 257).values, ramp)
+    # Of a map that is never bright half of the range says nothing.
+    with pytest.raises(UserError, match="has 103 values"):
+        read(tmp_path, (disc(60, 90) * 102).round().astype(np.uint8))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -161,10 +234,33 @@ def test_cut_outs_are_masks_by_their_transparency(tmp_path, mode):
     rng = np.random.default_rng(0)
     picture = np.concatenate([rng.integers(0, 256, (12, 16, 3)), EXPECTED[..., None]], 2).astype(np.uint8)
     image = Image.fromarray(picture, "RGBA")
-    (image.quantize(200) if mode == "P" else image.convert(mode)).save(tmp_path / "m.png")
-    mask = read_mask(tmp_path / "m.png")
+    mask = read(tmp_path, image.quantize(200) if mode == "P" else image.convert(mode))
     np.testing.assert_array_equal(mask.values, EXPECTED)
     assert mask.kind == "cut-out, two values"
+
+
+def test_transparency_that_tells_nothing_apart_is_no_mask(tmp_path):
+    mask = np.dstack([EXPECTED] * 3 + [np.full((12, 16), 255)]).astype(np.uint8)
+    for place, level in (((0, 0), 254), ((slice(0, 3), slice(None)), 0)):
+        alpha = mask.copy()
+        alpha[(*place, 3)] = level
+        np.testing.assert_array_equal(read(tmp_path, alpha).values, EXPECTED)
+    photo = np.random.default_rng(0).integers(0, 256, (12, 16, 4)).astype(np.uint8)
+    photo[..., 3] = 255
+    photo[0, 0, 3] = 0
+    overlay = np.dstack(
+        [np.full((200, 200), 255), np.arange(40000).reshape(200, 200) % 99, disc(60, 9), disc(60, 9) * 127]
+    )
+    for picture in (photo, overlay.astype(np.uint8)):
+        with pytest.raises(UserError, match="is a colour picture"):
+            read(tmp_path, picture)
+
+
+def test_values_that_are_negative_or_not_finite_are_refused(tmp_path):
+    for values in (np.where(DRAWN, 1.0, np.nan), np.where(DRAWN, 300, -1.0)):
+        Image.fromarray(values.astype(np.float32), "F").save(tmp_path / "m.tif")
+        with pytest.raises(UserError, match="negative or not finite"):
+            read_mask(tmp_path / "m.tif")
 
 
 # In a folder.
@@ -252,23 +348,21 @@ def test_pictures_that_are_only_named_as_masks_are_images(tmp_path, capsys):
     assert "2 files are named as masks of images beside them, but read as images" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["grey", "cut-out"])
+def test_photographs_named_as_masks_are_images(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    for k in range(3):
+        Image.fromarray(rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)).save(tmp_path / f"{k}.png")
+        grey = np.tile(np.linspace(0, 255, 160), (120, 1)).astype(np.uint8)
+        cut = np.dstack([rng.integers(0, 256, (120, 160, 3)), np.where(grey > 99, 255, 0)]).astype(np.uint8)
+        Image.fromarray(grey if kind == "grey" else cut).save(tmp_path / f"{k}_mask.png")
+    source = load("folder", str(tmp_path))
+    assert len(source) == 6 and source.mask is None
+
+
 def test_the_mask_of_the_exact_name_wins(tmp_path):
     source = folder_with(tmp_path, ("dog.jpg", "dog_seg.jpg"), ("masks/dog.png", "masks/dog_seg.png"))
     assert source.masked is None and source.mask(0).shape == source.mask(1).shape
-
-
-@pytest.mark.parametrize("values", [(0, 1, 255), (0, 20, 255), (0, 4, 8, 255)])
-def test_labels_with_a_border_to_ignore_are_not_taken_for_their_border(tmp_path, values):
-    # As of Pascal VOC: background, objects, and 255 around them.
-    rows, columns = np.mgrid[:60, :60]
-    distance = np.hypot(rows - 30, columns - 30)
-    mask = np.full((60, 60), values[0], np.uint8)
-    mask[distance < 20] = values[1]
-    if len(values) == 4:
-        mask[(distance < 20) & (columns > 30)] = values[2]
-    mask[(distance >= 18) & (distance < 20)] = 255
-    Image.fromarray(mask).save(tmp_path / "m.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, np.where(distance < 18, 255, 0))
 
 
 @pytest.mark.parametrize("values", [(1, 3), (2, 3), (2,)])

@@ -250,6 +250,6 @@ def test_masks_of_degrees_are_maps_of_degrees_and_that_is_said(tmp_path, capsys)
     (graded,) = detector.detect([detector.prepare(0, np.zeros((64, 64, 3), np.uint8))])
     np.testing.assert_allclose(make_record(graded.saliency, graded.confidence, 0.5)["map"], ramp, atol=1)
     check_annotations(source, np.arange(2))
-    assert "1 of 2 masks are of degrees: figures count what is above half of their range" in capsys.readouterr().out
+    assert "1 of 2 masks are of degrees: figures count levels above 127 of 255" in capsys.readouterr().out
     check_annotations(source, np.array([1]))
     assert capsys.readouterr().out == ""

@@ -12,7 +12,7 @@ from PIL import features
 
 from cvsa_jax.data import decode
 from cvsa_jax.data.sources.contents import digests, identity
-from cvsa_jax.data.sources.masks import Mask, read_mask
+from cvsa_jax.data.sources.masks import READER, Mask, read_mask
 from cvsa_jax.data.sources.source import CONTENTS, Source, fingerprint
 from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.files import as_text
@@ -213,6 +213,7 @@ class _Files:
             there = [path for path in masks if path is not None]
             hashes = dict(zip(there, digests(there), strict=True))
             parts += [(n, hashes.get(path, "")) for n, path in zip(self.names, masks, strict=True)]
+            parts.append(("reader", READER))
         return fingerprint(*zip(*parts, strict=True)) if parts else ""
 
     def _header(self, i: int) -> decode.Encoded:

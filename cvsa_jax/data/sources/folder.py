@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from cvsa_jax.data.sources.files import READABLE, Annotations, Listing, from_files, listing, require_folder, sub_folder
-from cvsa_jax.data.sources.masks import DEGREES, read_mask
+from cvsa_jax.data.sources.masks import LABELS, SOFT, TRIMAP, TWO, read_mask
 from cvsa_jax.data.sources.source import Source
 from cvsa_jax.data.sources.tables import canonical, read_csv
 from cvsa_jax.runtime.errors import UserError, some
@@ -205,7 +205,7 @@ def _without_masks_beside(there: Listing, folder: Path) -> tuple[Listing, dict[s
 
 def _is_mask(path: Path) -> bool:
     try:
-        return read_mask(path).kind != DEGREES  # which a grey photograph might be
+        return read_mask(path).kind in (TWO, SOFT, TRIMAP, LABELS)  # photographs may look like the other kinds
     except UserError:
         return False
 

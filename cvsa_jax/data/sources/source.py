@@ -25,7 +25,7 @@ class Source:
         read: index -> encoded bytes of an image that Pillow reads.
         path: index -> the image's file; None where images are no files of their own.
         mask: index -> (H, W) uint8 ground-truth mask of the upright image, 255 on the object; masks of degrees have
-            values in between, of which those above half count as object; None where the source has no masks.
+            values in between, of which those above 127 count as object; None where the source has no masks.
         mask_kind: index -> what kind of file the mask is, in words; None where masks are no files.
         identify: kind, CONTENTS or TIMES, -> hash of the names and of what the images hold, or of when they were last
             changed; another where images are added, removed, exchanged or edited.

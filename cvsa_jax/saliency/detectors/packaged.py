@@ -84,8 +84,8 @@ def _of_rembg(model: str) -> Path:
     try:
         return Path(session.download_models())
     except Exception as error:  # whatever a download raises
-        folder = getattr(session, "model_dir", session.u2net_home)()
+        folder = session.model_dir() if hasattr(session, "model_dir") else session.u2net_home()
         raise UserError(
-            f"rembg could not download {model} ({str(error).splitlines()[0][:160]}). Without internet put its file, "
-            f"{model}.onnx of https://github.com/danielgatis/rembg/releases, into {folder}"
+            f"rembg could not download {model}. Without internet put its file, {model}.onnx of "
+            f"https://github.com/danielgatis/rembg/releases, into {folder} ({type(error).__name__}: {str(error)[:80]})"
         ) from None
