@@ -12,7 +12,9 @@ from cvsa_jax.runtime import cli
 from cvsa_jax.runtime.errors import UserError
 
 _RUN = flags.DEFINE_string("run", None, "Workdir of a run, a file of weights, or an .npz of features with patches.")
-_DETECTOR = flags.DEFINE_string("detector", None, "fit: whose maps teach it. Default: config.saliency.detector.")
+_DETECTOR = flags.DEFINE_string(
+    "detector", None, "fit: whose maps teach it, or a store's folder. Default: the config's store."
+)
 _IMAGES = flags.DEFINE_integer("images", 0, "fit: so many train images, at random; 0: all.", lower_bound=0)
 _LOOK = flags.DEFINE_string("look", None, "show: the file of the head.")
 _OUT = flags.DEFINE_string("out", None, "fit: the .safetensors file; show: folder of the page, runs/look by default.")
@@ -27,8 +29,7 @@ def fit() -> None:
     from cvsa_jax.runs import look
 
     cli.join_cluster()
-    detector = _DETECTOR.value or config.saliency.detector
-    look.fit(config, _RUN.value, detector, _OUT.value, _IMAGES.value)
+    look.fit(config, _RUN.value, _DETECTOR.value or "", _OUT.value, _IMAGES.value)
 
 
 def show() -> None:

@@ -12,6 +12,8 @@ from cvsa_jax.data.view_spec import MASK_STRIDE
 # Of a batch of the host's views, what becomes masks in the step.
 PLACES = ("cells", "crop1", "target1", "flip1", "crop2", "target2", "flip2")
 
+LEAST_RANGE = 8  # levels of 256
+
 
 def axis_weights(low, high, start, stop, inside: int, size: int, xp: ModuleType):
     """Along one axis, what each of `size` pixels of a view takes of each of `inside` pixels of an image, when the part
@@ -79,9 +81,11 @@ def cell_means(maps, boxes, rows: int, columns: int, xp: ModuleType):
 
 
 def stretched(maps, xp: ModuleType):
-    """Maps (n, G, G) uint8 as float32, each over [0, 1]; one that is the same everywhere becomes 0."""
+    """Maps (n, G, G) uint8 as float32, each over [0, 1]; one with a range of fewer levels than LEAST_RANGE, which shows
+    nothing, becomes 0."""
     low = maps.min((1, 2), keepdims=True).astype(xp.float32)
-    return (maps - low) / xp.maximum(maps.max((1, 2), keepdims=True) - low, np.float32(1))
+    span = maps.max((1, 2), keepdims=True) - low
+    return xp.where(span < LEAST_RANGE, np.float32(0), (maps - low) / xp.maximum(span, np.float32(1)))
 
 
 def centre_boxes(shapes: np.ndarray, resize: int, size: int) -> np.ndarray:

@@ -91,7 +91,8 @@ def compare(
     for name, candidate in candidates.items():
         evaluator, network = candidate.evaluator, candidate.network
         print(f"{candidate.title}: maps of where it looks", flush=True)
-        key = evaluator.key(network, train)
+        needed = evaluator.source.labels is not None or evaluator.spec.pooling == "head"
+        key = evaluator.key(network, train) if needed else None
         maps = evaluator.maps(network, test, key)
         if maps:
             masks = None if evaluator.source.mask is None else evaluator.masks(test)

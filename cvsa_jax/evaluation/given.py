@@ -72,9 +72,11 @@ class GivenFeatures(Localizer):
         if spec.pooling == "attention" and "patches" not in self.placed:
             print(f"{path}: its features are taken as they are, since it has no `patches` that could be pooled")
             self.spec = dataclasses.replace(spec, pooling="average")
+        elif spec.pooling == "attention":
+            print(f"{path}: its `patches` are pooled by their first principal component, in the place of its vectors")
         elif spec.pooling != "average" and "patches" not in self.placed:
             raise UserError(
-                f"{path} has no `patches` to be pooled by {spec.pooling}: add them, or take config.eval.pooling=average"
+                f"{path} has no `patches` to be pooled by {spec.pooling}: add them, or take {path.name}@average"
             )
         images = np.arange(len(source)) if images is None else images
         self.path, self.rows = path, np.full(len(source), -1)

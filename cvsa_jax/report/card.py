@@ -64,19 +64,20 @@ def model_card(
     lines = ["---", f"license: {licence}", "tags: [image-feature-extraction, fine-grained, cvsa]", "---", ""]
     lines += [f"# {shape}", "", f"Exported from {network.about} by cvsa_jax {version}; {tensors} tensors.", ""]
     lines += ["## What it learned from", "", *_learned(config, data), ""]
-    pooled = "mode" in config and config.eval.pooling != "average"
+    pooled = bool(figures) and (look is not None or ("mode" in config and config.eval.pooling != "average"))
     shown = {key: figures[key] for key in TITLES if key in figures and not (pooled and key in RECOGNITION)}
     if shown:
         lines += ["## Figures of its run", "", "| figure | % |", "|---|---|"]
         lines += [f"| {TITLES[key]} | {percent(value)} |" for key, value in shown.items()] + [""]
         lines += ["On the run's own data set (above); kNN and localisation by docs/protocols.md.", ""]
     if look is not None:
-        facts = "; ".join(f"{name.removeprefix('look.')}: {told}" for name, told in look.items() if name != "format")
+        facts = "; ".join(f"{name}: {told}" for name, told in look.items())
         lines += [
             "## Pooling",
             "",
-            "The files weight the cells by a look head, a linear function of a cell that says how much it shows the "
-            f"object; it learned from saliency maps, and from no class labels ({facts}).",
+            "A look head, a linear function of a cell that says how much it shows the object, weights the cells. "
+            "StableHLO and ONNX files pool by it; a safetensors file holds it beside the network. It learned from "
+            f"saliency maps, and from no class labels ({facts}).",
             "",
         ]
     if pooled:

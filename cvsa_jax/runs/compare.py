@@ -11,7 +11,7 @@ from cvsa_jax.evaluation.protocol import POOLINGS, Probe
 from cvsa_jax.report import html, pictures
 from cvsa_jax.report.columns import GUESSES, PANELS
 from cvsa_jax.report.comparison import findings, looks, sections, tables
-from cvsa_jax.runs.look import check_crops, pooling_maps
+from cvsa_jax.runs.look import check_crops, check_used, pooling_maps
 from cvsa_jax.runtime.distributed import first_alone, is_first, make_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import AnyPath, as_path, report_folder, write_json_atomically
@@ -36,8 +36,9 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
     named = {}
     for entry in entries:
         name, equals, origin = entry.partition("=")
-        name, origin = (name, origin) if equals and "/" not in name else (as_path(entry).name, entry)
+        name, origin = (name, origin) if equals and "/" not in name else ("", entry)
         origin, pooling = _pooled(origin, config.eval)
+        name = name or as_path(origin).name
         if not origin:
             raise UserError(f"--runs={','.join(entries)}: an entry is empty; each is a path, or name=path")
         if name in {*named, *GUESSES, "perf"}:
@@ -48,18 +49,21 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
         named[name] = origin, pooling
     first_alone(lambda: report_folder("--out", out))
     knn, probe, embedding = settings.knn(config.eval), settings.probe(config), settings.embedding(config.eval)
+    poolings = {name: evaluation.pooling for name, (_, evaluation) in named.items()}
+    check_used(config.eval, poolings.values())
+    check_crops(poolings, probe)
     source = settings.load_source(config.data)
+    stores = {name: pooling_maps(evaluation, source) for name, (_, evaluation) in named.items()}
     train, test = reading.readable_splits(source, config.data)
     inspect.check_annotations(source, test)
     mesh, used = make_mesh(), np.union1d(train, test)
     candidates = {
-        name: frozen.candidate(name, origin, source, evaluation, mesh, used, pooling_maps(evaluation, source))
+        name: frozen.candidate(name, origin, source, evaluation, mesh, used, stores[name])
         for name, (origin, evaluation) in named.items()
     }
     bare = [name for name, one in candidates.items() if one.network is None]
     if bare and probe.crop_area is not None:
         raise UserError(f"{', '.join(bare)}: features of whole images; config.probe.augmented needs networks")
-    check_crops(candidates.values(), probe)
     folder = out / "report"
 
     def keep(figures: dict) -> None:  # of each as soon as it is measured
@@ -98,7 +102,12 @@ def _pooled(origin: str, evaluation: ConfigDict) -> tuple[str, ConfigDict]:
     path, at, pooling = origin.rpartition("@")
     changes = {"pooling": pooling} if pooling in POOLINGS else {}
     if pooling.endswith(".safetensors") and not as_path(origin).exists():
-        changes = {"pooling": "head", "look": pooling}
+        changes = {"pooling": "head", "look": pooling, "maps": ""}
+    if at and not changes and as_path(path).exists() and not as_path(origin).exists():
+        raise UserError(
+            f"--runs: {origin}: behind @ stands how the cells are pooled, {', '.join(POOLINGS)}, or the .safetensors "
+            "file of a look head"
+        )
     if not (at and changes):
         return origin, evaluation
     return path, ConfigDict(evaluation.to_dict() | changes)

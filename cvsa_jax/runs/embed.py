@@ -74,14 +74,15 @@ def embed(run: str, data: str, out: str, options: Options) -> None:
     """
     # 1) Images, network, and what the file will hold.
     path, (index, count) = _file(out), _shard(options.shard)
+    _check_pooling(options.pooling)
     source, mesh = sources.load("folder", data), make_mesh(jax.local_devices())
     network = frozen.load(run, mesh)
     if options.predict and not network.classes:
         raise UserError(f"--predict={options.predict}: {network.about} has no classifier; give a fine-tuned run")
     if options.predict and options.pooling.kind != "average":
         raise UserError("--predict: the classifier was trained on averaged features; leave out --pooling")
-    images = reading.readable(source, np.arange(len(source)), "skip" if options.skip else "stop")
     evaluator = pooling_evaluator(network, mesh, source, options.pooling, run)
+    images = reading.readable(source, np.arange(len(source)), "skip" if options.skip else "stop")
     about = {"run": str(absolute(run)), "network": network.about, "weights": tree_hash(network.network)}
     about |= {"data": str(absolute(data)), "fingerprint": source.fingerprint, "images": len(images)}
     about |= {"size": evaluator.spec.size, "resize": evaluator.spec.resize}
@@ -122,9 +123,6 @@ def embed(run: str, data: str, out: str, options: Options) -> None:
 def pooling_evaluator(network: Frozen, mesh: Mesh, source: Source, pooling: Pooling, run: str) -> Evaluator:
     """An evaluator whose features are pooled so; UserError where the head or the maps are not there, or of something
     else."""
-    for flag, kind, value in (("look", "head", pooling.look), ("maps", "saliency", pooling.maps)):
-        if bool(value) != (pooling.kind == kind):
-            raise UserError(f"--{flag} belongs to --pooling={kind}, which needs it")
     guide = NO_GUIDE
     if pooling.look:
         guide = Guide(head=look_file.of_network(pooling.look, network.network, run))
@@ -134,13 +132,24 @@ def pooling_evaluator(network: Frozen, mesh: Mesh, source: Source, pooling: Pool
     return Evaluator(network.model, mesh, source, spec, guide)
 
 
-def _of_pooling(evaluator: Evaluator, pooling: Pooling) -> dict[str, str]:
+def _check_pooling(pooling: Pooling) -> None:
+    for flag, kind, value in (("look", "head", pooling.look), ("maps", "saliency", pooling.maps)):
+        if bool(value) != (pooling.kind == kind):
+            raise UserError(f"--{flag} belongs to --pooling={kind}, which needs it")
+
+
+def _of_pooling(evaluator: Evaluator, pooling: Pooling) -> dict[str, str | float]:
     """What the file says of how its vectors were pooled."""
     told = {"pooling": pooling.kind}
     if pooling.look:
         told |= {"look": str(absolute(pooling.look)), "head": tree_hash(evaluator.guide.head.vector)}
     if pooling.maps:
-        told |= {"maps": str(evaluator.guide.maps.folder)}
+        store = evaluator.guide.maps
+        told |= {
+            "maps": str(absolute(store.folder)),
+            "made by": json.dumps(store.identity),
+            "power": evaluator.guide.power,
+        }
     return told
 
 

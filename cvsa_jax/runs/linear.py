@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from cvsa_jax import settings
 from cvsa_jax.data import reading
 from cvsa_jax.report.columns import percent, share
-from cvsa_jax.runs.look import check_crops, pooling_maps
+from cvsa_jax.runs.look import check_crops, check_used, pooling_maps
 from cvsa_jax.runtime.distributed import first_alone, is_first, make_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import AnyPath, output_folder, write_json_atomically
@@ -24,13 +24,14 @@ def linear_probe(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     if not config.init_from:
         raise UserError("config.init_from is not set: give the --workdir of a run, a file of weights, or of features")
     first_alone(lambda: output_folder("--workdir", workdir / "report"))
-    source = settings.load_source(config.data)
-    train, test = reading.readable_splits(source, config.data)
     knn, probe = settings.knn(config.eval), settings.probe(config)
-    used = np.union1d(train, test)
+    check_used(config.eval, [config.eval.pooling])
+    check_crops({"": config.eval.pooling}, probe)
+    source = settings.load_source(config.data)
     maps = pooling_maps(config.eval, source)
+    train, test = reading.readable_splits(source, config.data)
+    used = np.union1d(train, test)
     of = frozen.candidate("", config.init_from, source, config.eval, make_mesh(), used, maps)
-    check_crops([of], probe)
     figures = of.evaluator.recognition(of.network, train, test, knn=knn, probe=probe).figures
     if not is_first():
         return figures

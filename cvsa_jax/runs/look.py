@@ -32,24 +32,28 @@ def fit(config: ConfigDict, run: str, detector: str, out: str, images: int = 0) 
 
     Args:
         config: of a pre-training, for its data set and its saliency store; `config.seed` draws the images.
+        detector: whose store it is, or the folder of one; "": the config's store.
         run: workdir of a run, a file of weights, or one of features with `patches`.
         images: so many of the train images, at random; 0: all.
 
     Raises:
         UserError: there are no maps, no such network, or no two images whose maps show anything.
     """
+    if detector and config.saliency.store:
+        raise UserError(f"--detector={detector} and config.saliency.store={config.saliency.store}: give one of them")
     path = output_file("--out", out, ".safetensors")
     source = settings.load_source(config.data)
-    store = SaliencyStore(store_path(config.saliency.store, source.name, detector), source)
+    usual = store_path(config.saliency.store, source.name, config.saliency.detector)
+    store = named_store(detector, source) if detector else SaliencyStore(usual, source)
     train = reading.readable(source, source.split(config.data.train_split), config.data.on_bad_image, store.usable)
     if images > len(train):
         raise UserError(f"--images={images}: {source.name} has {len(train)} train images")
     if images:
         train = np.sort(np.random.default_rng(config.seed).choice(train, images, replace=False))
+    of = _candidate(config, run, source, train, Guide(maps=store))
     told = informative(store, train)
     if len(told) < len(train):
         print(f"{len(train) - len(told)} of {len(train)} maps in {store.folder} are blank, and left out")
-    of = _candidate(config, run, source, train, Guide(maps=store))
     head = of.evaluator.fit_head(of.network, told)
     about = {
         "look.network": run,
@@ -74,7 +78,8 @@ def fit(config: ConfigDict, run: str, detector: str, out: str, images: int = 0) 
 
 
 def show(config: ConfigDict, run: str, look: str, out: AnyPath) -> dict[str, float]:
-    """Writes `out/report/`, a page of what a head reads off a network on test images of `config.data`, with figures
+    """Writes `out/report/`, a page of what a head reads off a network on the test images of `config.data`, or on all
+    where there is no such split, with figures
     against masks or boxes where there are any, which it returns. UserError where the head is another network's."""
     report_folder("--out", out)
     source = settings.load_source(config.data)
@@ -101,18 +106,21 @@ def show(config: ConfigDict, run: str, look: str, out: AnyPath) -> dict[str, flo
     outlines = None if masks is None else localization.square_masks(source, test[shown], _SIZE)
     picture = pictures.attention_picture(folder / "look.png", images, rows, outlines, caption)
     _, about = look_file.read(look)
-    facts = "; ".join(f"{name.removeprefix('look.')}: {value}" for name, value in about.items() if name != "format")
-    blocks = [f"The look head {look} on {len(test)} images of {source.name}. {facts}.", "# Where it looks", picture]
+    facts = "; ".join(f"{name}: {told}" for name, told in look_file.facts(about).items())
+    shown_on = f"{len(test)} images of {source.name}, {'the whole set' if split == 'all' else f'split {split}'}"
+    blocks = [f"The look head {look} on {shown_on}. {facts}.", "# Where it looks", picture]
     if figures["look"]:
         measured = table([(title, figures[name]) for name, title in titles.items()], LOCALIZATION, corner="map")
         blocks.append(measured)
-        print(f"{measured.as_text()}\n")
+        print(f"{measured.as_text()}\n\non {shown_on}")
     print(f"report: {html.write_page(folder / 'index.html', f'Look head on {source.name}', blocks)}")
     return figures["look"]
 
 
 def pooling_maps(evaluation: ConfigDict, source: Source) -> SaliencyStore | None:
     """The store of maps that `config.eval.pooling` needs; UserError where it needs one and none is named."""
+    if evaluation.pooling == "head" and evaluation.look and evaluation.maps:
+        raise UserError("config.eval.look and config.eval.maps: give a head, or maps to which one is fitted")
     if evaluation.pooling != "saliency" and (evaluation.pooling != "head" or evaluation.look):
         return None
     if not evaluation.maps:
@@ -129,14 +137,22 @@ def named_store(named: str, source: Source) -> SaliencyStore:
     return SaliencyStore(store_path("" if named in DETECTORS else named, source.name, named), source)
 
 
-def check_crops(candidates: Iterable[Candidate], probe: Probe) -> None:
-    """UserError where a probe on augmented crops meets features that whole images' maps pool."""
-    pooled = [one.title for one in candidates if one.evaluator.spec.pooling == "saliency"]
+def check_crops(poolings: dict[str, str], probe: Probe) -> None:
+    """UserError where a probe on augmented crops meets features that whole images' maps pool; title -> pooling."""
+    pooled = [title for title, pooling in poolings.items() if pooling == "saliency"]
     if pooled and probe.crop_area is not None:
         raise UserError(
             "config.probe.augmented=True shows the network crops, whose maps are not known: take another "
             f"config.eval.pooling than saliency{f' for {some(pooled)}' if pooled[0] else ''}, such as head"
         )
+
+
+def check_used(evaluation: ConfigDict, poolings: Iterable[str]) -> None:
+    """UserError where `config.eval` names a head or maps and nothing is pooled by them."""
+    if evaluation.look and "head" not in poolings:
+        raise UserError(f"config.eval.look={evaluation.look} belongs to config.eval.pooling=head")
+    if evaluation.maps and not {"head", "saliency"} & set(poolings):
+        raise UserError(f"config.eval.maps={evaluation.maps} belongs to config.eval.pooling=saliency, or head")
 
 
 def _candidate(

@@ -187,6 +187,10 @@ def _vectors(index: Index, source: Source, queries: list[str]) -> np.ndarray:
             mask=None,
             identify=lambda kind: fingerprint(others, [0] * len(others)),
         )
+        if pooling.look and not Path(pooling.look).is_file():
+            raise UserError(
+                f"the index was pooled by the look head {pooling.look}, which is gone: put it back, or embed again"
+            )
         own, evaluator = (pooling_evaluator(network, mesh, of, pooling, index.about["run"]) for of in (source, files))
         key = own.key(network.network, _rows(source, index))
         if pooling.look and tree_hash(key) != index.about["head"]:

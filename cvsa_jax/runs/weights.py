@@ -57,16 +57,19 @@ def export_run(run: str, out: AnyPath, formats: tuple[str, ...], licence: str, l
         UserError: there is no such run or file, a format is not known, or the head is another network's.
     """
     export.check(formats)
+    if look and "npz" in formats:
+        raise UserError("--look: a head goes into safetensors, stablehlo and onnx; leave npz out of --formats")
     network = frozen.load(run, make_mesh())
     head = look_file.of_network(look, network.network, run) if look else None
+    about_head = look_file.read(look)[1] if look else None
     output_folder("--out", out)
-    written = export.write(network, network.spec(), out, formats, head)
+    written = export.write(network, network.spec(), out, formats, head, about_head)
     data, figures = (_of_run(run, name) for name in ("data.json", "report/results.json"))
     if "mode" in network.config:
         write_json_atomically(out / "config.json", network.config.to_dict())
     told = {"data": data, "figures": figures, "licence": licence, "version": _version()}
-    if look:
-        told["look"] = look_file.read(look)[1]
+    if about_head is not None:
+        told["look"] = look_file.facts(about_head)
     write_text_atomically(out / "README.md", model_card(network, written.files, len(written.tensors), **told))
     kinds = (f"model.{kind}" for kind in export.FORMATS)
     if others := [name for name in kinds if name not in written.files and (out / name).is_file()]:

@@ -28,6 +28,7 @@ RANGES: dict[str, tuple[float | int, float | int]] = {
     "*temperature": (1e-4, 10**4),
     "contrast.queue": (1, 10**9),
     "eval.knn": (1, 10**6),
+    "eval.power": (0, 100),
     "eval.*": (1, 10**6),
     "label_fractions": (1e-9, 1),
     "label_counts": (1, 10**6),

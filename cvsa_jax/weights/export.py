@@ -57,15 +57,19 @@ def check(formats: tuple[str, ...]) -> None:
 
 
 def write(
-    network: Frozen, spec: EvalSpec, out: AnyPath, formats: tuple[str, ...], head: LookHead | None = None
+    network: Frozen,
+    spec: EvalSpec,
+    out: AnyPath,
+    formats: tuple[str, ...],
+    head: LookHead | None = None,
+    about_head: dict[str, str] | None = None,
 ) -> Exported:
-    """Writes `out/model.<format>` of each format, and `out/preprocess.json`; features are pooled by `head`, or
-    averaged."""
+    """Writes `out/model.<format>` of each format, and `out/preprocess.json`; features are averaged, or pooled by
+    `head`, of which its file says `about_head`."""
     model, tensors, files = network.model, tensors_of(network, head), []
     about = {"format": "pt", "stem": model.stem, "padding": model.padding, "depth": str(model.depth)}
     about |= {"size": str(spec.size), "resize": str(spec.resize), "about": network.about}
-    if head is not None:
-        about[look_file.BACKBONE] = look_file.backbone_hash(network.network)
+    about |= {name: told for name, told in (about_head or {}).items() if name.startswith("look.")}
     out.mkdir(parents=True, exist_ok=True)
     for kind in formats:
         files.append(f"model.{kind}")

@@ -9,7 +9,7 @@ from cvsa_jax.runtime.files import AnyPath, as_path, on_disk, write_atomically
 from cvsa_jax.training.state import Network, tree_hash
 
 BACKBONE = "look.backbone"  # in the metadata: the hash of the backbone that the head was fitted to
-_BACKBONE = TARGET_PARTS[0]
+_PART = TARGET_PARTS[0]  # of a network: the backbone
 
 
 def tensors_of(head: LookHead) -> dict[str, np.ndarray]:
@@ -38,14 +38,26 @@ def read(path: str) -> tuple[LookHead, dict[str, str]]:
             about = file.metadata() or {}
     except SafetensorError:
         raise UserError(f"{path} holds no look head, which python -m cvsa_jax.look fit makes") from None
-    if weight.ndim != 1 or bias.size != 1 or power.size != 1 or not np.isfinite([*weight, *bias, *power]).all():
+    if (
+        weight.ndim != 1
+        or bias.size != 1
+        or power.size != 1
+        or not np.isfinite([*weight, *bias, *power]).all()
+        or power.max() <= 0
+    ):
         raise UserError(f"{path}: the look head in it is damaged; python -m cvsa_jax.look fit makes it again")
     return LookHead(np.float32(weight), float(bias.ravel()[0]), float(power.ravel()[0])), about
 
 
+def facts(about: dict[str, str]) -> dict[str, str]:
+    """What a file says of its head, to be read by people."""
+    own = {name.removeprefix("look."): told for name, told in about.items() if name.startswith("look.")}
+    return {name: told for name, told in own.items() if name != "backbone"}
+
+
 def backbone_hash(network: Network) -> str:
     """What tells a backbone from others, in whatever run or file it is."""
-    return tree_hash((network.params[_BACKBONE], network.batch_stats[_BACKBONE]))
+    return tree_hash((network.params[_PART], network.batch_stats[_PART]))
 
 
 def of_network(path: str, network: Network, origin: str) -> LookHead:

@@ -1,9 +1,13 @@
 """The look head against ridge regressions written out in NumPy, and features pooled by it and by maps."""
 
+import dataclasses
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from cvsa_jax.data import sources
 from cvsa_jax.data.pipeline import image_batches
@@ -26,7 +30,7 @@ SIZE = 64
 MODEL = Classifier(2, depth=8, width=4, stem="small")
 SOURCE = sources.load("procedural", "", procedural.Spec(0, 2, 6, 4, 80))
 TRAIN, TEST = SOURCE.split("train"), SOURCE.split("test")
-MAPS = np.stack([np.asarray(SOURCE.mask(i))[:: 80 // 64 or 1][:64, :64] for i in range(len(SOURCE))]) // 2 + 20
+MAPS = np.stack([np.asarray(SOURCE.mask(i))[:64, :64] for i in range(len(SOURCE))]) // 2 + 20
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +65,8 @@ def ridge_regression(cells: np.ndarray, values: np.ndarray, ridge: float) -> np.
     return np.append(weights, values.mean() - weights @ mean)
 
 
-def moments_of(cells: np.ndarray, values: np.ndarray, parts: int = 1) -> Moments:
-    moments = Moments(np.zeros((cells.shape[1] + 2,) * 2))
+def moments_of(cells: np.ndarray, values: np.ndarray, parts: int = 1, shift: float = 0.0) -> Moments:
+    moments = Moments(np.zeros((cells.shape[1] + 2,) * 2), np.full(cells.shape[1], shift))
     for rows in np.array_split(np.arange(len(cells)), parts):
         moments.add(cells[rows], values[rows])
     return moments
@@ -73,9 +77,16 @@ def test_solution_is_that_of_the_ridge_regression_whatever_the_parts(ridge):
     cells = RNG.normal(size=(300, 7)) * np.arange(1, 8) + 50 * RNG.normal(size=7)
     values = cells[:, 2] / 10 + RNG.normal(size=300)
     expected = ridge_regression(cells, values, ridge)
-    for parts in (1, 13):
-        found = moments_of(cells, values, parts).solution(ridge)
-        np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
+    for parts, shift in ((1, 0.0), (13, 0.0), (4, 30.0)):
+        head = moments_of(cells, values, parts, shift).head(ridge)
+        np.testing.assert_allclose([*head.weight, head.bias], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_features_far_from_0_are_solved(capsys):
+    maps, _, cells = planted(40, noise=0.3)
+    near, far = (look.fit(batches(cells + np.float32(offset)), maps, np.arange(40)) for offset in (0, 1000))
+    np.testing.assert_allclose(near.weight, far.weight, rtol=0.01, atol=1e-4)
+    assert far.explained == pytest.approx(near.explained, abs=1e-3) and capsys.readouterr().out == ""
 
 
 def test_error_and_spread_are_sums_over_the_cells():
@@ -87,7 +98,7 @@ def test_error_and_spread_are_sums_over_the_cells():
 
 def test_constant_feature_gets_no_weight():
     cells = np.column_stack([RNG.normal(size=80), np.full(80, 3.0), np.zeros(80)])
-    found = moments_of(cells, cells[:, 0] * 2 + 1).solution(1e-5)
+    (found,) = moments_of(cells, cells[:, 0] * 2 + 1).solutions((1e-5,))
     np.testing.assert_allclose(found, [2, 0, 0, 1], atol=1e-3)
 
 
@@ -150,6 +161,26 @@ def test_power_is_the_smallest_that_brings_the_weights_onto_the_object():
     assert look.fit(batches(cells), maps, np.arange(60)).power > head.power
 
 
+def test_power_is_chosen_on_images_from_the_whole_order(monkeypatch):
+    monkeypatch.setattr(look, "KEPT", 12)
+    easy, hard = planted(150, noise=0.0), planted(150, noise=2.5)
+    maps, _, cells = (np.concatenate(parts) for parts in zip(easy, hard, strict=True))
+    powers = {
+        look.fit(batches(cells[order]), maps[order], np.arange(300)).power
+        for order in (slice(None), slice(None, None, -1))
+    }
+    assert len(powers) == 1
+
+
+def test_features_that_say_nothing_are_warned_of(capsys):
+    maps, _, cells = planted(30, noise=0.1)
+    look.fit(batches(RNG.normal(size=cells.shape).astype(np.float32)), maps, np.arange(30))
+    assert "hardly say where the object is" in capsys.readouterr().out
+    striped = np.tile(np.arange(64) % 2 * 200, (30, 64, 1)).astype(np.uint8)
+    with pytest.raises(UserError, match="the maps are the same in all cells of all images"):
+        look.fit(batches(cells), striped, np.arange(30))
+
+
 def test_faint_maps_teach_the_same_head():
     maps, _, cells = planted(40, noise=0.3)
     plain, faint = (look.fit(batches(cells), m, np.arange(40)) for m in (maps, maps // 4 + 30))
@@ -205,6 +236,61 @@ def test_blank_and_full_maps_pool_as_the_average_does():
     maps = np.stack([np.zeros((64, 64)), np.full((64, 64), 255), np.full((64, 64), 9)]).astype(np.uint8)
     mapped = Mapped(np.zeros(0), maps, np.tile(np.float32([0, 0, 1, 1]), (3, 1)))
     np.testing.assert_allclose(pooled_by_maps(cells, mapped, jnp.float32(2.0)), cells.mean((1, 2)), atol=1e-6)
+
+
+def wide_source():
+    """The images, each cut to another shape."""
+
+    def read(i: int) -> bytes:
+        with Image.open(io.BytesIO(SOURCE.read(i))) as image:
+            content = io.BytesIO()
+            image.crop((0, 0, 80, 40 + i % 9) if i % 2 else (0, 0, 44 + i % 7, 80)).save(content, "PNG")
+        return content.getvalue()
+
+    return dataclasses.replace(
+        SOURCE, name="wide", read=read, identify=lambda kind: "wide"
+    ), lambda i: (40 + i % 9, 80) if i % 2 else (80, 44 + i % 7)
+
+
+def test_saliency_pools_crops_of_wide_and_of_high_images(mesh_of, network):
+    source, shape_of = wide_source()
+    spec = EvalSpec(SIZE, 80, 5, "others", "saliency")
+    evaluator = Evaluator(MODEL, mesh_of(1), source, spec, Guide(maps=MAPS, power=1.0))
+    ((images, _),) = image_batches(source, TEST, resize=80, size=SIZE, batch_size=len(TEST))
+    views = photometric.normalize(photometric.to_float(jnp.asarray(images)))
+    cells = np.asarray(MODEL.apply(network.variables, views, method="features")[0], np.float64)
+    side, expected = cells.shape[1], []
+    for k, i in enumerate(TEST):
+        height, width = (round(s * 80 / min(shape_of(int(i)))) for s in shape_of(int(i)))
+        # The middle of the scaled image, in pixels, looked up in the map of the whole image.
+        rows = ((height - SIZE) // 2 + (np.arange(side * 50) + 0.5) * SIZE / (side * 50)) / height
+        columns = ((width - SIZE) // 2 + (np.arange(side * 50) + 0.5) * SIZE / (side * 50)) / width
+        own = MAPS[i].astype(float)
+        weights = (own - own.min()) / np.ptp(own)
+        weights = weights[(rows * 64).astype(int)][:, (columns * 64).astype(int)]
+        weights = weights.reshape(side, 50, side, 50).mean((1, 3))
+        expected.append(averaged(sharpened(weights[None], 1.0), cells[k : k + 1])[0])
+    found = evaluator.features(network, TEST, evaluator.key(network, TRAIN))
+    np.testing.assert_allclose(found, expected, atol=5e-3)
+
+
+def test_head_learns_on_whole_images_and_pools_crops(mesh_of, network):
+    source, _ = wide_source()
+    evaluator = Evaluator(MODEL, mesh_of(1), source, EvalSpec(SIZE, 80, 5, "others", "head"), Guide(maps=MAPS))
+
+    def cells_at(resize: int, indices: np.ndarray) -> np.ndarray:
+        ((images, _),) = image_batches(source, indices, resize=resize, size=SIZE, batch_size=len(indices))
+        views = photometric.normalize(photometric.to_float(jnp.asarray(images)))
+        return np.asarray(MODEL.apply(network.variables, views, method="features")[0], np.float64)
+
+    key = evaluator.key(network, TRAIN)
+    expected = look.fit([(slice(0, len(TRAIN)), cells_at(0, TRAIN))], MAPS, TRAIN)
+    np.testing.assert_allclose(key, expected.vector, atol=2e-3)
+    crops = cells_at(80, TEST)
+    pooled = averaged(sharpened(crops @ key[:-2] + key[-2], key[-1]), crops)
+    np.testing.assert_allclose(evaluator.features(network, TEST, key), pooled, atol=1e-3)
+    whole = cells_at(0, TEST) @ key[:-2] + key[-2]
+    np.testing.assert_allclose(evaluator.maps(network, TEST, key)["look"], whole, atol=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [4, 24])

@@ -44,7 +44,7 @@ def store(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def head(tmp_path_factory, run, store) -> Path:
     path = tmp_path_factory.mktemp("head") / "look.safetensors"
-    look.fit(with_store(store), str(run), "masks", str(path))
+    look.fit(with_store(store), str(run), "", str(path))
     return path
 
 
@@ -84,13 +84,13 @@ def test_fewer_images_are_drawn_by_the_seed(tmp_path, run, store):
     for name, seed, images in (("a", 0, 9), ("again", 0, 9), ("b", 1, 9)):
         config = with_store(store)
         config.seed = seed
-        look.fit(config, str(run), "masks", str(tmp_path / f"{name}.safetensors"), images)
+        look.fit(config, str(run), "", str(tmp_path / f"{name}.safetensors"), images)
         found[name], about = look_file.read(str(tmp_path / f"{name}.safetensors"))
         assert about["look.images"] == "9 of procedural"
     np.testing.assert_array_equal(found["a"].vector, found["again"].vector)
     assert np.abs(found["a"].weight - found["b"].weight).max() > 1e-4
     with pytest.raises(UserError, match=r"--images=22: procedural has 21 train images"):
-        look.fit(with_store(store), str(run), "masks", str(tmp_path / "c.safetensors"), 22)
+        look.fit(with_store(store), str(run), "", str(tmp_path / "c.safetensors"), 22)
 
 
 def test_page_shows_it_and_figures_are_of_test_images(tmp_path, run, head, capsys):
@@ -153,7 +153,7 @@ def test_head_of_another_backbone_is_refused(tmp_path, run, head, store):
     for use in (
         lambda: cvsa_jax.load_backbone(str(run), look=str(other)),
         lambda: look.show(tiny(), str(run), str(other), tmp_path / "out"),
-        lambda: weights.export_run(str(run), tmp_path / "exported", ("npz",), "MIT", str(other)),
+        lambda: weights.export_run(str(run), tmp_path / "exported", ("stablehlo",), "MIT", str(other)),
         lambda: compare.compare_runs(tiny_probe(), [f"a={run}@{other}"], tmp_path / "out"),
     ):
         with pytest.raises(
@@ -189,13 +189,20 @@ def test_exported_files_pool_by_the_head(run, head, exported):
     np.testing.assert_allclose(called.call(np.stack(images)), expected, atol=1e-4)
     card = (exported / "README.md").read_text()
     assert (
-        "weight the cells by a look head" in card
+        "look head, a linear function of a cell" in card
         and 'look="model.safetensors"' in card
         and "supervision: human" in card
     )
-    # The head goes with the backbone from one export to the next.
-    again, _ = look_file.read(str(file))
-    np.testing.assert_array_equal(again.vector, look_file.read(str(head))[0].vector)
+    # The head goes with the backbone from one export to the next, and what is known of it.
+    again, about = look_file.read(str(file))
+    first, known = look_file.read(str(head))
+    np.testing.assert_array_equal(again.vector, first.vector)
+    assert (
+        look_file.facts(about) == look_file.facts(known)
+        and {"detector", "supervision"} <= look_file.facts(about).keys()
+    )
+    with pytest.raises(UserError, match="leave npz out"):
+        weights.export_run(str(run), exported / "other", ("npz",), "MIT", str(head))
 
 
 def test_pytorch_code_of_the_card_pools_alike(tmp_path, run, head, exported):
@@ -211,6 +218,64 @@ def test_pytorch_code_of_the_card_pools_alike(tmp_path, run, head, exported):
     cells = np.asarray(backbone.model.apply(backbone.network.variables, views, method="features")[0])
     found = scope["LookPooling"](tensors)(torch.from_numpy(cells.transpose(0, 3, 1, 2).copy())).numpy()
     np.testing.assert_allclose(found, backbone.features(images), atol=1e-5)
+
+
+def test_options_that_nothing_uses_are_refused(tmp_path, run, store, head):
+    for changes, said in (
+        ({"look": str(head)}, r"config\.eval\.look=.* belongs to config\.eval\.pooling=head"),
+        ({"maps": str(store)}, r"config\.eval\.maps=.* belongs to config\.eval\.pooling=saliency, or head"),
+        ({"maps": str(store), "look": str(head), "pooling": "head"}, "give a head, or maps"),
+    ):
+        config = tiny_probe()
+        config.init_from = str(run)
+        config.eval.update(changes)
+        for use in (linear.linear_probe, lambda config, out: compare.compare_runs(config, [str(run)], out)):
+            with pytest.raises(UserError, match=said):
+                use(config, tmp_path / "out")
+    with pytest.raises(UserError, match=r"--detector=rbd and config\.saliency\.store=.*: give one"):
+        look.fit(with_store(store), str(run), "rbd", str(tmp_path / "x.safetensors"))
+    with pytest.raises(
+        UserError, match=r"behind @ stands how the cells are pooled, average, attention, head, saliency"
+    ):
+        compare.compare_runs(tiny_probe(), [f"{run}@haed"], tmp_path / "out")
+
+
+def test_maps_that_show_nothing_teach_nothing(tmp_path, run, store, monkeypatch, capsys):
+    source = settings.load_source(tiny().data)
+    train = source.split("train")
+    blank = {int(i) for i in train[::3]}
+    whole = SaliencyStore.__getitem__
+
+    def faded(self, indices):
+        maps = whole(self, indices).copy()
+        maps[[k for k, i in enumerate(np.asarray(indices)) if int(i) in blank]] //= 64
+        return maps
+
+    monkeypatch.setattr(SaliencyStore, "__getitem__", faded)
+    look.fit(with_store(store), str(run), "", str(tmp_path / "some.safetensors"))
+    assert f"{len(blank)} of 21 maps in {store} are blank, and left out" in capsys.readouterr().out
+    found, about = look_file.read(str(tmp_path / "some.safetensors"))
+    assert about["look.images"] == f"{21 - len(blank)} of procedural"
+    monkeypatch.undo()
+    evaluator = look._candidate(
+        with_store(store), str(run), source, train, heads.Guide(maps=SaliencyStore(store, source))
+    )
+    others = np.array([i for i in train if int(i) not in blank])
+    np.testing.assert_allclose(found.vector, evaluator.evaluator.fit_head(evaluator.network, others).vector, atol=1e-5)
+
+
+def test_search_knows_its_head(tmp_path, run, folder, head):
+    own = shutil.copy(head, tmp_path / "own.safetensors")
+    out = tmp_path / "x.npz"
+    embed.embed(str(run), str(folder), str(out), embed.Options(pooling=embed.Pooling("head", look=str(own))))
+    query = shutil.copy(next(folder.rglob("*.png")), tmp_path / "query.png")
+    tensors = load_file(head)
+    save_file(tensors | {"look.bias": tensors["look.bias"] + 1}, own, look_file.read(str(head))[1])
+    with pytest.raises(UserError, match=r"own\.safetensors has changed since the index was made"):
+        search.neighbors(str(out), [str(query)], str(tmp_path / "found.html"), 1)
+    own.unlink()
+    with pytest.raises(UserError, match=r"pooled by the look head .*own\.safetensors, which is gone"):
+        search.neighbors(str(out), [str(query)], str(tmp_path / "found.html"), 1)
 
 
 def test_embedding_and_search_use_the_head(tmp_path, run, folder, head):
@@ -256,7 +321,7 @@ def test_patches_of_a_file_have_heads_as_well(tmp_path, store):
     patches = np.random.default_rng(0).normal(size=(len(source), 4, 4, 5)).astype(np.float32)
     patches[..., 2] += SaliencyStore(store, source)[np.arange(len(source))].reshape(-1, 4, 16, 4, 16).mean((2, 4)) / 40
     np.savez(tmp_path / "x.npz", names=np.array(source.names), vectors=patches.mean((1, 2)), patches=patches)
-    head = look.fit(with_store(store), str(tmp_path / "x.npz"), "masks", str(tmp_path / "look.safetensors"))
+    head = look.fit(with_store(store), str(tmp_path / "x.npz"), "", str(tmp_path / "look.safetensors"))
     assert np.abs(head.weight).argmax() == 2
     config = tiny_probe()
     entry = f"x={tmp_path / 'x.npz'}@{tmp_path / 'look.safetensors'}"
