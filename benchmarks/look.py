@@ -27,7 +27,7 @@ from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.features import encoded_batches
 from cvsa_jax.evaluation.given import GivenFeatures
-from cvsa_jax.evaluation.look import Guide, LookHead, informative
+from cvsa_jax.evaluation.look import Guide, LookHead
 from cvsa_jax.evaluation.protocol import EvalSpec
 from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.saliency.compute import compute
@@ -118,7 +118,7 @@ class Prepared(NamedTuple):
         store, train = self.stores[detector], self.train
         if images:
             train = np.sort(np.random.default_rng(seed).choice(train, images, replace=False))
-        return self.features("head", Guide(maps=store)).fit_head(None, informative(store, train))
+        return self.features("head", Guide(maps=store)).fit_head(None, train)
 
 
 class Row(NamedTuple):

@@ -1,4 +1,4 @@
-"""`python -m cvsa_jax.look`: where the object is, read off the cells of a frozen network by a head fitted in seconds.
+"""`python -m cvsa_jax.look`: where the object is, read off the cells of a frozen network by a head fitted in one pass.
 
 python -m cvsa_jax.look fit --run=resnet50.pth --config=configs/folder.py --config.data.root=my_images --detector=rbd \\
   --out=look.safetensors

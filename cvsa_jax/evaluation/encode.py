@@ -72,8 +72,7 @@ def make_cell_encoder(model: Siamese | Classifier, mesh: Mesh) -> Callable[[Netw
     """Evaluation pass that gives the cells, (B, h, w, C)."""
 
     def encode(network: Network, images: jax.Array) -> jax.Array:
-        views = photometric.normalize(photometric.to_float(images))
-        return model.apply(network.variables, views, method="features")[0].astype(jnp.float32)
+        return _cells(model, network, images)[0]
 
     return _on_rows(encode, mesh)
 
@@ -83,9 +82,7 @@ def make_look(model: Siamese | Classifier, mesh: Mesh) -> Callable[[tuple[Networ
 
     def look(network_and_head: tuple[Network, jax.Array], images: jax.Array) -> jax.Array:
         network, head = network_and_head
-        views = photometric.normalize(photometric.to_float(images))
-        features, _ = model.apply(network.variables, views, method="features")
-        return looked(features.astype(jnp.float32), head)
+        return looked(_cells(model, network, images)[0], head)
 
     return _on_rows(look, mesh)
 
@@ -128,9 +125,7 @@ def pooled_by_component(features: jax.Array) -> jax.Array:
 def _attended(model, network: Network, key: jax.Array, images: jax.Array | Mapped, reading: str, temperature: float):
     """Feature map, float32, and what `make_attended_encoder` pools of it; with `average` the plain pooled features."""
     pixels = images.image if isinstance(images, Mapped) else images
-    views = photometric.normalize(photometric.to_float(pixels))
-    features, pooled = model.apply(network.variables, views, method="features")
-    features = features.astype(jnp.float32)
+    features, pooled = _cells(model, network, pixels)
     if reading == "average":
         return features, pooled
     if reading == "component":
@@ -139,11 +134,19 @@ def _attended(model, network: Network, key: jax.Array, images: jax.Array | Mappe
         return features, pooled_by_head(features, key)
     if reading == "saliency":
         return features, pooled_by_maps(features, images, key[0])
+    views = photometric.normalize(photometric.to_float(pixels))
     maps = model.apply(network.variables, views, train=False).prediction_map
     if reading == "mask":
         return features, pooled_by(jax.nn.sigmoid(maps[..., 0].astype(jnp.float32)), features)
     cosine = jnp.einsum("bid,d->bi", _unit_cells(maps), key, precision="highest")
     return features, pooled_by(jax.nn.softmax(cosine / temperature).reshape(features.shape[:3]), features)
+
+
+def _cells(model, network: Network, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The feature map of uint8 images, (b, h, w, C) float32, and its average."""
+    views = photometric.normalize(photometric.to_float(images))
+    features, pooled = model.apply(network.variables, views, method="features")
+    return features.astype(jnp.float32), pooled
 
 
 class Activation(NamedTuple):

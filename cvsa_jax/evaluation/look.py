@@ -30,14 +30,16 @@ CHUNK = 256  # maps that are read at a time
 
 class LookHead(NamedTuple):
     """`weight` (C,) and `bias`: of a cell, features · weight + bias is about the value there of the image's map, scaled
-    to [0, 1]. `power`: to which it weights the cells, see `activation.sharpened`. How they were found: `ridge`, and
-    `explained`, the share of the variance of the maps' cells that it explains in images that it was not fitted to."""
+    to [0, 1]. `power`: to which it weights the cells, see `activation.sharpened`. How they were found: `ridge`,
+    `explained`, the share of the variance of the maps' cells that it explains in images that it was not fitted to, and
+    the number of `images` that it was fitted to."""
 
     weight: Float[np.ndarray, " c"]
     bias: float
     power: float
     ridge: float = 0.0
     explained: float = 0.0
+    images: int = 0
 
     @property
     def vector(self) -> Float[np.ndarray, " c2"]:
@@ -162,7 +164,8 @@ def fit(cells: Iterable[tuple[slice, np.ndarray]], maps: Maps, indices: np.ndarr
             f"warning: the look head explains {explained:.1%} of the maps' variance in images that it was not fitted "
             "to: these features hardly say where the object is, or the maps do not"
         )
-    return total.head(ridge)._replace(power=_power(others[0].head(ridge), kept), explained=explained)
+    power = _power(others[0].head(ridge), kept)
+    return total.head(ridge)._replace(power=power, explained=explained, images=len(indices))
 
 
 def informative(maps: Maps, indices: np.ndarray) -> np.ndarray:

