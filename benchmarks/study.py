@@ -7,7 +7,8 @@
 A set is one that is drawn (`study_rows.DRAWN`), or a name and a folder as configs/folder.py takes it, with classes
 and splits. Its maps come from `--detector`. Of each set and seed there is one stage 1, BYOL on the set itself or the
 weights in the file `--init`, from which every row goes on for equally many steps; `study_rows.SUITES` says what the
-rows are. A row is measured with features averaged over the cells, and pooled by where the network itself looks; with
+rows are. A row is measured with features averaged over the cells, pooled by where the network itself looks, and, with
+`--head`, pooled by a look head taught by the row's maps, or by `--detector`'s where a row has none; with
 `--on=validation` on a fifth of the train images, by class, whose labels no row has seen: choices are made there, and
 the test split is read once, by `--on=test`, which measures the networks that are there and trains only what is not.
 
@@ -28,6 +29,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import study_tables
 from benchmarks.common import commit
+from benchmarks.detectors import named_detector
 from benchmarks.study_rows import BYOL, DRAWN, SUITES, Row, config_of
 from configs import common
 from cvsa_jax import settings
@@ -39,10 +41,11 @@ from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.detector import Detection, Detector, scaled
 from cvsa_jax.saliency.registry import Options, build
-from cvsa_jax.saliency.store import MANIFEST
+from cvsa_jax.saliency.store import MANIFEST, SaliencyStore
 from cvsa_jax.weights import frozen
 
 LINES = "study.jsonl"
+SHARED = ("rbd", "focus", "isnet", "masks", "center")  # detectors that know of no seed
 
 
 def main() -> None:
@@ -68,7 +71,9 @@ def parser() -> argparse.ArgumentParser:
     given.add_argument("--suite", default="core", choices=SUITES)
     given.add_argument("--rows", default="", help="of the suite only these, with commas")
     given.add_argument("--seeds", default="0,1,2", help="of weights, order, views and, where they are drawn, images")
-    given.add_argument("--detector", default="rbd", choices=("rbd", "masks", "center"), help="of the maps")
+    given.add_argument("--detector", default="rbd", choices=("rbd", "focus", "masks", "center"), help="of the maps")
+    given.add_argument("--isnet", default="", help="ONNX file of IS-Net, of which the rows `isnet` have their maps")
+    given.add_argument("--head", action="store_true", help="measure each row by a look head too")
     given.add_argument("--on", default="validation", choices=("validation", "test"), help="what is measured on")
     given.add_argument("--scale", default="depth=8,width=32,size=48,batch=32,steps=800", help="of all runs")
     given.add_argument(
@@ -152,7 +157,9 @@ class Pair:
             if any(told.items() <= line.items() for line in lines(self.args.out)):
                 continue
             figures = {} if row.start == "as_it_is" else self.train(row, workdir)
-            figures |= measure(self.source, str(workdir), self.seed, self.args.on, self.config(BYOL).eval.size)
+            taught = str(self.store(self.maps_of(row))) if self.args.head else ""
+            size = self.config(BYOL).eval.size
+            figures |= measure(self.source, str(workdir), self.seed, self.args.on, size, taught)
             start = f", from {Path(self.args.init).name} ({self.init})" if self.args.init else ""
             told |= {"detector": self.args.detector, "scale": self.args.scale + start, "commit": commit()}
             line = json.dumps(told | {"seconds": time.monotonic() - began} | figures)
@@ -195,7 +202,7 @@ class Pair:
 
     def store(self, maps: str) -> Path:
         """The store of these maps of the set, made where it is not there."""
-        shared = self.name not in DRAWN and maps in ("rbd", "masks", "center")  # they know of no seed
+        shared = self.name not in DRAWN and maps in SHARED
         store = self.args.out / self.name / maps if shared else self.folder / "maps" / self.told(maps)
         if not (store / MANIFEST).is_file():
             compute(self.source, self.detector(maps), store, threshold=0.5, on_bad_image="stop")
@@ -209,7 +216,9 @@ class Pair:
     def detector(self, maps: str) -> Detector:
         if maps.startswith("attention of "):
             return attention(self.source, self.workdir(maps.partition(" of ")[2]))
-        return build(maps, self.source, Options(run=str(self.stage1)) if maps == "encoder" else Options())
+        if maps == "encoder":
+            return build(maps, self.source, Options(run=str(self.stage1)))
+        return named_detector(f"isnet={self.args.isnet}" if maps == "isnet" else maps, self.source)
 
 
 def attention(source: Source, workdir: Path) -> Detector:
@@ -223,25 +232,27 @@ def attention(source: Source, workdir: Path) -> Detector:
     return Detector("attention", "unsupervised", {"run": workdir.name}, lambda i, image: np.array(i), detect)
 
 
-def measure(source: Source, origin: str, seed: int, on: str, size: int) -> dict[str, float]:
+def measure(source: Source, origin: str, seed: int, on: str, size: int, taught: str = "") -> dict[str, float]:
     """Recognition by each pooling, and how well the attention fits masks where there are any, of a run or a file, at
-    `size` px."""
+    `size` px. `taught`: the store of maps of a look head; "": none is fitted."""
     train, test = source.split("train"), source.split("test")
     if on == "validation":
         held = validation_rows(source.labels[train], 0.2, seed)
         train, test = train[~held], train[held]
     config, figures = common.linear(), {}
     config.seed, config.eval.size, config.eval.resize = seed, size, size
-    for pooling in study_tables.POOLINGS:
+    heads = SaliencyStore(Path(taught), source) if taught else None
+    for pooling in study_tables.POOLINGS if taught else study_tables.POOLINGS[:-1]:
         config.eval.pooling = pooling
-        of = frozen.candidate("", origin, source, config.eval, make_mesh())
+        maps = heads if pooling == "head" else None
+        of = frozen.candidate("", origin, source, config.eval, make_mesh(), maps=maps)
         evaluator, network = of.evaluator, of.network
         knn, probe = settings.knn(config.eval), settings.probe(config)
         found = evaluator.recognition(network, train, test, knn=knn, probe=probe).figures
         figures |= {f"{pooling}_{key}": found[key] for key in ("linear_top1", "knn_top1", "map_at_r")}
-    maps = {} if source.mask is None else evaluator.maps(network, test)
-    if "attention" in maps:  # which a supervised network has not
-        scores = evaluator.localization(maps["attention"], test, evaluator.masks(test))
+    attention = {} if source.mask is None else evaluator.maps(network, test)
+    if "attention" in attention:  # which a supervised network has not
+        scores = evaluator.localization(attention["attention"], test, evaluator.masks(test))
         figures |= {key: scores[key] for key in ("pointing_game", "mask_iou", "mask_iou_best") if key in scores}
     return figures
 

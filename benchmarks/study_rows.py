@@ -100,6 +100,13 @@ SUITES = {
         "encoder": Row(maps="encoder"),
         "center": Row(maps="center"),
     },
+    # Whose maps pay: detectors beside the true masks, from random weights; `byol_scratch` is what has none.
+    "detectors": {
+        "random": Row(start="random"),
+        "byol_scratch": Row(CROPS | PLAIN, start="scratch"),
+        **{maps: Row(maps=maps, start="scratch") for maps in ("rbd", "focus", "isnet", "masks")},
+        "mask_head": Row({"align.form": "mask_head"}, maps="rbd", start="scratch"),
+    },
     # No map from outside: those of stage 1's own features, then those of the attention that they taught.
     "loop": {
         "byol": BYOL,
@@ -110,7 +117,15 @@ SUITES = {
     },
 }
 # The row that the others are compared with.
-BASES = {"core": "byol", "objectives": "byol", "ablation": "cvsa", "balance": "cvsa", "maps": "byol", "loop": "byol"}
+BASES = {
+    "core": "byol",
+    "objectives": "byol",
+    "ablation": "cvsa",
+    "balance": "cvsa",
+    "maps": "byol",
+    "detectors": "byol_scratch",
+    "loop": "byol",
+}
 
 
 def config_of(row: Row, name: str, root: str, seed: int, scale: str, where: str) -> ConfigDict:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.study_rows import BASES, SUITES
 
-POOLINGS = ("average", "attention")
+POOLINGS = ("average", "attention", "head")  # the last of those that asked for it
 RECOGNITION = tuple(f"{pooling}_{kind}" for pooling in POOLINGS for kind in ("linear_top1", "knn_top1"))
 # Of some rows. `supervised_top1` is of the classifier itself: probe and kNN of a supervised network choose their
 # settings on images whose labels it has learned.
@@ -22,6 +22,10 @@ PAIRS = (
     ("cvsa_scratch", "cvsa"),
     *((f"{name}_cvsa", name) for name in ("moco", "simclr", "simsiam")),
     ("masks", "rbd"),
+    ("focus", "rbd"),
+    ("isnet", "rbd"),
+    ("masks", "focus"),
+    ("rbd", "mask_head"),
     ("loop_1", "rbd"),
     ("loop_2", "loop_1"),
     ("loop_3", "loop_1"),
@@ -47,8 +51,9 @@ def tables(done: list[dict]) -> str:
     for group, runs in sorted(_groups(done).items()):
         base = BASES[group[1]]
         by_row = _by_row(runs, group[1])
-        measured = [*RECOGNITION, *(key for key in MORE if any(key in run for run in runs))]
-        blank = " | " * (len(measured) - len(RECOGNITION))
+        compared = _compared(runs)
+        measured = [*compared, *(key for key in MORE if any(key in run for run in runs))]
+        blank = " | " * (len(measured) - len(compared))
         text += [f"**{group[0]}**, suite {group[1]}, maps by {group[2]}, on {group[3]}; {group[4]}", ""]
         text += ["| row | seeds | " + " | ".join(_title(key) for key in measured) + " |"]
         text += ["|" + "---|" * (len(measured) + 2)]
@@ -56,8 +61,13 @@ def tables(done: list[dict]) -> str:
             cells = [_cell([run[key] for run in seeds.values() if key in run]) for key in measured]
             text.append(f"| {row} | {len(seeds)} | " + " | ".join(cells) + " |")
             if row not in (base, "random") and base in by_row:
-                text += _gain(row, base, by_row, blank)
-        text += [line for pair in PAIRS if {*pair} <= by_row.keys() for line in _gain(*pair, by_row, blank, both=True)]
+                text += _gain(row, base, by_row, compared, blank)
+        text += [
+            line
+            for pair in PAIRS
+            if {*pair} <= by_row.keys()
+            for line in _gain(*pair, by_row, compared, blank, both=True)
+        ]
         text.append("")
     return "\n".join(text)
 
@@ -68,8 +78,8 @@ def draw(lines: list[dict], path: Path) -> None:
     groups = {
         (group[4], f"{group[0]}, {group[2]}"): _by_row(runs, "core") for group, runs in sorted(_groups(lines).items())
     }
-    names = sorted({name for _, name in groups})
-    shown = {scale: {name: _kept_gains(groups, scale, name) for name in names} for scale, _ in groups}
+    names, figures = sorted({name for _, name in groups}), _compared(lines)
+    shown = {scale: {name: _kept_gains(groups, scale, name, figures) for name in names} for scale, _ in groups}
     rows = {scale: [row for row in SUITES["core"] if any(row in g for g in shown[scale].values())] for scale in shown}
     scales = sorted(scale for scale in shown if rows[scale])
     heights = [1.5 + 0.45 * len(rows[scale]) for scale in scales]
@@ -77,8 +87,8 @@ def draw(lines: list[dict], path: Path) -> None:
     for number, scale in enumerate(scales):
         place = figure.add_subfigure(figure.add_gridspec(len(scales), 1, height_ratios=heights)[number])
         place.suptitle(scale, fontsize=9)
-        axes = place.subplots(1, len(RECOGNITION), sharey=True)
-        for axis, key in zip(axes, RECOGNITION, strict=True):
+        axes = place.subplots(1, len(figures), sharey=True)
+        for axis, key in zip(axes, figures, strict=True):
             _panel(axis, key, rows[scale], shown[scale])
         axes[0].set_yticks(range(len(rows[scale])), rows[scale])
         axes[0].set_ylim(len(rows[scale]) - 0.4, -0.6)
@@ -100,12 +110,12 @@ def _panel(axis: Axes, key: str, rows: list[str], shown: dict[str, dict[str, dic
     axis.set_xlabel("points over BYOL")
 
 
-def _kept_gains(groups: dict, scale: str, name: str) -> dict[str, dict[str, list[float]]]:
+def _kept_gains(groups: dict, scale: str, name: str, figures: list[str]) -> dict[str, dict[str, list[float]]]:
     """Row -> figure -> gains over BYOL, of the rows with as many seeds as it takes."""
     by_row = groups.get((scale, name), {})
-    gains = {row: {key: _gains(by_row, row, "byol", key) for key in RECOGNITION} for row in by_row}
+    gains = {row: {key: _gains(by_row, row, "byol", key) for key in figures} for row in by_row}
     left_out = ("byol", "random", "supervised")
-    return {row: g for row, g in gains.items() if row not in left_out and len(g[RECOGNITION[0]]) >= _FEWEST}
+    return {row: g for row, g in gains.items() if row not in left_out and len(g[figures[0]]) >= _FEWEST}
 
 
 def _groups(lines: list[dict]) -> dict[tuple, list[dict]]:
@@ -127,8 +137,15 @@ def _gains(by_row: dict[str, Runs], row: str, base: str, key: str) -> list[float
     return [one[seed][key] - other[seed][key] for seed in sorted(one.keys() & other.keys())]
 
 
-def _gain(row: str, base: str, by_row: dict[str, Runs], blank: str, both: bool = False) -> list[str]:
-    gains = [_gains(by_row, row, base, key) for key in RECOGNITION]
+def _compared(runs: list[dict]) -> list[str]:
+    """The figures of recognition that all runs have."""
+    return [key for key in RECOGNITION if all(key in run for run in runs)]
+
+
+def _gain(
+    row: str, base: str, by_row: dict[str, Runs], compared: list[str], blank: str, both: bool = False
+) -> list[str]:
+    gains = [_gains(by_row, row, base, key) for key in compared]
     if not gains[0]:
         return []
     title = f"{row} − {base}" if both else f"− {base}"
