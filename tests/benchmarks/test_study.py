@@ -108,7 +108,7 @@ def test_a_file_of_weights_is_stage_1(tmp_path, monkeypatch):
     study.Pair(given, "procedural", "", 0).run()
     assert [config.init_from for config in trained] == [str(file)]
     assert trained[0].model.stem == "imagenet" and trained[0].optim.lr == pytest.approx(0.0002 * 256 / 8)
-    assert [how for _, how in measured] == [(0, "test", 42)] * 2  # seed, split, px
+    assert [how for _, how in measured] == [(0, "test", 42, "")] * 2  # seed, split, px, no maps of a look head
     assert measured[1][0] == str(file) and measured[0][0].startswith(f"{tmp_path}/procedural/0/byol-")
     lines = study.lines(tmp_path)
     assert [entry["row"] for entry in lines] == ["byol", "stage1"]
