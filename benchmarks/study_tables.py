@@ -1,6 +1,8 @@
 """The study's tables and pictures, from its lines."""
 
+import csv
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -30,46 +32,39 @@ PAIRS = (
     ("loop_2", "loop_1"),
     ("loop_3", "loop_1"),
 )
-_SAME = ("set", "suite", "detector", "on", "scale")  # what the runs of a table share
+SAME = ("set", "suite", "detector", "on", "scale")  # what the runs of a group share
+COLUMNS = (*SAME, "row", "minus", "figure", "seeds", "mean", "half_interval")
 _FEWEST = 3  # seeds, from which on a gain is drawn
 
 Runs = dict[int, dict]  # seed -> line
 
 
 def write(done: list[dict], folder: Path) -> None:
-    """`tables.md` of all lines, and `gains.png` of the core suite."""
+    """`tables.csv` of all lines, and `gains.png` of the core suite."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tables.md").write_text(tables(done) + "\n")
+    with (folder / "tables.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows_of(done))
     draw([line for line in done if (line["suite"], line["on"]) == ("core", "test")], folder / "gains.png")
-    print(f"tables: {folder / 'tables.md'}, picture: {folder / 'gains.png'}")
+    print(f"tables: {folder / 'tables.csv'}, picture: {folder / 'gains.png'}")
 
 
-def tables(done: list[dict]) -> str:
-    """One table for each set, suite, detector, scale and split: means with 95 % intervals over the seeds, and the gain
-    over the suite's base, paired by seed; below it the pairs of PAIRS."""
-    text = []
+def rows_of(done: list[dict]) -> Iterator[dict[str, str | int]]:
+    """The table, a figure a row: mean over the seeds in %, and half of its 95 % interval, of each row of each group of
+    runs, and of its difference, paired by seed, from the suite's base and the rows that PAIRS names."""
     for group, runs in sorted(_groups(done).items()):
-        base = BASES[group[1]]
-        by_row = _by_row(runs, group[1])
-        compared = _compared(runs)
-        measured = [*compared, *(key for key in MORE if any(key in run for run in runs))]
-        blank = " | " * (len(measured) - len(compared))
-        text += [f"**{group[0]}**, suite {group[1]}, maps by {group[2]}, on {group[3]}; {group[4]}", ""]
-        text += ["| row | seeds | " + " | ".join(_title(key) for key in measured) + " |"]
-        text += ["|" + "---|" * (len(measured) + 2)]
+        by_row, base, figures = _by_row(runs, group[1]), BASES[group[1]], _compared(runs)
+        about = dict(zip(SAME, group, strict=True))
         for row, seeds in by_row.items():
-            cells = [_cell([run[key] for run in seeds.values() if key in run]) for key in measured]
-            text.append(f"| {row} | {len(seeds)} | " + " | ".join(cells) + " |")
-            if row not in (base, "random") and base in by_row:
-                text += _gain(row, base, by_row, compared, blank)
-        text += [
-            line
-            for pair in PAIRS
-            if {*pair} <= by_row.keys()
-            for line in _gain(*pair, by_row, compared, blank, both=True)
-        ]
-        text.append("")
-    return "\n".join(text)
+            for key in (*figures, *MORE):
+                if values := [run[key] for run in seeds.values() if key in run]:
+                    yield about | {"row": row, "minus": "", "figure": key} | _summary(values)
+        pairs = [(row, base) for row in by_row if base in by_row and row not in (base, "random")]
+        for row, other in dict.fromkeys((*pairs, *(pair for pair in PAIRS if {*pair} <= by_row.keys()))):
+            for key in figures:
+                if values := _gains(by_row, row, other, key):
+                    yield about | {"row": row, "minus": other, "figure": key} | _summary(values)
 
 
 def draw(lines: list[dict], path: Path) -> None:
@@ -121,7 +116,7 @@ def _kept_gains(groups: dict, scale: str, name: str, figures: list[str]) -> dict
 def _groups(lines: list[dict]) -> dict[tuple, list[dict]]:
     groups: dict[tuple, list[dict]] = {}
     for line in lines:
-        groups.setdefault(tuple(line[key] for key in _SAME), []).append(line)
+        groups.setdefault(tuple(line[key] for key in SAME), []).append(line)
     return groups
 
 
@@ -142,16 +137,6 @@ def _compared(runs: list[dict]) -> list[str]:
     return [key for key in RECOGNITION if all(key in run for run in runs)]
 
 
-def _gain(
-    row: str, base: str, by_row: dict[str, Runs], compared: list[str], blank: str, both: bool = False
-) -> list[str]:
-    gains = [_gains(by_row, row, base, key) for key in compared]
-    if not gains[0]:
-        return []
-    title = f"{row} − {base}" if both else f"− {base}"
-    return [f"| {title} | {len(gains[0])} | " + " | ".join(_cell(g, sign=True) for g in gains) + f"{blank} |"]
-
-
 def _title(key: str) -> str:
     return key.replace("_top1", "").replace("knn", "kNN").replace("_", " ")
 
@@ -165,9 +150,6 @@ def _half(values: list[float]) -> float:
     return _T.get(len(values) - 1, 1.96) * statistics.stdev(values) / len(values) ** 0.5
 
 
-def _cell(values: list[float], sign: bool = False) -> str:
-    """Mean ± half of the 95 % interval, in %."""
-    if not values:
-        return "–"
-    mean = f"{100 * statistics.mean(values):{'+' if sign else ''}.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {100 * _half(values):.1f}"
+def _summary(values: list[float]) -> dict[str, str | int]:
+    half = f"{100 * _half(values):.1f}" if len(values) > 1 else ""
+    return {"seeds": len(values), "mean": f"{100 * statistics.mean(values):.1f}", "half_interval": half}
