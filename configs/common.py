@@ -19,7 +19,7 @@ def pretrain() -> ConfigDict:
     config.total_epochs = 100.0
     config.total_steps = placeholder(int)  # where given, instead of total_epochs
     config.init_from = ""  # workdir of the run whose online network this one starts from, or a file with a ResNet's
-    # weights, of torchvision, timm, MoCo, SimSiam, SwAV, solo-learn, lightly, … (docs/how-to/starting_weights.md)
+    # weights, of torchvision, timm, MoCo, SimSiam, SwAV, solo-learn, lightly, … (docs/weights.md)
 
     config.data = _data()
     # True: training images are decoded once, kept in ~/.cache/cvsa_jax as squares, and all crops are cut out of these.
