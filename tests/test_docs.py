@@ -17,8 +17,8 @@ from cvsa_jax.data import sources
 from cvsa_jax.data.sources import procedural
 
 ROOT = Path(__file__).parents[1]
-# Readers begin with README and the tutorials, whose runs the other pages use. The study's pages hold no commands that
-# could be run here, and their links are those of the study.
+# Readers begin with README and the tutorials, whose runs the other pages use. docs/study has no commands, and the build
+# of the site checks its links.
 KINDS = ("tutorials", "how-to", "explanation", "reference", "measurements")
 PAGES = [ROOT / "README.md", *(page for kind in KINDS for page in sorted((ROOT / "docs" / kind).rglob("*.md")))]
 PAGES += [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -125,7 +125,7 @@ def shortened(command: str) -> list[str]:
 def test_the_commands_of_readme_and_docs_run_one_after_the_other(folder, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
     environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XLA_FLAGS": ""}
-    # The pages build on README, whose runs are theirs too; what makes something comes before what uses it.
+    # The pages build on README and the tutorials, whose runs are theirs too; what makes something comes first.
     order = sorted(
         dict.fromkeys(command for _, command in RUN), key=lambda c: ("--detector=unet" in c, "benchmarks" in c)
     )
