@@ -10,8 +10,9 @@ SIGKILL, in turn
   - in the saliency pass, at a random share of the time that it takes,
   - one of two processes, in a step; what starts them ends the other at once.
 After each kill the same command goes on, until it is killed again; a run that comes to its end is compared bit for bit
-with one that nothing interrupted, and the next begins. Then come faults of the storage. Prints the table of
-docs/reliability.md and writes benchmarks/results/faults.json. Stops at the first run that differs or does not go on.
+with one that nothing interrupted, and the next begins. Then come faults of the storage. Prints the tables behind
+docs/measurements/reliability.md and writes benchmarks/results/faults.json. Stops at the first run that differs or does
+not go on.
 """
 
 import collections

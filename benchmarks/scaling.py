@@ -31,8 +31,8 @@ _CHIPS = (1, 4, 8, 16, 32, 64, 128, 256)
 @dataclasses.dataclass(frozen=True)
 class Machine:
     """Bytes/s that a chip sends to others of its domain of so many chips (`link`) and beyond it (`network`), and the
-    seconds that a sum of a few bytes takes within and between domains. docs/scaling.md has the sources; latencies are
-    assumptions."""
+    seconds that a sum of a few bytes takes within and between domains. docs/measurements/scaling.md has the sources;
+    latencies are assumptions."""
 
     domain: int
     chips_per_host: int

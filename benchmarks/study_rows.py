@@ -82,7 +82,7 @@ SUITES = {
         **{form: Row({"align.form": form}) for form in ("contrast_bce", "propagate", "cosine", "minmax", "pairwise")},
     },
     # Forms at equal pull: at a constant that gives each the gradient of `kl` at weight 1 and random weights, on the
-    # demo's network (docs/training.md), and held at a ratio.
+    # demo's network (docs/measurements/results.md), and held at a ratio.
     "balance": {
         "cvsa": CVSA,
         "kl_held": Row({"align.balance": "gradient"}),

@@ -86,7 +86,7 @@ def pretrain() -> ConfigDict:
 
 def linear() -> ConfigDict:
     """Keys of `mode = 'linear'`: probe what `init_from` names: a run, whose model it then is, a file of weights, or
-    of features (docs/comparing.md)."""
+    of features (docs/how-to/comparing.md)."""
     config = ConfigDict()
     config.mode = "linear"
     config.seed = 0  # of the validation part, the order of the batches, the lists of labels, and the backgrounds
@@ -111,7 +111,7 @@ def linear() -> ConfigDict:
 
 def few_labels(config: ConfigDict, options: set[str]) -> None:
     """Applies the option `few`: the linear probe with few labels, three lists of each number. 15, 30 and 50 % are those
-    of thuml/Transfer-Learning-Library (docs/protocols.md)."""
+    of thuml/Transfer-Learning-Library (docs/how-to/comparing.md)."""
     if "few" in options:
         config.label_counts, config.label_draws = (1, 2, 4, 8, 16), 3
         config.label_fractions = (0.15, 0.3, 0.5, 1.0)
@@ -328,8 +328,9 @@ HARDWARE = ("gpu8gb", "gpu24gb", "tpu_v4_32")
 
 def hardware(config: ConfigDict, options: set[str]) -> None:
     """Applies the options `gpu8gb`, `gpu24gb`, `tpu_v4_32`: bfloat16, and ResNet-50 at 224 px in the memory of a device
-    of this kind. The last one's batch of 4096 is for large sets. The figures are on paper (docs/scaling.md: 88 MB for
-    each image at once, and .7 GB besides), not measured; what the compiler plans is printed at the start."""
+    of this kind. The last one's batch of 4096 is for large sets. The memory is calculated, not measured
+    (docs/measurements/scaling.md: 88 MB for each image at once, and .7 GB besides); the compiler's plan is printed at
+    the start."""
     chosen = options & set(HARDWARE)
     if len(chosen) > 1:
         raise ValueError(f"options {', '.join(sorted(chosen))}: one kind of device at a time")

@@ -1,6 +1,11 @@
 """Fine-tuning on CUB-200-2011 (200 kinds of birds).
 
 python -m cvsa_jax.main --config=configs/cub_finetune.py --config.init_from=runs/cub --workdir=runs/tuned
+
+Trains the whole network at 224 px (`:448` px) for 100 epochs in batches of 64, on one or more accelerators, after a
+sweep of five learning rates. Time and accuracy: not measured.
+
+The paper reports 77.10 % after stage 1 on ImageNet, CVSA and fine-tuning.
 """
 
 from configs import sets

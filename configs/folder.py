@@ -9,6 +9,10 @@ Resized Crop, no alignment, needs no saliency maps), and so are `:moco`, `:simcl
 `:moco,cvsa` is MoCo with Saliency Swap and the alignment. `:scratch` is a recipe for a few thousand images without a
 stage 1. `:gpu8gb`, `:gpu24gb` and `:tpu_v4_32` fit ResNet-50 at 224 px into such a device. Options are joined:
 `:small,byol`.
+
+Without options it trains a ResNet-50 for 100 epochs in batches of 256, on one or more accelerators; time and
+accuracy: not measured. 1,600 steps of `:small` on 557 butterflies took 15 min 40 s on two busy CPU cores; pooled by
+attention, the linear probe then had 70.5 % and kNN 61.5 % (chance 10.9, one seed, standard error 3).
 """
 
 from configs import common, recipes

@@ -1,6 +1,9 @@
 """Linear probe and kNN on NABirds (555 kinds of birds).
 
 python -m cvsa_jax.main --config=configs/nabirds_linear.py --config.init_from=runs/nabirds
+
+Passes each image once through the frozen network, best on an accelerator, and fits the probe to the features; `:full`
+fits it to augmented crops. Time and accuracy: not measured.
 """
 
 from configs import sets

@@ -1,7 +1,10 @@
-"""Stage 2 on Oxford-IIIT Pet (37 breeds, with masks).
+"""Stage 2 on Oxford-IIIT Pet (37 breeds).
 
 python -m cvsa_jax.saliency --config=configs/pets.py --detector=masks
 python -m cvsa_jax.main --config=configs/pets.py --workdir=runs/pets --config.init_from=runs/stage1
+
+Trains a ResNet-50 at 224 px for 100 epochs in batches of 256, on one or more accelerators; `:gpu24gb` and `:gpu8gb`
+need less memory. Time and accuracy: not measured.
 """
 
 from configs import sets

@@ -99,7 +99,7 @@ def views(config: ConfigDict) -> tf.data.Dataset:
 
 def load_backbone(origin: str, size: int | None = None, look: str | None = None) -> "Backbone":
     """A frozen network from the workdir of a pre-training or fine-tuned run, or from a file of ResNet weights, whose
-    architecture is read off its tensors (docs/weights.md). UserError where it is none of these.
+    architecture is read off its tensors (docs/how-to/starting_weights.md). UserError where it is none of these.
 
     Args:
         size: side of the images in px, where not the network's own (of most files 224).

@@ -154,7 +154,7 @@ def test_the_example_of_the_docs_gives_the_views_of_a_training(tmp_path, monkeyp
         return made[-1]
 
     monkeypatch.setattr(api, "load_config", quick_config)
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "how-to" / "data.md").read_text(), re.DOTALL)
     assert len(example.replace("\n\n", "\n").strip().splitlines()) <= 12
     names = {}
     exec(compile(example, "data.md", "exec"), names)
@@ -192,6 +192,9 @@ def test_the_example_of_the_readme_runs(tmp_path, small_runs, monkeypatch):
     assert len(example.strip().splitlines()) <= 12
     folder_with_maps(tmp_path)
     monkeypatch.chdir(tmp_path)
+    store = tmp_path / "saliency" / "my_images" / "rbd"
+    store.parent.mkdir(parents=True)
+    (tmp_path / "my_maps").rename(store)
     real = api.load_config
 
     def quick_config(file, changes):

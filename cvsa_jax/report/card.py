@@ -69,7 +69,7 @@ def model_card(
     if shown:
         lines += ["## Figures of its run", "", "| figure | % |", "|---|---|"]
         lines += [f"| {TITLES[key]} | {percent(value)} |" for key, value in shown.items()] + [""]
-        lines += ["On the run's own data set (above); kNN and localisation by docs/protocols.md.", ""]
+        lines += ["On the run's own data set (above); kNN and localisation by docs/explanation/protocols.md.", ""]
     if look is not None:
         facts = "; ".join(f"{name}: {told}" for name, told in look.items())
         lines += [

@@ -28,7 +28,8 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one i
 _NO_CONFIG = "--config is missing, e.g. --config=configs/folder.py"
 _NO_MEMORY = (
     "the memory of a device is too small: take a smaller config.batch_size or config.eval.batch_size, smaller images, "
-    "or in training config.accumulate_steps=2, config.model.remat=True, config.model.dtype=bfloat16 (docs/clusters.md)"
+    "or in training config.accumulate_steps=2, config.model.remat=True, config.model.dtype=bfloat16 "
+    "(docs/how-to/clusters.md)"
 )
 _processes: list[int] = []  # of the run, where they are several
 

@@ -1,4 +1,4 @@
-"""Runs the odd inputs; `python tests/odd_inputs/campaign.py` prints their table for docs/reliability.md."""
+"""Runs the odd inputs; `python tests/odd_inputs/campaign.py` prints a table of the outcomes."""
 
 import collections
 import contextlib

@@ -14,7 +14,7 @@ from cvsa_jax.data.sources.source import Source
 from cvsa_jax.data.sources.tables import canonical, read_csv
 from cvsa_jax.runtime.errors import UserError, some
 
-_HINT = "Give a folder of images: --config.data.root=my_images, of embed --data=my_images (README, 'Your own images')"
+_HINT = "Give a folder of images: --config.data.root=my_images, of embed --data=my_images (docs/tutorials/first_run.md)"
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
