@@ -197,6 +197,9 @@ def saliency_unet() -> ConfigDict:
     return config
 
 
+MODES = {"pretrain": pretrain, "linear": linear, "finetune": finetune, "saliency_unet": saliency_unet}
+
+
 def tfds(config: ConfigDict, name: str, test_split: str) -> None:
     """Changes the data set to one of TFDS, prepared below TFDS's own folder or `config.data.root`."""
     config.data.kind = f"tfds:{name}"

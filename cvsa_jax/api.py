@@ -1,14 +1,12 @@
 """What `import cvsa_jax` offers to Python: configs, training, and frozen networks on arrays of images."""
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 import tensorflow as tf
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
@@ -39,15 +37,11 @@ _BATCH = 64
 
 
 def load_config(reference: str, changes: dict | None = None) -> ConfigDict:
-    """A config by name as `folder:small,byol`, or by file as `configs/folder.py:small,byol`, with other values: dotted
-    key -> value, or sections of such. UserError where there is no such config or key, TypeError at a value of another
-    type."""
+    """A config by name as `folder:small,byol`, by file as `configs/folder.py:small,byol`, or of a run as
+    `runs/mine/config.json`, with other values: dotted key -> value, or sections of such. UserError where there is no
+    such config or key, TypeError at a value of another type."""
     config = config_files.load(reference)
-    flat, known = flatten_dict(changes or {}, sep="."), flat_config(config)
-    if unknown := [key for key in flat if key not in known]:
-        close = difflib.get_close_matches(unknown[0], known)
-        raise UserError(f"{reference} has no key {unknown[0]!r}{(close and f'; did you mean {close[0]}?') or ''}")
-    config.update_from_flattened_dict(flat)
+    config_files.change(config, changes or {}, reference)
     return config
 
 

@@ -1,6 +1,7 @@
 """From Python, as README shows it."""
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def run(tmp_path_factory, small_runs):
     workdir = tmp_path_factory.mktemp("api") / "run"
     cvsa_jax.train(tiny("byol"), str(workdir))
     return workdir
+
+
+def test_the_settings_of_a_run_start_another_one_that_is_equal(run, tmp_path):
+    config = cvsa_jax.load_config(f"{run}/config.json")
+    assert config.to_dict() == tiny("byol").to_dict()
+    told = json.loads((run / "report" / "results.json").read_text())
+    assert cvsa_jax.train(config, str(tmp_path / "again")) == told
 
 
 def images_of(source, indices) -> list[np.ndarray]:

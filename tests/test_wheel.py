@@ -23,6 +23,7 @@ QUICK_START = {
     f"cvsa-saliency --config=folder:small {DATA} --detector=rbd": "",
     f"cvsa-train --config=folder:small {DATA} --config.saliency.detector=rbd --workdir=runs/cvsa": TINY,
     f"cvsa-evaluate --config=configs/folder_linear.py {DATA} --runs=runs/cvsa": TINY_PROBE,
+    "cvsa-train --config=runs/cvsa/config.json --workdir=runs/again": "total_steps=3",
 }
 
 
@@ -93,7 +94,8 @@ def test_the_quick_start_in_an_empty_folder(installed):
     assert len(list(installed.folder.rglob("*.png"))) == 24
     for command, changes in QUICK_START.items():
         installed.run(*command.split(), *(f"--config.{change}" for change in changes.split()))
-    assert (installed.folder / "runs/cvsa/report/index.html").is_file()
+    for run in ("cvsa", "again"):
+        assert (installed.folder / "runs" / run / "report" / "index.html").is_file()
     assert "linear_top1" in (installed.folder / "runs/evaluation/report/results.json").read_text()
     loaded = "import cvsa_jax; print(cvsa_jax.load_config('folder:small', {'seed': 5}).seed)"
     assert installed.run("python", "-c", loaded) == "5\n"

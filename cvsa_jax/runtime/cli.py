@@ -9,9 +9,8 @@ import platform
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -40,8 +39,9 @@ class _ConfigParser(flags.ArgumentParser):
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "A config by name, e.g. --config=folder:small, or a file, e.g. --config=configs/folder.py:small; what follows the "
-    f"colon are options. Names: {', '.join(config_files.names())}. --config.key=value changes one of its values.",
+    "A config by name, e.g. --config=folder:small, or a file, e.g. --config=configs/folder.py:small; options follow the "
+    "colon. Or the settings of a run, e.g. --config=runs/mine/config.json. --config.key=value changes a value. "
+    f"Names: {', '.join(config_files.names())}.",
 )
 flags.FLAGS["config"].parser = _ConfigParser()
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where no launcher tells it.")
@@ -59,17 +59,8 @@ def config() -> ConfigDict:
     """The config of `--config`; UserError where it is not given, or a number is out of its range."""
     if _CONFIG.value is None:
         raise UserError(_NO_CONFIG)
-    ranges.check(flattened(_CONFIG.value))
+    ranges.check(config_files.flattened(_CONFIG.value))
     return _CONFIG.value
-
-
-def flattened(config: ConfigDict) -> Iterator[tuple[str, Any]]:
-    """The dotted keys of a config and their values."""
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from ((f"{key}.{inner}", one) for inner, one in flattened(value))
-        else:
-            yield key, value
 
 
 def join_cluster() -> None:

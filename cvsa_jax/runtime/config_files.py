@@ -1,19 +1,22 @@
-"""A config by its name or by its file.
+"""A config by its name, by its file, or by the file that a run wrote.
 
 `folder:small` is the config `folder` of this package with the option `small`. `configs/folder.py:small` is a file, or,
-where there is no such file, the package's own.
+where there is no such file, the package's own. `runs/mine/config.json` has the settings of that run.
 """
 
 import contextlib
+import difflib
 import runpy
 import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.runtime.files import as_path, read_json
 
 _PACKAGE = Path(__file__).parents[1]
 # The wheel has the configs inside the package; a checkout has them at its top.
@@ -32,6 +35,8 @@ def load(reference: str) -> ConfigDict:
         UserError: there is no such config, or the file does not make one.
         Exception: whatever the file raises; of an unknown option, ValueError.
     """
+    if reference.endswith(".json"):
+        return _of_run(reference).lock()
     file, _, options = reference.partition(":")
     path = _find(file)
     with _neighbours(path):
@@ -42,6 +47,39 @@ def load(reference: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config of {path} returns {type(config).__name__} and no ConfigDict")
     return config.lock()
+
+
+def change(config: ConfigDict, changes: dict, name: str) -> None:
+    """Gives keys of a config other values: dotted key -> value, or sections of such. UserError at a key that the
+    config, which goes by this name, does not have; TypeError at a value of another type."""
+    flat, known = dict(flattened(changes)), dict(flattened(config))
+    if unknown := [key for key in flat if key not in known]:
+        close = difflib.get_close_matches(unknown[0], known)
+        raise UserError(f"{name} has no key {unknown[0]!r}{(close and f'; did you mean {close[0]}?') or ''}")
+    config.update_from_flattened_dict(flat)
+
+
+def flattened(config: ConfigDict | dict) -> Iterator[tuple[str, Any]]:
+    """The dotted keys of a config and their values."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | dict):
+            yield from ((f"{key}.{inner}", one) for inner, one in flattened(value))
+        else:
+            yield key, value
+
+
+def _of_run(reference: str) -> ConfigDict:
+    """The settings that a run wrote, as values of the config of its mode: JSON tells no types of what is not set."""
+    file = as_path(reference)
+    if not file.is_file():
+        raise UserError(f"there is no file {reference}: give the config.json of the workdir of a run")
+    settings = read_json(file)
+    modes = runpy.run_path(str(FOLDER / "common.py"))["MODES"]
+    if settings.get("mode") not in modes:
+        raise UserError(f"{reference} is not the config.json of a run: its mode is {settings.get('mode')!r}")
+    config = modes[settings["mode"]]()
+    change(config, settings, f"{reference}: mode {config.mode!r}")
+    return config
 
 
 def _find(file: str) -> Path:

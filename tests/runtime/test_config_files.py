@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import cvsa_jax
 from cvsa_jax.runtime import config_files
 from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.training.resume import write_config
 
 ROOT = Path(__file__).parents[2]
 MINE = "from configs import common\n\ndef get_config(options=''):\n    config = common.linear()\n"
@@ -85,3 +87,49 @@ def test_every_package_is_in_the_wheel():
     }
     assert set(setuptools["packages"]) == {".".join(folder.parts) for folder in folders} | {"cvsa_jax.configs"}
     assert setuptools["package-dir"] == {"cvsa_jax.configs": config_files.FOLDER.name}
+
+
+@pytest.mark.parametrize("reference", ["folder:small,moco", "folder_linear:few", "folder_finetune", "saliency_unet"])
+def test_the_settings_that_a_run_wrote_are_the_config_that_it_had(tmp_path, reference):
+    config = config_files.load(reference)
+    write_config(config, tmp_path)
+    again = config_files.load(str(tmp_path / "config.json"))
+    assert again.to_dict() == config.to_dict()  # tuples and all
+    types_of = [{key: value.get_type(key.rpartition(".")[2]) for key, value in places(one)} for one in (config, again)]
+    assert types_of[0] == types_of[1]
+
+
+def places(config, prefix=""):
+    """Dotted key -> the section it is in."""
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            yield from places(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", config
+
+
+def test_a_key_that_was_not_set_in_a_run_can_be_set(tmp_path):
+    write_config(config_files.load("folder"), tmp_path)
+    config = config_files.load(str(tmp_path / "config.json"))
+    config.total_steps = 7
+    with pytest.raises(TypeError):
+        config.total_steps = "many"
+    with pytest.raises(UserError, match=r"config\.json has no key 'batchsize'; did you mean batch_size\?"):
+        cvsa_jax.load_config(f"{tmp_path}/config.json", {"batchsize": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "there is no file .*config.json: give the config.json of the workdir of a run"),
+        ("{", "config.json is damaged"),
+        ('{"seed": 1}', "config.json is not the config.json of a run: its mode is None"),
+        ('{"mode": "pretrain", "sed": 1}', r"config\.json: mode 'pretrain' has no key 'sed'; did you mean seed\?"),
+    ],
+)
+def test_a_file_that_no_run_wrote_is_one_error(tmp_path, text, said):
+    file = tmp_path / "config.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match=said):
+        config_files.load(str(file))
