@@ -213,3 +213,7 @@ def test_the_example_of_the_readme_runs(tmp_path, small_runs, monkeypatch):
     exec(compile(example, "README.md", "exec"), names)
     assert names["features"].shape[0] == names["maps"].shape[0] == 16
     assert jax.tree.leaves(names["backbone"].network.params)
+
+
+def test_the_version_is_that_of_the_citation():
+    assert f"\nversion: {cvsa_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()

@@ -39,9 +39,9 @@ class _ConfigParser(flags.ArgumentParser):
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "A config by name, e.g. --config=folder:small, or a file, e.g. --config=configs/folder.py:small; options follow the "
-    "colon. Or the settings of a run, e.g. --config=runs/mine/config.json. --config.key=value changes a value. "
-    f"Names: {', '.join(config_files.names())}.",
+    "A config by name, e.g. --config=folder:small, or a file, e.g. --config=configs/folder.py:small, where options "
+    "follow the colon; or the settings of a run, e.g. --config=runs/mine/config.json. --config.key=value changes a "
+    f"value. Names: {', '.join(config_files.names())}.",
 )
 flags.FLAGS["config"].parser = _ConfigParser()
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where no launcher tells it.")

@@ -15,8 +15,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cvsa_jax.runtime import formats
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import as_path, read_json
+from cvsa_jax.runtime.files import AnyPath, as_path, read_json, write_json_atomically
 
 _PACKAGE = Path(__file__).parents[1]
 # The wheel has the configs inside the package; a checkout has them at its top.
@@ -49,6 +50,19 @@ def load(reference: str) -> ConfigDict:
     return config.lock()
 
 
+def write_settings(config: ConfigDict, file: AnyPath) -> None:
+    """Writes the `config.json` of a run."""
+    write_json_atomically(file, {formats.KEY: formats.RUN} | config.to_dict())
+
+
+def read_settings(file: AnyPath) -> dict[str, Any]:
+    """What `write_settings` wrote; UserError where another version did."""
+    settings = read_json(file)
+    formats.check(str(file), settings, formats.RUN, "use this run with the version that wrote it, or train it again")
+    del settings[formats.KEY]
+    return settings
+
+
 def change(config: ConfigDict, changes: dict, name: str) -> None:
     """Gives keys of a config other values: dotted key -> value, or sections of such. UserError at a key that the
     config, which goes by this name, does not have; TypeError at a value of another type."""
@@ -73,7 +87,7 @@ def _of_run(reference: str) -> ConfigDict:
     file = as_path(reference)
     if not file.is_file():
         raise UserError(f"there is no file {reference}: give the config.json of the workdir of a run")
-    settings = read_json(file)
+    settings = read_settings(file)
     modes = runpy.run_path(str(FOLDER / "common.py"))["MODES"]
     if settings.get("mode") not in modes:
         raise UserError(f"{reference} is not the config.json of a run: its mode is {settings.get('mode')!r}")

@@ -123,8 +123,11 @@ def test_a_key_that_was_not_set_in_a_run_can_be_set(tmp_path):
     [
         (None, "there is no file .*config.json: give the config.json of the workdir of a run"),
         ("{", "config.json is damaged"),
-        ('{"seed": 1}', "config.json is not the config.json of a run: its mode is None"),
-        ('{"mode": "pretrain", "sed": 1}', r"config\.json: mode 'pretrain' has no key 'sed'; did you mean seed\?"),
+        ('{"format": 1}', "config.json is not the config.json of a run: its mode is None"),
+        (
+            '{"format": 1, "mode": "pretrain", "sed": 1}',
+            r"config\.json: mode 'pretrain' has no key 'sed'; did you mean seed\?",
+        ),
     ],
 )
 def test_a_file_that_no_run_wrote_is_one_error(tmp_path, text, said):
