@@ -222,7 +222,6 @@ def _model() -> ConfigDict:
     model.padding = "symmetric"  # as torchvision's; or same: TensorFlow's, of weights trained so (DeepMind's BYOL)
     model.head_hidden = 4096
     model.head_out = 256
-    model.head_bias = False  # of the heads' last layer
     model.dtype = "float32"  # of the convolutions; or bfloat16
     model.remat = False  # keep only the stages' inputs for the backward pass: less memory, a quarter more to compute
     return model
