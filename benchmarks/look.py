@@ -25,8 +25,8 @@ from cvsa_jax import settings
 from cvsa_jax.data import sources
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.evaluator import Evaluator
+from cvsa_jax.evaluation.external_features import ExternalFeatures
 from cvsa_jax.evaluation.features import encoded_batches
-from cvsa_jax.evaluation.given import GivenFeatures
 from cvsa_jax.evaluation.look import Guide, LookHead
 from cvsa_jax.evaluation.protocol import EvalSpec
 from cvsa_jax.runtime.distributed import make_mesh
@@ -107,9 +107,9 @@ class Prepared(NamedTuple):
             np.savez(folder / "cells.npz", names=np.array(source.names), vectors=vectors, patches=cells)
         return cls(name, source, folder / "cells.npz", stores, args.size)
 
-    def features(self, pooling: str, guide: Guide) -> GivenFeatures:
+    def features(self, pooling: str, guide: Guide) -> ExternalFeatures:
         """Its cells under one pooling."""
-        return GivenFeatures(
+        return ExternalFeatures(
             self.cells, self.source, EvalSpec(self.size, self.size, 64, "others", pooling), None, guide
         )
 

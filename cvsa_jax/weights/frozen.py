@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from cvsa_jax import settings
 from cvsa_jax.data.saliency_maps import Maps
 from cvsa_jax.data.sources import Source
-from cvsa_jax.evaluation import given
+from cvsa_jax.evaluation import external_features
 from cvsa_jax.evaluation.comparison import Candidate
 from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.labelled import fraction_suffix
@@ -89,13 +89,13 @@ def candidate(
     maps: Maps | None = None,
 ) -> Candidate:
     """What is measured under a name on `images` of a source (None: all), seen as `config.eval` says: the features of a
-    file, as `evaluation.given` reads it, or a network, as `load` does. `maps`: of the source, where pooling needs
-    them."""
+    file, as `evaluation.external_features` reads it, or a network, as `load` does. `maps`: of the source, where pooling
+    needs them."""
     guide = Guide(None, maps, evaluation.power)
-    if given.is_features(as_path(origin)):
+    if external_features.is_features(as_path(origin)):
         size = evaluation.size or SIZE
         spec = EvalSpec(size, size, evaluation.batch_size, evaluation.attention, evaluation.pooling)
-        features = given.GivenFeatures(as_path(origin), source, spec, images, guide)
+        features = external_features.ExternalFeatures(as_path(origin), source, spec, images, guide)
         if spec.pooling == "head" and evaluation.look:
             head = look_file.of_patches(evaluation.look, features.channels, origin)
             features.guide = dataclasses.replace(guide, head=head)
