@@ -32,8 +32,8 @@ from cvsa_jax import settings
 from cvsa_jax.data import reading, sources
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.evaluator import Evaluator
+from cvsa_jax.evaluation.external_features import ExternalFeatures
 from cvsa_jax.evaluation.features import encoded_batches
-from cvsa_jax.evaluation.given import GivenFeatures
 from cvsa_jax.evaluation.look import Guide, LookHead
 from cvsa_jax.evaluation.protocol import EvalSpec
 from cvsa_jax.runtime.distributed import make_mesh
@@ -112,9 +112,9 @@ class Prepared(NamedTuple):
             np.savez(kept, names=np.array(source.names), vectors=vectors, patches=cells)
         return cls(name, source, kept, stores, args.size)
 
-    def features(self, pooling: str, guide: Guide) -> GivenFeatures:
+    def features(self, pooling: str, guide: Guide) -> ExternalFeatures:
         """Its cells under one pooling."""
-        return GivenFeatures(
+        return ExternalFeatures(
             self.cells, self.source, EvalSpec(self.size, self.size, 64, "others", pooling), None, guide
         )
 

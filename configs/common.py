@@ -197,6 +197,9 @@ def saliency_unet() -> ConfigDict:
     return config
 
 
+MODES = {"pretrain": pretrain, "linear": linear, "finetune": finetune, "saliency_unet": saliency_unet}
+
+
 def tfds(config: ConfigDict, name: str, test_split: str) -> None:
     """Changes the data set to one of TFDS, prepared below TFDS's own folder or `config.data.root`."""
     config.data.kind = f"tfds:{name}"
@@ -219,7 +222,6 @@ def _model() -> ConfigDict:
     model.padding = "symmetric"  # as torchvision's; or same: TensorFlow's, of weights trained so (DeepMind's BYOL)
     model.head_hidden = 4096
     model.head_out = 256
-    model.head_bias = False  # of the heads' last layer
     model.dtype = "float32"  # of the convolutions; or bfloat16
     model.remat = False  # keep only the stages' inputs for the backward pass: less memory, a quarter more to compute
     return model

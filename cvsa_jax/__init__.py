@@ -33,7 +33,7 @@ __all__ = [
     "train",
     "views",
 ]
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 
 def __dir__() -> list[str]:

@@ -1,17 +1,12 @@
 """What `import cvsa_jax` offers to Python: configs, training, and frozen networks on arrays of images."""
 
 import dataclasses
-import difflib
 import functools
-import runpy
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 import tensorflow as tf
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
@@ -28,7 +23,7 @@ from cvsa_jax.evaluation.protocol import EvalSpec
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runs import feed, pretrain
-from cvsa_jax.runtime import ranges
+from cvsa_jax.runtime import config_files, ranges
 from cvsa_jax.runtime.distributed import make_mesh, to_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import as_path
@@ -41,30 +36,12 @@ Images = UInt8[np.ndarray, "n h w 3"] | Sequence[np.ndarray]
 _BATCH = 64
 
 
-def load_config(file: str, changes: dict | None = None) -> ConfigDict:
-    """The config of a file such as `configs/folder.py:small,byol`, with other values: dotted key -> value, or sections
-    of such. UserError where there is no such file or key, TypeError at a value of another type."""
-    path, _, argument = file.partition(":")
-    if not Path(path).is_file():
-        raise UserError(f"{path}: there is no such config file")
-    # Config files import each other as `configs`, which may be a package of the user's project as well.
-    others = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "configs"}
-    for name in others:
-        del sys.modules[name]
-    sys.path.insert(0, str(Path(path).resolve().parents[1]))
-    try:
-        config = runpy.run_path(path)["get_config"](argument)
-    finally:
-        sys.path.pop(0)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
-            del sys.modules[name]
-        sys.modules.update(others)
-    config.lock()
-    flat, known = flatten_dict(changes or {}, sep="."), flat_config(config)
-    if unknown := [key for key in flat if key not in known]:
-        close = difflib.get_close_matches(unknown[0], known)
-        raise UserError(f"{path} has no key {unknown[0]!r}{(close and f'; did you mean {close[0]}?') or ''}")
-    config.update_from_flattened_dict(flat)
+def load_config(reference: str, changes: dict | None = None) -> ConfigDict:
+    """A config by name as `folder:small,byol`, by file as `configs/folder.py:small,byol`, or of a run as
+    `runs/mine/config.json`, with other values: dotted key -> value, or sections of such. UserError where there is no
+    such config or key, TypeError at a value of another type."""
+    config = config_files.load(reference)
+    config_files.change(config, changes or {}, reference)
     return config
 
 

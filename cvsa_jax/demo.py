@@ -5,16 +5,21 @@ from pathlib import Path
 from absl import flags
 
 from cvsa_jax.runtime import cli
+from cvsa_jax.runtime.config_files import load
 
 _OUT = flags.DEFINE_string("out", "runs/demo", "Folder of the demo's runs and report.")
 
 
 def main() -> None:
-    from configs import demo  # a package of the working folder, which `cli.run` has put on the path
     from cvsa_jax.runs.demo import run_demo
 
-    run_demo(Path(_OUT.value), demo.get_config, demo.get_probe_config())
+    run_demo(Path(_OUT.value), lambda options: load(f"demo:{options}"), load("demo_linear"))
+
+
+def command() -> None:
+    """The console command `cvsa-demo`."""
+    cli.run(main)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command()

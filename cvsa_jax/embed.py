@@ -40,5 +40,10 @@ def main() -> None:
     embed.embed(_RUN.value, _DATA.value, _OUT.value, options)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The console command `cvsa-embed`."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -9,6 +9,7 @@ from absl import flags
 from cvsa_jax.runtime import cli
 from cvsa_jax.runtime.errors import UserError
 
+flags.adopt_module_key_flags(cli)
 _RUNS = flags.DEFINE_list("runs", None, "Runs, files of weights, .npz of features, comma-separated; or name=path.")
 _OUT = flags.DEFINE_string("out", "runs/evaluation", "Folder of the page.")
 
@@ -26,5 +27,10 @@ def main() -> None:
     compare_runs(config, _RUNS.value, as_path(_OUT.value))
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The console command `cvsa-evaluate`."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -11,6 +11,7 @@ from absl import flags
 from cvsa_jax.runtime import cli
 from cvsa_jax.runtime.errors import UserError
 
+flags.adopt_module_key_flags(cli)
 _RUN = flags.DEFINE_string("run", None, "Workdir of a run, a file of weights, or an .npz of features with patches.")
 _DETECTOR = flags.DEFINE_string(
     "detector", None, "fit: whose maps teach it, or a store's folder. Default: the config's store."
@@ -53,5 +54,10 @@ def _config():
     return config
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The console command `cvsa-look`."""
     cli.run_one_of({"fit": fit, "show": show})
+
+
+if __name__ == "__main__":
+    command()

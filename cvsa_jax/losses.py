@@ -28,7 +28,7 @@ def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 # --- Objectives: what the pooled vectors are trained for.
 
 
-class Views(NamedTuple):
+class ObjectiveInputs(NamedTuple):
     """What an objective sees: `query` (v, d), the vectors that are trained, view 1 of each image of this device before
     view 2, and `key` (v, d), for each the vector of the image's other view. `queue` (k, d) holds unit keys of earlier
     batches, `batch` (m, d) the queries of the whole global batch, view 1 before view 2, and `row` (v,) the place of
@@ -41,35 +41,35 @@ class Views(NamedTuple):
     row: Int[Array, " v"] | None = None
 
 
-def byol(views: Views, temperature: float) -> Float[Array, " v"]:
+def byol(inputs: ObjectiveInputs, temperature: float) -> Float[Array, " v"]:
     """BYOL (arXiv 2006.07733, eq. 2): ‖p̄ − z̄‖² = 2 − 2·cos(p, z), the two directions summed; in [0, 8]."""
     del temperature
-    return 2 * regression(views.query, views.key)
+    return 2 * regression(inputs.query, inputs.key)
 
 
-def simsiam(views: Views, temperature: float) -> Float[Array, " v"]:
+def simsiam(inputs: ObjectiveInputs, temperature: float) -> Float[Array, " v"]:
     """SimSiam (arXiv 2011.10566, eqs. 1 and 2): −cos(p, z), the two directions averaged; in [-1, 1]."""
     del temperature
-    return regression(views.query, views.key) / 2 - 1
+    return regression(inputs.query, inputs.key) / 2 - 1
 
 
-def moco(views: Views, temperature: float) -> Float[Array, " v"]:
+def moco(inputs: ObjectiveInputs, temperature: float) -> Float[Array, " v"]:
     """MoCo (arXiv 1911.05722, eq. 1): −log of the positive key's share in softmax([q·k, q·queue] / temperature), of
     unit vectors, in both directions. No gradient reaches the keys or the queue."""
-    query, key = unit(views.query), unit(jax.lax.stop_gradient(views.key))
+    query, key = unit(inputs.query), unit(jax.lax.stop_gradient(inputs.key))
     positive = (query * key).sum(-1, keepdims=True)
-    negative = jnp.einsum("vd,kd->vk", query, jax.lax.stop_gradient(views.queue), precision="highest")
+    negative = jnp.einsum("vd,kd->vk", query, jax.lax.stop_gradient(inputs.queue), precision="highest")
     logits = jnp.concatenate([positive, negative], 1) / temperature
     return jax.nn.logsumexp(logits, -1) - logits[:, 0]
 
 
-def simclr(views: Views, temperature: float) -> Float[Array, " v"]:
+def simclr(inputs: ObjectiveInputs, temperature: float) -> Float[Array, " v"]:
     """SimCLR (arXiv 2002.05709, eq. 1): −log of the positive's share in the softmax of cosine / temperature over all
     views of the global batch but the view itself."""
-    count = len(views.batch)
-    logits = jnp.einsum("vd,md->vm", unit(views.query), unit(views.batch), precision="highest") / temperature
-    other = jnp.take_along_axis(logits, ((views.row + count // 2) % count)[:, None], 1)[:, 0]
-    itself = jnp.arange(count) == views.row[:, None]
+    count = len(inputs.batch)
+    logits = jnp.einsum("vd,md->vm", unit(inputs.query), unit(inputs.batch), precision="highest") / temperature
+    other = jnp.take_along_axis(logits, ((inputs.row + count // 2) % count)[:, None], 1)[:, 0]
+    itself = jnp.arange(count) == inputs.row[:, None]
     return jax.nn.logsumexp(jnp.where(itself, -jnp.inf, logits), -1) - other
 
 
@@ -81,13 +81,13 @@ def regression(prediction: Float[Array, "v d"], target: Float[Array, "v d"]) -> 
 class Objective(NamedTuple):
     """What the pooled vectors are trained for, beside the alignment of the maps, which is the same for all.
 
-    `loss`: (views, temperature) -> (v,), of which the mean over the global batch is minimised. `predictor`: queries are
-    the predictor's outputs, else the projections. `target`: keys are those of a second, slowly following network, else
-    the online network's own. `queue`: it takes its negatives from earlier batches. `whole_batch`: it compares the views
-    of all images of the global batch.
+    `loss`: (inputs, temperature) -> (v,), of which the mean over the global batch is minimised. `predictor`: queries
+    are the predictor's outputs, else the projections. `target`: keys are those of a second, slowly following network,
+    else the online network's own. `queue`: it takes its negatives from earlier batches. `whole_batch`: it compares the
+    views of all images of the global batch.
     """
 
-    loss: Callable[[Views, float], Float[Array, " v"]]
+    loss: Callable[[ObjectiveInputs, float], Float[Array, " v"]]
     predictor: bool
     target: bool
     queue: bool = False

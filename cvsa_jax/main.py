@@ -7,6 +7,7 @@ from absl import flags
 from cvsa_jax.runtime import cli
 from cvsa_jax.runtime.errors import UserError
 
+flags.adopt_module_key_flags(cli)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; the same again continues it.")
 _MODES = ("pretrain", "finetune", "linear", "saliency_unet")
 
@@ -38,5 +39,10 @@ def main() -> None:
     stories[config.mode](config, as_path(workdir))
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The console command `cvsa-train`."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    command()

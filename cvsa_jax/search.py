@@ -34,5 +34,10 @@ def main() -> None:
         search.duplicates(_INDEX.value, _DUPLICATES.value, _OUT.value)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The console command `cvsa-search`."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    command()

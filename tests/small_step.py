@@ -51,7 +51,7 @@ class Patches(nn.Module):
 class Small(Siamese):
     def setup(self):
         self.backbone = Patches(self.axis_name)
-        head = functools.partial(Head, self.head_hidden, self.head_out, self.axis_name, self.dtype, self.head_bias)
+        head = functools.partial(Head, self.head_hidden, self.head_out, self.axis_name, self.dtype)
         self.projector, self.predictor = head(), head()
         self.conv_projector, self.conv_predictor = head(), head()
 

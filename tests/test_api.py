@@ -1,6 +1,7 @@
 """From Python, as README shows it."""
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def run(tmp_path_factory, small_runs):
     workdir = tmp_path_factory.mktemp("api") / "run"
     cvsa_jax.train(tiny("byol"), str(workdir))
     return workdir
+
+
+def test_the_settings_of_a_run_start_another_one_that_is_equal(run, tmp_path):
+    config = cvsa_jax.load_config(f"{run}/config.json")
+    assert config.to_dict() == tiny("byol").to_dict()
+    told = json.loads((run / "report" / "results.json").read_text())
+    assert cvsa_jax.train(config, str(tmp_path / "again")) == told
 
 
 def images_of(source, indices) -> list[np.ndarray]:
@@ -110,7 +118,7 @@ def test_what_python_offers_is_listed():
 
 
 def test_config_of_a_file_with_changes():
-    nested = cvsa_jax.load_config(str(ROOT / "configs/folder.py:small"), {"data": {"root": "mine"}})
+    nested = cvsa_jax.load_config("folder:small", {"data": {"root": "mine"}})
     assert nested.data.root == "mine" and nested.data.on_bad_image == "stop"
     config = cvsa_jax.load_config(str(ROOT / "configs/folder.py:small,moco"), {"data.root": "mine", "batch_size": 8})
     assert (config.objective, config.data.root, config.batch_size, config.views.size) == ("moco", "mine", 8, 48)
@@ -118,7 +126,7 @@ def test_config_of_a_file_with_changes():
         cvsa_jax.load_config(str(ROOT / "configs/folder.py"), {"batchsize": 8})
     with pytest.raises(UserError, match=r"has no key 'zzz'$"):
         cvsa_jax.load_config(str(ROOT / "configs/folder.py"), {"zzz": 8})
-    with pytest.raises(UserError, match=r"nobody\.py: there is no such config file"):
+    with pytest.raises(UserError, match=r"there is no config 'nobody\.py'"):
         cvsa_jax.load_config("nobody.py:small")
     with pytest.raises(ValueError, match="unknown option huge"):
         cvsa_jax.load_config(str(ROOT / "configs/folder.py:huge"))
@@ -208,3 +216,7 @@ def test_the_example_of_the_readme_runs(tmp_path, small_runs, monkeypatch):
     exec(compile(example, "README.md", "exec"), names)
     assert names["features"].shape[0] == names["maps"].shape[0] == 16
     assert jax.tree.leaves(names["backbone"].network.params)
+
+
+def test_the_version_is_that_of_the_citation():
+    assert f"\nversion: {cvsa_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()

@@ -50,7 +50,7 @@ FORBIDDEN = {
 HOST_VIEWS = ("data.pixels", "data.pictures", "data.views", "data.pipeline")
 WITH_TENSORFLOW = (*HOST_VIEWS, "runs.feed", "api", "training.log")
 # Everything else takes plain arguments.
-WITH_CONFIGS = ("settings", "runs", "weights", "runtime.cli", "training.resume", "demo", "api")
+WITH_CONFIGS = ("settings", "runs", "weights", "runtime.cli", "runtime.config_files", "training.resume", "api")
 
 
 def module_name(path: Path) -> str:

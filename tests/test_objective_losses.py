@@ -10,7 +10,7 @@ import pytest
 from helpers import unit
 
 from cvsa_jax import losses
-from cvsa_jax.losses import Views
+from cvsa_jax.losses import ObjectiveInputs
 
 
 def vectors(seed: int, *counts: int, dimensions: int = 6) -> list[np.ndarray]:
@@ -29,23 +29,23 @@ def share_of(chosen: float, others: list[float], temperature: float) -> float:
 
 
 def simsiam(query, key) -> jax.Array:
-    return losses.simsiam(Views(query, key), 0.2)
+    return losses.simsiam(ObjectiveInputs(query, key), 0.2)
 
 
 def moco(query, key, queue, temperature: float) -> jax.Array:
-    return losses.moco(Views(query, key, queue=queue), temperature)
+    return losses.moco(ObjectiveInputs(query, key, queue=queue), temperature)
 
 
 def simclr(rows, batch, places, temperature: float) -> jax.Array:
     """The loss of some rows of a batch, of which they are those at `places`."""
-    return losses.simclr(Views(rows, jnp.zeros_like(rows), batch=batch, row=jnp.asarray(places)), temperature)
+    return losses.simclr(ObjectiveInputs(rows, jnp.zeros_like(rows), batch=batch, row=jnp.asarray(places)), temperature)
 
 
 def test_byol_sums_the_directions_and_simsiam_averages_them():
     # cos((3, 4), (4, 3)) = 24/25; then parallel, opposite, orthogonal.
     p = jnp.array([[3.0, 4.0], [1.0, 2.0], [1.0, 0.0], [0.0, 5.0]])
     z = jnp.array([[4.0, 3.0], [2.0, 4.0], [-7.0, 0.0], [1.0, 0.0]])
-    np.testing.assert_allclose(losses.byol(Views(p, z), 0.2), [4 - 96 / 25, 0, 8, 4], atol=1e-6)
+    np.testing.assert_allclose(losses.byol(ObjectiveInputs(p, z), 0.2), [4 - 96 / 25, 0, 8, 4], atol=1e-6)
     np.testing.assert_allclose(simsiam(p, z), [-24 / 25, -1, 1, 0], atol=1e-6)
 
 
@@ -109,7 +109,7 @@ def test_simclr_leaves_the_view_itself_out():
 @pytest.mark.parametrize("objective", [losses.byol, losses.simsiam])
 def test_no_gradient_reaches_the_target_of_a_regression(objective):
     p, z = on_device(*vectors(15, 4, 4))
-    to_p, to_z = jax.grad(lambda p, z: objective(Views(p, z), 0.2).sum(), (0, 1))(p, z)
+    to_p, to_z = jax.grad(lambda p, z: objective(ObjectiveInputs(p, z), 0.2).sum(), (0, 1))(p, z)
     assert not np.any(to_z)
     assert np.all(np.abs(to_p).sum(-1) > 1e-3)
 
@@ -147,7 +147,7 @@ def test_objectives_and_their_gradients_are_finite_at_zero_and_at_a_low_temperat
             for name, objective in losses.OBJECTIVES.items():
 
                 def loss(x, y=y, t=temperature, objective=objective):
-                    return objective.loss(Views(x, y, queue, x, jnp.arange(4)), t).sum()
+                    return objective.loss(ObjectiveInputs(x, y, queue, x, jnp.arange(4)), t).sum()
 
                 value, gradient = jax.value_and_grad(loss)(x)
                 assert np.isfinite(value) and np.all(np.isfinite(gradient)), (name, temperature)

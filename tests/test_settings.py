@@ -9,7 +9,8 @@ from configs import common, folder, sets
 from cvsa_jax import losses, settings
 from cvsa_jax.data import sources, view_spec
 from cvsa_jax.models.resnet import STAGE_SIZES, STEMS
-from cvsa_jax.runtime import checks
+from cvsa_jax.runtime import checks, formats
+from cvsa_jax.runtime.config_files import load
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.unet.step import Geometry
 from cvsa_jax.training import optim
@@ -236,6 +237,30 @@ def test_config_of_a_folder_without_a_run(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="is not the workdir of a run"):
         read_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (None, "no format version, so a version of cvsa_jax before 1.0 wrote it: use this run with"),
+        (formats.RUN - 1, r"an older version of cvsa_jax wrote \(this one reads \d+\): use this run with"),
+        (
+            formats.RUN + 1,
+            r"a newer version of cvsa_jax wrote \(this one reads \d+\): update cvsa_jax, or use this run",
+        ),
+    ],
+)
+def test_config_of_a_run_of_another_version_is_refused(tmp_path, found, said):
+    write_config(config_with(), tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": found}))
+    for read in (
+        lambda: read_config(str(tmp_path)),
+        lambda: load(str(file)),
+        lambda: check_mode(config_with(), tmp_path),
+    ):
+        with pytest.raises(UserError, match=rf"config\.json has.* {said}"):
+            read()
 
 
 def build(config):

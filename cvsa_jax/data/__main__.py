@@ -9,6 +9,7 @@ from absl import flags
 
 from cvsa_jax.runtime import cli
 
+flags.adopt_module_key_flags(cli)
 _OUT = flags.DEFINE_string("out", "runs/data", "Folder of the page.")
 _IMAGES = flags.DEFINE_integer("images", None, "Look at so many evenly spaced images, not at all; 0: only count.")
 _NEAR = flags.DEFINE_bool("near", False, "Also look for images that are nearly equal.")
@@ -24,5 +25,10 @@ def check() -> None:
     data_check.check(config, as_path(_OUT.value), _IMAGES.value, _NEAR.value)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The console command `cvsa-data`."""
     cli.run_one_of({"check": check})
+
+
+if __name__ == "__main__":
+    command()

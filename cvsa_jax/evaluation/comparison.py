@@ -9,7 +9,7 @@ import numpy as np
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation import localization
 from cvsa_jax.evaluation.evaluator import Evaluator, chance
-from cvsa_jax.evaluation.given import GivenFeatures
+from cvsa_jax.evaluation.external_features import ExternalFeatures
 from cvsa_jax.evaluation.probe import logits
 from cvsa_jax.evaluation.protocol import READINGS, Knn, Probe
 from cvsa_jax.training.state import Network
@@ -21,7 +21,7 @@ class Candidate:
     it is a run of ours on the images of this comparison, and not what was trained elsewhere or on others."""
 
     title: str
-    evaluator: Evaluator | GivenFeatures
+    evaluator: Evaluator | ExternalFeatures
     network: Network | None
     pretrained_here: bool | None = True
 

@@ -9,8 +9,8 @@ from cvsa_jax.models.normalization import BatchNorm
 
 
 class Head(nn.Module):
-    """Linear -> BatchNorm -> ReLU -> linear over the last axis. The first bias is BatchNorm's; the last layer has one
-    if `bias`, DeepMind's has none (deepmind-research/byol at 3d8692e, utils/networks.py, `MLP`).
+    """Linear -> BatchNorm -> ReLU -> linear over the last axis. The first bias is BatchNorm's; the last layer has none,
+    as DeepMind's (deepmind-research/byol at 3d8692e, utils/networks.py, `MLP`).
 
     A dense layer over the last axis of a feature map *is* a 1x1 convolution, so one module serves both kinds of head
     (CVSA's conv-projector and conv-predictor; BYOL's projector and predictor). BatchNorm then averages over the
@@ -20,10 +20,9 @@ class Head(nn.Module):
     out: int = 256
     axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
-    bias: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *cells c"], train: bool) -> Float[Array, "b *cells d"]:
         x = nn.Dense(self.hidden, use_bias=False, dtype=self.dtype, name="linear1")(x)
         x = BatchNorm(train, self.axis_name, relu=True, dtype=self.dtype, name="bn")(x)
-        return nn.Dense(self.out, use_bias=self.bias, dtype=self.dtype, name="linear2")(x).astype(jnp.float32)
+        return nn.Dense(self.out, use_bias=False, dtype=self.dtype, name="linear2")(x).astype(jnp.float32)

@@ -40,7 +40,6 @@ class Siamese(nn.Module):
         depth, width, stem, dtype, remat, padding: see `ResNet`.
         head_hidden: hidden channels of the four heads.
         head_out: output channels D of the four heads.
-        head_bias: whether their last layer has a bias.
         axis_name: mesh axis of BatchNorm, or None.
     """
 
@@ -49,7 +48,6 @@ class Siamese(nn.Module):
     stem: str = "imagenet"
     head_hidden: int = 4096
     head_out: int = 256
-    head_bias: bool = False
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
     remat: bool = False
@@ -67,7 +65,7 @@ class Siamese(nn.Module):
 
     def setup(self):
         self.backbone = ResNet(self.depth, self.width, self.stem, self.axis_name, self.dtype, self.remat, self.padding)
-        head = functools.partial(Head, self.head_hidden, self.head_out, self.axis_name, self.dtype, self.head_bias)
+        head = functools.partial(Head, self.head_hidden, self.head_out, self.axis_name, self.dtype)
         self.projector, self.predictor = head(), head()
         self.conv_projector, self.conv_predictor = head(), head()
 

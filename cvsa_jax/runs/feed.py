@@ -56,7 +56,7 @@ def feed_of(
     return Feed(
         lambda steps: device_views.device_batches(resident, len(pool), order(steps), rows_labels),
         device_views.make_views(views, config.seed),
-        lambda batch: device_views.views_of(batch, views, config.seed, mesh),
+        lambda batch: device_views.render_views(batch, views, config.seed, mesh),
     )
 
 

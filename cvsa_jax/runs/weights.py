@@ -5,6 +5,7 @@ from pathlib import Path
 
 import cvsa_jax
 from cvsa_jax.report.card import model_card
+from cvsa_jax.runtime.config_files import write_settings
 from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import (
@@ -14,7 +15,6 @@ from cvsa_jax.runtime.files import (
     output_folder,
     read_json,
     write_atomically,
-    write_json_atomically,
     write_text_atomically,
 )
 from cvsa_jax.weights import export, files, frozen, look_file
@@ -66,7 +66,7 @@ def export_run(run: str, out: AnyPath, formats: tuple[str, ...], licence: str, l
     written = export.write(network, network.spec(), out, formats, head, about_head)
     data, figures = (_of_run(run, name) for name in ("data.json", "report/results.json"))
     if "mode" in network.config:
-        write_json_atomically(out / "config.json", network.config.to_dict())
+        write_settings(network.config, out / "config.json")
     told = {"data": data, "figures": figures, "licence": licence, "version": _version()}
     if about_head is not None:
         told["look"] = look_file.facts(about_head)

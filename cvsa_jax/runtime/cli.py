@@ -9,23 +9,45 @@ import platform
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from cvsa_jax.runtime import interruption, ranges
+from cvsa_jax.runtime import config_files, interruption, ranges
 from cvsa_jax.runtime.errors import USER_ERROR, Interrupted, UserError
 from cvsa_jax.runtime.files import cache_folder
 from cvsa_jax.runtime.output import Output
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/cub.py.", lock_config=True)
+
+class _ConfigParser(flags.ArgumentParser):
+    """Loads configs by name as well, and puts the reason why one does not load into one line."""
+
+    def parse(self, reference: str) -> ConfigDict:
+        try:
+            return config_files.load(reference)
+        except UserError:
+            raise
+        except Exception as error:  # a file of the user's raises anything
+            raise UserError(f"--config={reference}: {_reason(error)}") from error
+
+    def flag_type(self) -> str:
+        return "config"
+
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "A config by name, e.g. --config=folder:small, or a file, e.g. --config=configs/folder.py:small, where options "
+    "follow the colon; or the settings of a run, e.g. --config=runs/mine/config.json. --config.key=value changes a "
+    f"value. Names: {', '.join(config_files.names())}.",
+)
+flags.FLAGS["config"].parser = _ConfigParser()
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where no launcher tells it.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0, with --coordinator.")
-_NO_CONFIG = "--config is missing, e.g. --config=configs/folder.py"
+_NO_CONFIG = "--config is missing, e.g. --config=folder or --config=configs/folder.py"
 _NO_MEMORY = (
     "the memory of a device is too small: take a smaller config.batch_size or config.eval.batch_size, smaller images, "
     "or in training config.accumulate_steps=2, config.model.remat=True, config.model.dtype=bfloat16 "
@@ -38,17 +60,8 @@ def config() -> ConfigDict:
     """The config of `--config`; UserError where it is not given, or a number is out of its range."""
     if _CONFIG.value is None:
         raise UserError(_NO_CONFIG)
-    ranges.check(flattened(_CONFIG.value))
+    ranges.check(config_files.flattened(_CONFIG.value))
     return _CONFIG.value
-
-
-def flattened(config: ConfigDict) -> Iterator[tuple[str, Any]]:
-    """The dotted keys of a config and their values."""
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from ((f"{key}.{inner}", one) for inner, one in flattened(value))
-        else:
-            yield key, value
 
 
 def join_cluster() -> None:
@@ -74,7 +87,7 @@ def run(main: Callable[[], None]) -> None:
             raise UserError(f"unexpected arguments {' '.join(words)}: flags are written --name=value")
         main()
 
-    _run(start)
+    _run(start, main.__module__)
 
 
 def run_one_of(mains: dict[str, Callable[[], None]]) -> None:
@@ -85,20 +98,15 @@ def run_one_of(mains: dict[str, Callable[[], None]]) -> None:
             raise UserError(f"give {' or '.join(mains)}, then flags, written --name=value; not {' '.join(words)!r}")
         mains[words[0]]()
 
-    _run(start)
+    _run(start, next(iter(mains.values())).__module__)
 
 
-def _run(start: Callable[[list[str]], None]) -> None:
+def _run(start: Callable[[list[str]], None], module: str) -> None:
+    _document(module)
     logging.set_verbosity(logging.FATAL)  # what libraries log as errors, they also raise
     interruption.listen()
     interruption.guard()
     _keep_compiled_programs()
-    # A config file imports its neighbours as the package `configs`: that of its own folder, and not another project's.
-    for argument in sys.argv[1:]:
-        if argument.lstrip("-").startswith("config="):
-            file = argument.partition("=")[2].partition(":")[0]
-            sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(file))))
-    sys.path.append(os.getcwd())  # for the demo's
     sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     try:
         app.run(lambda argv: start(argv[1:]), flags_parser=_parse)
@@ -119,6 +127,14 @@ def _run(start: Callable[[list[str]], None]) -> None:
         sys.exit(notice.code)  # of several processes each tells the others
 
 
+def _document(module: str) -> None:
+    """`--help` is about the main module; a console command is made in another one."""
+    if module != "__main__":
+        sys.modules["__main__"].__doc__ = sys.modules[module].__doc__
+        for flag in flags.FLAGS.get_key_flags_for_module(module):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+
+
 def _keep_compiled_programs() -> None:
     """What JAX compiles in more than 0.2 s is kept for the commands that follow, where the environment names no place
     for it. Each kind of processor has a folder of its own: what was compiled for another may not run."""
@@ -131,12 +147,11 @@ def _keep_compiled_programs() -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        rest = flags.FLAGS(_last_of_each(argv))
-        if _CONFIG.value is not None:
-            _CONFIG.value.lock()  # the error of a file that does not load comes with the first use of its config
-        return rest
+        return flags.FLAGS(_last_of_each(argv))
+    except UserError:
+        raise
     except Exception as error:
-        # A wrong key or type surfaces here as whatever the config's own assignment raises; a broken file, as anything.
+        # A wrong key or type surfaces here as whatever the config's own assignment raises.
         given = any(word.partition("=")[0] in ("--config", "-config") for word in argv)
         missing = "flag 'config." in str(error) and not given
         raise UserError(_NO_CONFIG if missing else _one_line(error)) from error
@@ -153,19 +168,23 @@ def _last_of_each(argv: list[str]) -> list[str]:
 
 
 def _one_line(error: Exception) -> str:
-    """The reason in an error of the command line. What a config file raises arrives at the end of a traceback or of a
-    list of attempts; an unknown key, inside another exception."""
+    """The reason in an error of the command line; an unknown key is inside another exception."""
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
-    lines = str(error.args[0] if isinstance(error, KeyError) else error).strip().splitlines()
-    text = " ".join(lines) if len(lines) <= 2 else lines[-1].strip()
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+    return text if isinstance(error, flags.Error) else f"--config: {text}"
+
+
+def _reason(error: Exception) -> str:
+    """Why a config file does not load. A ValueError is meant for the user; of all else the place in the file helps."""
+    text = " ".join(str(error).split())
     if isinstance(error, SyntaxError):
-        return f"--config: {error.filename}, line {error.lineno}: {error.msg}"
-    # What a config raises as a ValueError is meant for the user; of all else the place in the file helps.
-    places = re.findall(r'File "([^"<>]+)", line (\d+)', str(error)) if len(lines) > 2 else []
-    if not isinstance(error, flags.Error | LookupError | AttributeError | TypeError | ValueError | OSError):
-        places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    places = [place for place in places if not re.search("site-packages|<frozen|cvsa_jax.runtime", place[0])]
-    if places and not text.startswith("ValueError"):
-        text = f"{places[-1][0]}, line {places[-1][1]}: {text}"
-    return text if isinstance(error, flags.Error) else f"--config: {text.removeprefix('ValueError: ')}"
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    if isinstance(error, ValueError):
+        return text
+    places = [
+        (frame.filename, frame.lineno)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not re.search("site-packages|<frozen|cvsa_jax.runtime", frame.filename)
+    ]
+    return "".join(f"{file}, line {line}: " for file, line in places[-1:]) + (text or type(error).__name__)

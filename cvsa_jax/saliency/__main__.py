@@ -14,6 +14,7 @@ from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.detector import SUPERVISIONS
 from cvsa_jax.saliency.registry import DETECTORS, Options
 
+flags.adopt_module_key_flags(cli)
 _DETECTOR = flags.DEFINE_enum("detector", None, list(DETECTORS), "Default: config.saliency.detector.")
 _SHARD = flags.DEFINE_string("shard", None, "i/n: make every n-th file of the store from the i-th, counted from 0.")
 _COMPARE = flags.DEFINE_list("compare", None, "Names of detectors, or folders of stores, to put side by side.")
@@ -56,5 +57,10 @@ def _shard() -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The console command `cvsa-saliency`."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    command()

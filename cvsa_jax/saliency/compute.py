@@ -13,6 +13,7 @@ import numpy as np
 from cvsa_jax.data.decode import DECODER, Unreadable
 from cvsa_jax.data.reading import load_image, unreadable_error
 from cvsa_jax.data.sources import Source
+from cvsa_jax.runtime import formats
 from cvsa_jax.runtime.errors import Interrupted, UserError
 from cvsa_jax.runtime.files import (
     AnyPath,
@@ -29,8 +30,8 @@ from cvsa_jax.saliency.store import (
     IDENTITY,
     MANIFEST,
     RECORD,
+    REMAKE,
     SHARD_SIZE,
-    VERSION,
     make_record,
     read_field,
     shard_paths,
@@ -63,7 +64,7 @@ def compute(
     if not is_local(folder):
         raise UserError(f"the store {folder} must be made on a disk: then copy it there (gcloud storage cp -r)")
     identity = {
-        "version": VERSION,
+        formats.KEY: formats.STORE,
         "decoder": DECODER,
         "detector": detector.name,
         "settings": detector.settings | {"threshold": threshold},
@@ -191,6 +192,7 @@ def _claim(folder: Path, identity: dict, source: Source) -> None:
     claim = folder / IDENTITY
     if claim.is_file():
         before = read_json(claim)
+        formats.check(f"the saliency store {folder}", before, formats.STORE, REMAKE)
         there, now = _flat(before), _flat(identity)
         if keys := [k for k in {**now, **there} if there.get(k) != now.get(k)]:
             differing = [f"{k}: {there.get(k, 'nothing')} there, {now.get(k, 'nothing')} now" for k in keys]

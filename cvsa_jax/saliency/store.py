@@ -14,10 +14,10 @@ from cvsa_jax.data.decode import DECODER
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.sources.source import difference
 from cvsa_jax.evaluation.boxes import bounding_box
+from cvsa_jax.runtime import formats
 from cvsa_jax.runtime.errors import UserError, some
 from cvsa_jax.runtime.files import AnyPath, LocalCopy, as_path, load_array, read_json
 
-VERSION = 3  # since 3 the fingerprint is of what the images hold
 GRID = 64  # cells along each side of a stored map
 _MAPPED = 64  # files
 MOSTLY, HALF = 0.8, 0.5  # a map's share of the image that is mostly object, and the share of such maps that is odd
@@ -31,6 +31,7 @@ RECORD = np.dtype(
 
 MANIFEST, IDENTITY = "manifest.json", "identity.json"  # the latter names what an unfinished store is of
 REPORT_PAGE = Path("report") / "saliency.html"  # in a store's folder
+REMAKE = "make it again, into another folder or after deleting this one"
 CENTER_BOX = (0.25, 0.25, 0.75, 0.75)
 
 
@@ -51,23 +52,17 @@ class SaliencyStore:
                 "--detector=<name>, or point config.saliency.store to another"
             )
         self.manifest = read_json(path)
-        if self.manifest.get("version") != VERSION:
-            raise UserError(
-                f"{folder} has store version {self.manifest.get('version')}, not {VERSION} (the fingerprint is now of "
-                "what the images hold): make it again, into another folder or after deleting this one"
-            )
+        formats.check(f"the saliency store {folder}", self.manifest, formats.STORE, REMAKE)
         if self.manifest.get("decoder") != DECODER:
             raise UserError(
-                f"the saliency store {folder} is of images as another version of this program decoded them: make it "
-                "again, into another folder or after deleting this one"
+                f"the saliency store {folder} is of images as another version of this program decoded them: {REMAKE}"
             )
         if self.manifest["fingerprint"] != source.fingerprint:
             raise UserError(self._difference(source))
         made_from = self.manifest["settings"].get("annotation_hash")
         if made_from is not None and made_from != source.annotation():
             raise UserError(
-                f"the saliency store {folder} was made from other masks or boxes than {source.name} has now: make it "
-                "again, into another folder or after deleting this one"
+                f"the saliency store {folder} was made from other masks or boxes than {source.name} has now: {REMAKE}"
             )
         self._local = LocalCopy(folder)
         self._paths = shard_paths(self._local.path, len(source))

@@ -107,8 +107,8 @@ def make_views(spec: ViewSpec, seed: int) -> Callable[[Batch], Batch]:
     return make
 
 
-def views_of(batch: dict, spec: ViewSpec, seed: int, mesh: Mesh) -> dict[str, np.ndarray]:
-    """The views of one of the `device_batches`, to look at."""
+def render_views(batch: dict, spec: ViewSpec, seed: int, mesh: Mesh) -> dict[str, np.ndarray]:
+    """Renders the views of one of the `device_batches`, to look at."""
     split = PartitionSpec(AXIS)
     made = jax.jit(jax.shard_map(make_views(spec, seed), mesh=mesh, in_specs=split, out_specs=split))
     return to_host(made(to_mesh(batch, mesh)))

@@ -20,16 +20,18 @@ def random_queue(length: int, channels: int, key: jax.Array) -> Queue:
     return Queue(losses.unit(jax.random.normal(key, (length, channels))))
 
 
-def views_of(objective: losses.Objective, query: jax.Array, key: jax.Array, queue: Queue | None) -> losses.Views:
+def objective_inputs(
+    objective: losses.Objective, query: jax.Array, key: jax.Array, queue: Queue | None
+) -> losses.ObjectiveInputs:
     """What the objective asks for; `query` and `key` are (2b, D) on each device, view 1 before view 2."""
     crossed = jnp.roll(key, len(key) // 2, 0)  # the query of one view meets the key of the other
     if objective.queue:
-        return losses.Views(query, crossed, queue=queue.keys)
+        return losses.ObjectiveInputs(query, crossed, queue=queue.keys)
     if not objective.whole_batch:
-        return losses.Views(query, crossed)
+        return losses.ObjectiveInputs(query, crossed)
     shard, batch = len(query) // 2, gathered(query)
     within = jax.lax.axis_index(AXIS) * shard + jnp.arange(shard)
-    return losses.Views(query, crossed, batch=batch, row=jnp.concatenate([within, len(batch) // 2 + within]))
+    return losses.ObjectiveInputs(query, crossed, batch=batch, row=jnp.concatenate([within, len(batch) // 2 + within]))
 
 
 def gathered(rows: jax.Array) -> jax.Array:

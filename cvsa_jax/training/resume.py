@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cvsa_jax.data.sources.source import difference
+from cvsa_jax.runtime.config_files import read_settings, write_settings
 from cvsa_jax.runtime.distributed import check_alike, check_shared, is_first, replicated
 from cvsa_jax.runtime.errors import UserError, some
-from cvsa_jax.runtime.files import AnyPath, absolute, as_path, read_json, write_json_atomically, write_text_atomically
+from cvsa_jax.runtime.files import AnyPath, absolute, as_path, write_text_atomically
 from cvsa_jax.training.checkpoint import Checkpointer
 from cvsa_jax.training.state import tree_hash
 
@@ -39,16 +40,6 @@ FREE = (
     "views.stored",
     "data.cache",
 )
-# What runs of earlier commits did before a key existed, so that they can be evaluated and started from.
-_BEFORE = {
-    "eval.pooling": "average",
-    "align.temperature": 0.2,
-    "align.balance": "fixed",
-    "model.head_bias": True,
-    "model.padding": "symmetric",
-}
-# Of what a run writes: raised where the same config would go on otherwise than it began, as by another order of images.
-VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +95,7 @@ def begin(
         refused.callback(checkpoints.close)  # which lets others use the workdir
         if checkpoints.latest is not None:
             stored = checkpoints.meta()
-            _check_version(stored, workdir)
-            begun = stored.get("start", "")
+            begun = stored["start"]
             same = _same_start(config, workdir, lambda: start_from and tree_hash(start_from(state)[0].params) == begun)
             changes = compare_config(config, workdir, *(["init_from"] if same else []))
             _check_identity(stored, identity, workdir)
@@ -139,7 +129,7 @@ def begin(
         print(f"changed since {workdir} was last started{left}: {change}")
     if config.log_parameters:
         print(table, flush=True)
-    return Run(config, workdir, mesh, state, checkpoints, identity | {"version": VERSION, "start": begun}, start, total)
+    return Run(config, workdir, mesh, state, checkpoints, identity | {"start": begun}, start, total)
 
 
 def drop_report(workdir: AnyPath) -> None:
@@ -152,7 +142,7 @@ def drop_report(workdir: AnyPath) -> None:
 def check_mode(config: ConfigDict, workdir: AnyPath) -> None:
     """UserError where the workdir holds a run of another mode, whose files this one would overwrite."""
     file = workdir / "config.json"
-    mode = read_json(file).get("mode", config.mode) if file.is_file() else config.mode
+    mode = read_settings(file).get("mode") if file.is_file() else config.mode
     if mode != config.mode:
         raise UserError(
             f"{workdir} holds a run of mode {mode!r}, which one of {config.mode!r} would overwrite: give another "
@@ -202,34 +192,16 @@ def flat_config(config: ConfigDict) -> dict[str, Any]:
 def write_config(config: ConfigDict, workdir: AnyPath) -> None:
     """Writes `workdir/config.json`, in the first process."""
     if is_first():
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(workdir / "config.json", config.to_dict())
+        write_settings(config, workdir / "config.json")
 
 
 def read_config(workdir: str) -> ConfigDict:
-    """The config of a run, with what it did before a key existed; UserError where the folder holds none."""
+    """The config of a run; UserError where the folder holds none, or one of another version."""
     file = as_path(workdir) / "config.json"
     if not workdir or not file.is_file():
         why = f"there is no {file}" if not workdir or as_path(workdir).exists() else "there is no such file or folder"
         raise UserError(f"{workdir!r} is not the workdir of a run: {why}")
-    config = ConfigDict(read_json(file))
-    for key, value in _BEFORE.items():
-        path, _, name = key.rpartition(".")
-        section = config
-        for part in path.split("."):
-            section = section.get(part, {})
-        # The detector's `model` is another thing, of which none of this was ever a key.
-        if section and name not in section and (path != "model" or "depth" in section):
-            section[name] = value
-    return config
-
-
-def _check_version(stored: dict, workdir: AnyPath) -> None:
-    if (version := stored.get("version", 1)) != VERSION:
-        raise UserError(
-            f"{workdir} was begun by another version of this program, which took the images in another order (format "
-            f"{version}, here {VERSION}): finish it with that one, or take another --workdir. As a start it is good"
-        )
+    return ConfigDict(read_settings(file))
 
 
 def _check_identity(stored: dict, identity: dict, workdir: AnyPath) -> None:

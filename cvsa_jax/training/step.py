@@ -163,8 +163,8 @@ def _forward_backward(
         query = out.prediction if objective.predictor else out.projection
 
         # 4) Losses.
-        compared = negatives.views_of(objective, query, keys.projection, state.queue)
-        loss = jax.lax.pmean(objective.loss(compared, spec.temperature).mean(), AXIS)
+        inputs = negatives.objective_inputs(objective, query, keys.projection, state.queue)
+        loss = jax.lax.pmean(objective.loss(inputs, spec.temperature).mean(), AXIS)
         metrics = {"contrastive": loss}
         if maps:
             aligned, align_metrics = _alignment(spec.align, out.prediction_map, keys.projection_map, rows)

@@ -43,5 +43,10 @@ def _need(flag: flags.FlagHolder, example: str) -> None:
         raise UserError(f"--{flag.name} is missing, e.g. --{flag.name}={example}")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The console command `cvsa-weights`."""
     cli.run_one_of({"import": import_weights, "export": export_weights})
+
+
+if __name__ == "__main__":
+    command()

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from cvsa_jax import settings
 from cvsa_jax.data.saliency_maps import Maps
 from cvsa_jax.data.sources import Source
-from cvsa_jax.evaluation import given
+from cvsa_jax.evaluation import external_features
 from cvsa_jax.evaluation.comparison import Candidate
 from cvsa_jax.evaluation.evaluator import Evaluator
 from cvsa_jax.evaluation.labelled import fraction_suffix
@@ -22,7 +22,7 @@ from cvsa_jax.models.resnet import STAGE_SIZES
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runtime.distributed import replicated
 from cvsa_jax.runtime.errors import UserError
-from cvsa_jax.runtime.files import AnyPath, as_path, read_json
+from cvsa_jax.runtime.files import as_path, read_json
 from cvsa_jax.training import checkpoint
 from cvsa_jax.training.finetune_step import empty_classifier
 from cvsa_jax.training.resume import read_config
@@ -89,13 +89,13 @@ def candidate(
     maps: Maps | None = None,
 ) -> Candidate:
     """What is measured under a name on `images` of a source (None: all), seen as `config.eval` says: the features of a
-    file, as `evaluation.given` reads it, or a network, as `load` does. `maps`: of the source, where pooling needs
-    them."""
+    file, as `evaluation.external_features` reads it, or a network, as `load` does. `maps`: of the source, where pooling
+    needs them."""
     guide = Guide(None, maps, evaluation.power)
-    if given.is_features(as_path(origin)):
+    if external_features.is_features(as_path(origin)):
         size = evaluation.size or SIZE
         spec = EvalSpec(size, size, evaluation.batch_size, evaluation.attention, evaluation.pooling)
-        features = given.GivenFeatures(as_path(origin), source, spec, images, guide)
+        features = external_features.ExternalFeatures(as_path(origin), source, spec, images, guide)
         if spec.pooling == "head" and evaluation.look:
             head = look_file.of_patches(evaluation.look, features.channels, origin)
             features.guide = dataclasses.replace(guide, head=head)
@@ -127,28 +127,19 @@ def _of_file(origin: str, mesh: Mesh) -> Frozen:
 
 def _finetuned(origin: str, config: ConfigDict, mesh: Mesh) -> Frozen:
     """Of several fractions of the labels the network that saw the most."""
-    folder = as_path(origin)
-    if missing := [name for name in ("data.json", "report/results.json") if not (folder / name).is_file()]:
+    folder, names = as_path(origin), ("data.json", "model.json", "report/results.json")
+    if missing := [name for name in names if not (folder / name).is_file()]:
         raise UserError(
             f"{origin} is no finished fine-tuning: there is no {missing[0]}; the command of the run goes on"
         )
-    data, results = (read_json(folder / name) for name in ("data.json", "report/results.json"))
+    data, network_settings, results = (read_json(folder / name) for name in names)
     fraction = settings.label_fractions(config)[-1]
     rate = results.get(f"learning_rate{fraction_suffix(fraction)}")
     if rate is None:
         raise UserError(f"{origin}/report/results.json is not that of the fine-tuning: the command of the run makes it")
     final = folder / f"labels_{100 * fraction:.4g}" / f"lr_{rate:g}" / "final"
-    model = settings.classifier(_architecture(folder, config), data["classes"])
+    model = settings.classifier(ConfigDict(network_settings), data["classes"])
     network, step = checkpoint.restore_item(final, "network", empty_classifier(model), mesh)
-    names = tuple(data.get("class_names") or (str(k) for k in range(data["classes"])))
+    classes = tuple(data["class_names"])
     print(f"loaded {origin}, fine-tuned, step {step}", flush=True)
-    return Frozen(config, model, network, f"{origin}, fine-tuned, at step {step}", names)
-
-
-def _architecture(folder: AnyPath, config: ConfigDict) -> ConfigDict:
-    """`config.model` of a fine-tuned run: that of the run it started from, which it wrote down (once it did not)."""
-    if (folder / "model.json").is_file():
-        return ConfigDict(read_json(folder / "model.json"))
-    if config.init_from and as_path(config.init_from).is_dir():
-        return read_config(config.init_from).model
-    return config.model
+    return Frozen(config, model, network, f"{origin}, fine-tuned, at step {step}", classes)

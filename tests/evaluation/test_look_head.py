@@ -16,7 +16,7 @@ from cvsa_jax.data.sources import procedural
 from cvsa_jax.evaluation import look
 from cvsa_jax.evaluation.encode import pooled_by_head, pooled_by_maps
 from cvsa_jax.evaluation.evaluator import Evaluator
-from cvsa_jax.evaluation.given import GivenFeatures
+from cvsa_jax.evaluation.external_features import ExternalFeatures
 from cvsa_jax.evaluation.look import Guide, LookHead, Moments
 from cvsa_jax.evaluation.protocol import EvalSpec, Knn
 from cvsa_jax.models.classifier import Classifier
@@ -339,7 +339,7 @@ def test_patches_of_a_file_are_pooled_alike(tmp_path, pooling):
     patches[..., 0] += maps.reshape(len(maps), 4, 16, 4, 16).mean((2, 4)) / 20
     path = tmp_path / "x.npz"
     np.savez(path, names=np.array(SOURCE.names), vectors=patches.mean((1, 2)), patches=patches)
-    features = GivenFeatures(path, SOURCE, EvalSpec(32, 32, 8, "others", pooling), guide=Guide(maps=maps))
+    features = ExternalFeatures(path, SOURCE, EvalSpec(32, 32, 8, "others", pooling), guide=Guide(maps=maps))
     key = features.key(None, TRAIN)
     if pooling == "head":
         head = look.fit([(slice(0, len(TRAIN)), patches[TRAIN])], maps, TRAIN)
@@ -366,8 +366,8 @@ def test_vectors_without_patches_cannot_be_pooled_by_a_head(tmp_path, capsys):
     np.savez(tmp_path / "x.npz", names=np.array(SOURCE.names), vectors=np.ones((len(SOURCE), 3), np.float32))
     for pooling in ("head", "saliency"):
         with pytest.raises(UserError, match=rf"x\.npz has no `patches` to be pooled by {pooling}"):
-            GivenFeatures(tmp_path / "x.npz", SOURCE, EvalSpec(32, 32, 8, "others", pooling), guide=Guide(maps=MAPS))
-    taken = GivenFeatures(tmp_path / "x.npz", SOURCE, EvalSpec(32, 32, 8, "others", "attention"))
+            ExternalFeatures(tmp_path / "x.npz", SOURCE, EvalSpec(32, 32, 8, "others", pooling), guide=Guide(maps=MAPS))
+    taken = ExternalFeatures(tmp_path / "x.npz", SOURCE, EvalSpec(32, 32, 8, "others", "attention"))
     assert "taken as they are" in capsys.readouterr().out and taken.spec.pooling == "average"
 
 

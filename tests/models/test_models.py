@@ -166,8 +166,8 @@ def test_bfloat16_compute_leaves_parameters_statistics_and_outputs_float32():
     assert feature_map.dtype == jnp.bfloat16
 
 
-def head_and_variables(bias: bool = False) -> tuple[Head, dict]:
-    head = Head(hidden=6, out=3, bias=bias)
+def head_and_variables() -> tuple[Head, dict]:
+    head = Head(hidden=6, out=3)
     return head, filled(jax.eval_shape(lambda x: head.init(KEY, x, True), jax.ShapeDtypeStruct((4, 5), jnp.float32)))
 
 
@@ -207,15 +207,6 @@ def test_head_is_linear_norm_relu_linear_with_running_average_0_9():
     new = mutated["batch_stats"]["bn"]
     np.testing.assert_allclose(new["mean"], 0.9 * old["mean"] + 0.1 * mean, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(new["var"], 0.9 * old["var"] + 0.1 * var, rtol=1e-4, atol=1e-6)
-
-
-def test_last_bias_of_earlier_heads():
-    head, variables = head_and_variables(bias=True)
-    x = np.random.default_rng(6).standard_normal((8, 5)).astype(np.float32)
-    bias = variables["params"]["linear2"].pop("bias")
-    without, _ = run_head(Head(hidden=6, out=3), variables, x)
-    variables["params"]["linear2"]["bias"] = bias
-    np.testing.assert_allclose(run_head(head, variables, x)[0], without + bias, rtol=1e-4, atol=1e-5)
 
 
 def test_siamese_outputs_and_the_targets_part_of_the_network():

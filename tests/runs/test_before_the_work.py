@@ -22,7 +22,7 @@ from cvsa_jax.runtime.files import write_json_atomically
 from cvsa_jax.saliency.unet import pairs
 from cvsa_jax.training.log import read_metrics
 from cvsa_jax.training.resume import read_config
-from cvsa_jax.weights import backbones, frozen
+from cvsa_jax.weights import frozen
 
 pytestmark = pytest.mark.usefixtures("on_one_device")
 
@@ -200,18 +200,6 @@ def test_the_warning_of_random_weights_is_for_a_run_that_begins():
     config = tiny()
     assert any("random weights" in note for note in settings.notes(config, 21))
     assert not any("random weights" in note for note in settings.notes(config, 21, begins=False))
-
-
-def test_a_run_from_before_a_key_existed_is_a_start_and_is_evaluated(tmp_path, run):
-    workdir = shutil.copytree(run, tmp_path / "run")
-    told = json.loads((workdir / "config.json").read_text())
-    del told["align"]["balance"], told["eval"]["pooling"], told["model"]["padding"]
-    (workdir / "config.json").write_text(json.dumps(told))
-    model, mesh = settings.model(tiny().model), pretrain.make_mesh()
-    assert backbones.online_start(str(workdir), model, mesh)[0].params.keys() >= {"backbone", "projector"}
-    config = tiny_probe()
-    config.init_from = str(workdir)
-    assert "linear_top1" in linear.linear_probe(config, tmp_path / "linear")
 
 
 def test_figures_of_an_earlier_step_do_not_stay_beside_newer_weights(tmp_path, run, monkeypatch):

@@ -16,7 +16,7 @@ from configs import common, recipes
 from cvsa_jax import settings as app_settings
 from cvsa_jax.runs import finetune, linear, pretrain, saliency_unet
 from cvsa_jax.runtime import ranges
-from cvsa_jax.runtime.cli import flattened
+from cvsa_jax.runtime.config_files import flattened
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.detectors.annotation import center

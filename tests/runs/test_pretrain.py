@@ -15,11 +15,12 @@ from cvsa_jax.evaluation import evaluator as summary
 from cvsa_jax.report import run as report
 from cvsa_jax.runs import linear, pretrain
 from cvsa_jax.runs.compare import compare_runs
+from cvsa_jax.runtime import formats
 from cvsa_jax.runtime.distributed import replicated
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.detectors.annotation import center, masks
-from cvsa_jax.training import checkpoint, resume
+from cvsa_jax.training import checkpoint
 from cvsa_jax.training.log import read_metrics
 from cvsa_jax.training.state import init_state
 
@@ -331,10 +332,17 @@ def test_workdir_of_other_maps(tmp_path, finished, cvsa_config):
         pretrain.train(config, finished)
 
 
-def test_workdir_of_another_version_is_refused_in_a_sentence(finished, cvsa_config, monkeypatch):
-    monkeypatch.setattr(resume, "VERSION", 99)
-    with pytest.raises(UserError, match=r"took the images in another order \(format 2, here 99\): finish it with that"):
+def test_a_run_of_another_version_neither_goes_on_nor_is_a_start(tmp_path, finished, cvsa_config, monkeypatch):
+    monkeypatch.setattr(formats, "RUN", formats.RUN + 1)
+    said = (
+        r"config\.json has format \d+, which an older version of cvsa_jax wrote .*: use this run with the version that"
+    )
+    with pytest.raises(UserError, match=said):
         pretrain.train(cvsa_config(), finished)
+    config = cvsa_config()
+    config.init_from = str(finished)
+    with pytest.raises(UserError, match=said):
+        pretrain.train(config, tmp_path / "run")
 
 
 def test_init_from_another_architecture_names_the_tensor(tmp_path, finished, cvsa_config):

@@ -13,6 +13,7 @@ LIGHT = ("-c", "from cvsa_jax.runtime import cli; cli.run(lambda: print(cli.conf
 WRONG = {
     "no workdir": (("-m", "cvsa_jax.main", CONFIG), "--workdir"),
     "file that is not there": ((*LIGHT, "--config=configs/nope.py"), "configs/nope.py"),
+    "name that no config has": ((*LIGHT, "--config=nope:small"), "there is no config 'nope': give"),
     "file that is not there, and a key": ((*LIGHT, "--config=configs/nope.py", "--config.seed=1"), "configs/nope.py"),
     "argument that the file does not know": (
         (*LIGHT, f"{CONFIG}:huge"),
@@ -79,6 +80,13 @@ def test_right_command_line():
     process = start(RIGHT)
     assert process.communicate(timeout=120) == ("pretrain\n", "")
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("command", ["main", "evaluate", "saliency", "look", "data"])
+def test_help_shows_the_flag_of_the_config_with_an_example_and_the_names(command):
+    out, error = start(("-m", f"cvsa_jax.{command}", "--help")).communicate(timeout=60)
+    assert error == "" and "--config=folder:small" in out
+    assert {"cub,", "folder_linear,", "saliency_unet."} <= set(out.split())
 
 
 def test_compiled_programs_are_kept_below_the_users_cache_or_where_the_environment_says(tmp_path):

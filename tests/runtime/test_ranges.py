@@ -8,7 +8,7 @@ import pytest
 
 from configs import common
 from cvsa_jax.runtime import ranges
-from cvsa_jax.runtime.cli import flattened
+from cvsa_jax.runtime.config_files import flattened
 from cvsa_jax.runtime.errors import UserError
 
 MODES = ("pretrain", "linear", "finetune", "saliency_unet")

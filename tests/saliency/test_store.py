@@ -14,6 +14,7 @@ from small_store import SHARD, N, detected, make, rectangle, shards, source_of, 
 
 from cvsa_jax.data import pipeline
 from cvsa_jax.data.index import Order
+from cvsa_jax.runtime import formats
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.workers import in_threads
 from cvsa_jax.saliency import store as store_module
@@ -68,7 +69,7 @@ def test_manifest_counts(tmp_path):
     manifest = make(source, tmp_path)
     assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
     expected = {
-        "version": 3,
+        "format": formats.STORE,
         "detector": "masks",
         "settings": {"threshold": 0.5},
         "supervision": "human",
@@ -189,11 +190,19 @@ def test_images_that_came_or_went_or_changed_are_named(tmp_path):
         SaliencyStore(tmp_path, source_of(bad=(2,)))
 
 
-def test_store_of_another_version_is_refused(tmp_path):
-    manifest = make(source_of(), tmp_path)
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"version": 0}))
-    with pytest.raises(UserError, match=r"store version 0, not 3 .*: make it again"):
-        SaliencyStore(tmp_path, source_of())
+@pytest.mark.parametrize("file", ["manifest.json", "identity.json"])
+def test_store_of_another_version_is_refused(tmp_path, file):
+    source = source_of()
+    make(source, tmp_path)
+    written = json.loads((tmp_path / file).read_text())
+    for found, said in (
+        (None, "no format version, so a version of cvsa_jax before 1.0 wrote it: make it again, into another"),
+        (formats.STORE + 1, r"a newer version of cvsa_jax wrote \(this one reads \d+\): update cvsa_jax, or make it"),
+        (formats.STORE - 1, r"an older version of cvsa_jax wrote \(this one reads \d+\): make it again, into another"),
+    ):
+        (tmp_path / file).write_text(json.dumps(written | {"format": found}))
+        with pytest.raises(UserError, match=f"^the saliency store {tmp_path} has.* {said}"):
+            SaliencyStore(tmp_path, source) if file == "manifest.json" else make(source, tmp_path)
 
 
 @pytest.mark.parametrize("finished", [True, False])

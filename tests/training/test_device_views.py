@@ -73,7 +73,7 @@ def data() -> tuple[Source, np.ndarray]:
 def on_device(source, saliency, spec, mesh, order, labels=LABELS) -> list[dict[str, np.ndarray]]:
     resident = device_views.load(source, POOL, saliency, spec, mesh)
     batches = device_views.device_batches(resident, len(POOL), order, None if labels is None else labels[POOL])
-    return [device_views.views_of(batch, spec, SEED, mesh) for batch in batches]
+    return [device_views.render_views(batch, spec, SEED, mesh) for batch in batches]
 
 
 @pytest.mark.parametrize("devices", [1, 4])

@@ -110,16 +110,16 @@ def test_without_alignment_the_objective_alone_is_trained(run):
 # An objective that somebody adds, as CONTRIBUTING.md shows it.
 
 
-def vicreg(views: losses.Views, temperature: float) -> jax.Array:
+def vicreg(inputs: losses.ObjectiveInputs, temperature: float) -> jax.Array:
     """VICReg (arXiv 2105.04906): invariance, variance and covariance of the projections of the whole batch."""
-    first, second = jnp.split(views.batch, 2)
+    first, second = jnp.split(inputs.batch, 2)
     centred = jnp.stack([first - first.mean(0), second - second.mean(0)])
     deviation = jnp.sqrt((centred**2).sum(1) / (len(first) - 1) + 1e-4)
     covariance = jnp.einsum("vnd,vne->vde", centred, centred) / (len(first) - 1)
     off_diagonal = (covariance**2).sum() - (jnp.diagonal(covariance, axis1=1, axis2=2) ** 2).sum()
     spread = jax.nn.relu(1 - deviation).mean(1).sum()
     loss = 25 * ((first - second) ** 2).mean() + 25 * spread / 2 + off_diagonal / first.shape[1]
-    return jnp.full(len(views.query), loss)
+    return jnp.full(len(inputs.query), loss)
 
 
 def test_an_added_objective_steps_the_same_on_any_number_of_devices(mesh_of, still_views):

@@ -34,7 +34,7 @@ def is_features(path: AnyPath) -> bool:
     return False
 
 
-class GivenFeatures(Localizer):
+class ExternalFeatures(Localizer):
     """In the place of an `Evaluator`: features (n, C) of a source's images from an npz of `names` (n,), as the source
     names its images or with folders before that, and `vectors` (n, C).
 

@@ -8,7 +8,7 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from cvsa_jax.data.sources import load, procedural
-from cvsa_jax.evaluation import given
+from cvsa_jax.evaluation import external_features
 from cvsa_jax.evaluation.probe import ProbeResult
 from cvsa_jax.evaluation.protocol import EvalSpec, Knn, Probe
 from cvsa_jax.evaluation.recognition import Labelled, recognized
@@ -40,7 +40,7 @@ def test_rows_are_found_by_name_in_any_order(tmp_path, prefix):
     order = RNG.permutation(len(SOURCE))
     names = [prefix + SOURCE.names[i] for i in order]
     extra = [*names, "another/picture.png"]
-    features = given.GivenFeatures(
+    features = external_features.ExternalFeatures(
         saved(tmp_path / "x.npz", extra, np.vstack([VECTORS[order], VECTORS[:1]])), SOURCE, spec(32)
     )
     np.testing.assert_array_equal(features.vectors, VECTORS)
@@ -50,12 +50,12 @@ def test_names_that_are_no_text_are_found_as_embed_writes_them(tmp_path):
     names = ("caf\udce9.png", "back\\slash.png", *SOURCE.names[2:])
     source = dataclasses.replace(SOURCE, names=names)
     written = ["caf\\udce9.png", *names[1:]]
-    features = given.GivenFeatures(saved(tmp_path / "x.npz", written), source, spec(32))
+    features = external_features.ExternalFeatures(saved(tmp_path / "x.npz", written), source, spec(32))
     np.testing.assert_array_equal(features.vectors, VECTORS)
 
 
 def test_figures_are_those_of_the_vectors(tmp_path):
-    features = given.GivenFeatures(saved(tmp_path / "x.npz"), SOURCE, spec(32))
+    features = external_features.ExternalFeatures(saved(tmp_path / "x.npz"), SOURCE, spec(32))
     found = features.recognition(None, TRAIN, TEST, knn=Knn((5,), 0.07), probe=probe()).figures
     # scikit-learn's kNN with the same votes.
     unit = VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True)
@@ -76,7 +76,7 @@ def test_maps_are_measured_as_an_attention_is(tmp_path):
     masks = np.stack([SOURCE.mask(i) for i in range(len(SOURCE))]) > 127
     order = RNG.permutation(len(SOURCE))
     path = saved(tmp_path / "x.npz", np.array(SOURCE.names)[order], VECTORS[order], maps=masks[order].astype(np.uint8))
-    features = given.GivenFeatures(path, SOURCE, spec(size))
+    features = external_features.ExternalFeatures(path, SOURCE, spec(size))
     maps = features.maps(None, TEST)
     assert maps.keys() == {"attention"}
     np.testing.assert_array_equal(maps["attention"], masks[TEST])
@@ -87,10 +87,10 @@ def test_maps_are_measured_as_an_attention_is(tmp_path):
 
 
 def test_patches_give_their_mean_and_first_component(tmp_path, monkeypatch):
-    monkeypatch.setattr(given, "CHUNK", 7)
+    monkeypatch.setattr(external_features, "CHUNK", 7)
     patches = RNG.normal(size=(len(SOURCE), 4, 4, 6)).astype(np.float32)
     patches[:, 1:3, 1:3] += 4 * np.eye(6, dtype=np.float32)[2]
-    features = given.GivenFeatures(saved(tmp_path / "x.npz", patches=patches), SOURCE, spec(24))
+    features = external_features.ExternalFeatures(saved(tmp_path / "x.npz", patches=patches), SOURCE, spec(24))
     maps = features.maps(None, TEST)
     assert maps.keys() == {"mean", "component"}
     np.testing.assert_allclose(maps["mean"], patches[TEST].mean(-1), rtol=1e-5, atol=1e-6)
@@ -100,7 +100,7 @@ def test_patches_give_their_mean_and_first_component(tmp_path, monkeypatch):
     # With its own maps beside, these are the attention.
     both = saved(tmp_path / "y.npz", patches=patches, maps=patches[..., 0])
     np.testing.assert_array_equal(
-        given.GivenFeatures(both, SOURCE, spec(24)).maps(None, TEST)["attention"], patches[TEST, ..., 0]
+        external_features.ExternalFeatures(both, SOURCE, spec(24)).maps(None, TEST)["attention"], patches[TEST, ..., 0]
     )
 
 
@@ -110,13 +110,13 @@ def test_patches_give_their_mean_and_first_component(tmp_path, monkeypatch):
 def test_maps_that_do_not_fit_are_refused(tmp_path, placed):
     (name,) = placed
     if np.isinf(next(iter(placed.values()))).any():  # which is seen when they are read
-        features = given.GivenFeatures(saved(tmp_path / "x.npz", **placed), SOURCE, spec(24))
+        features = external_features.ExternalFeatures(saved(tmp_path / "x.npz", **placed), SOURCE, spec(24))
         with pytest.raises(UserError, match=rf"x\.npz: `{name}` must be .* finite numbers"):
             features.maps(None, TEST)
         return
     shape = {"maps": r"\(n, h, w\)", "patches": r"\(n, h, w, C\)"}[name]
     with pytest.raises(UserError, match=rf"x\.npz: `{name}` must be {shape} finite numbers"):
-        given.GivenFeatures(saved(tmp_path / "x.npz", **placed), SOURCE, spec(24))
+        external_features.ExternalFeatures(saved(tmp_path / "x.npz", **placed), SOURCE, spec(24))
 
 
 @pytest.mark.parametrize(
@@ -131,20 +131,20 @@ def test_maps_that_do_not_fit_are_refused(tmp_path, placed):
 )
 def test_features_that_do_not_fit_are_refused(tmp_path, names, vectors, said):
     with pytest.raises(UserError, match=rf"x\.npz.*{said}"):
-        given.GivenFeatures(saved(tmp_path / "x.npz", names, vectors), SOURCE, spec(32))
+        external_features.ExternalFeatures(saved(tmp_path / "x.npz", names, vectors), SOURCE, spec(32))
 
 
 def test_crops_need_a_network(tmp_path):
-    features = given.GivenFeatures(saved(tmp_path / "x.npz"), SOURCE, spec(32))
+    features = external_features.ExternalFeatures(saved(tmp_path / "x.npz"), SOURCE, spec(32))
     with pytest.raises(UserError, match=r"config\.probe\.augmented needs a network"):
         features.recognition(None, TRAIN, TEST, knn=Knn((), 0.07), probe=probe(crop_area=(0.1, 1.0)))
 
 
 def test_what_is_a_file_of_features(tmp_path):
-    assert given.is_features(saved(tmp_path / "x.npz"))
+    assert external_features.is_features(saved(tmp_path / "x.npz"))
     np.savez(tmp_path / "w.npz", **{"conv1.weight": VECTORS})
     (tmp_path / "b.npz").write_bytes(b"PK")
-    assert not any(given.is_features(tmp_path / name) for name in ("w.npz", "b.npz", "absent.npz", "x.txt"))
+    assert not any(external_features.is_features(tmp_path / name) for name in ("w.npz", "b.npz", "absent.npz", "x.txt"))
 
 
 def test_few_labels_by_hand(monkeypatch):

@@ -1,0 +1,138 @@
+import os
+import sys
+import tomllib
+import types
+from pathlib import Path
+
+import pytest
+
+import cvsa_jax
+from cvsa_jax.runtime import config_files
+from cvsa_jax.runtime.errors import UserError
+from cvsa_jax.training.resume import write_config
+
+ROOT = Path(__file__).parents[2]
+MINE = "from configs import common\n\ndef get_config(options=''):\n    config = common.linear()\n"
+
+
+def test_names_are_those_of_the_configs_and_not_of_what_they_share():
+    names = set(config_files.names())
+    assert {"folder", "cub", "cub_linear", "demo", "saliency_unet", "imagenet"} <= names
+    assert not names & {"common", "recipes", "sets", "__init__"}
+    for name in names:
+        assert config_files.load(name).is_locked
+
+
+def test_a_name_and_its_file_are_the_same_config_wherever_they_are_asked_for(tmp_path, monkeypatch):
+    by_file = config_files.load(f"{ROOT}/configs/folder.py:small,moco").to_dict()
+    monkeypatch.chdir(tmp_path)  # where there are no configs
+    assert config_files.load("folder:small,moco").to_dict() == by_file
+    assert config_files.load("configs/folder.py:small,moco").to_dict() == by_file
+    assert by_file["objective"] == "moco" and by_file["views"]["size"] == 48
+
+
+def test_a_file_of_that_name_comes_before_the_packages_own(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "cub.py").write_text(MINE + "    config.seed = 7\n    return config\n")
+    monkeypatch.chdir(tmp_path)
+    assert config_files.load("configs/cub.py").seed == 7
+    assert config_files.load("cub").seed == 0
+
+
+def test_a_file_imports_what_lies_next_to_it_and_else_what_the_package_has(tmp_path, monkeypatch):
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "ours.py").write_text("SEED = 11\n")
+    body = "    from configs.ours import SEED\n    config.seed = SEED + len(options)\n    return config\n"
+    for file in (folder / "mine.py", tmp_path / "alone.py"):
+        file.write_text(MINE + body)
+        assert config_files.load(f"{file}:abc").seed == 14
+    monkeypatch.chdir(tmp_path)
+    assert config_files.load("alone.py").seed == 11
+
+
+def test_modules_called_configs_are_as_they_were_also_after_an_error(monkeypatch):
+    theirs = types.ModuleType("configs")
+    monkeypatch.setitem(sys.modules, "configs", theirs)
+    with pytest.raises(ValueError, match="unknown option huge; known: small"):
+        config_files.load("folder:huge")
+    assert sys.modules["configs"] is theirs
+
+
+@pytest.mark.parametrize(
+    "reference", ["nope", "nope:small", "configs/nope.py", "other/cub.py", "configs", "", "common"]
+)
+def test_an_unknown_config_is_one_error_with_the_names(reference):
+    with pytest.raises(
+        UserError, match=r"^there is no config '.*': give .* one of aircraft, .*folder, .*saliency_unet$"
+    ):
+        config_files.load(reference)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("x = 3\n", "defines no function get_config"), ("def get_config():\n    return {}\n", "dict and no ConfigDict")],
+)
+def test_a_file_that_makes_no_config_is_named(tmp_path, text, said):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"mine.py.*{said}"):
+        config_files.load(str(file))
+
+
+def test_every_package_is_in_the_wheel():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {
+        Path(folder).relative_to(ROOT) for folder, _, files in os.walk(ROOT / "cvsa_jax") if "__init__.py" in files
+    }
+    assert set(setuptools["packages"]) == {".".join(folder.parts) for folder in folders} | {"cvsa_jax.configs"}
+    assert setuptools["package-dir"] == {"cvsa_jax.configs": config_files.FOLDER.name}
+
+
+@pytest.mark.parametrize("reference", ["folder:small,moco", "folder_linear:few", "folder_finetune", "saliency_unet"])
+def test_the_settings_that_a_run_wrote_are_the_config_that_it_had(tmp_path, reference):
+    config = config_files.load(reference)
+    write_config(config, tmp_path)
+    again = config_files.load(str(tmp_path / "config.json"))
+    assert again.to_dict() == config.to_dict()  # tuples and all
+    types_of = [{key: value.get_type(key.rpartition(".")[2]) for key, value in places(one)} for one in (config, again)]
+    assert types_of[0] == types_of[1]
+
+
+def places(config, prefix=""):
+    """Dotted key -> the section it is in."""
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            yield from places(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", config
+
+
+def test_a_key_that_was_not_set_in_a_run_can_be_set(tmp_path):
+    write_config(config_files.load("folder"), tmp_path)
+    config = config_files.load(str(tmp_path / "config.json"))
+    config.total_steps = 7
+    with pytest.raises(TypeError):
+        config.total_steps = "many"
+    with pytest.raises(UserError, match=r"config\.json has no key 'batchsize'; did you mean batch_size\?"):
+        cvsa_jax.load_config(f"{tmp_path}/config.json", {"batchsize": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "there is no file .*config.json: give the config.json of the workdir of a run"),
+        ("{", "config.json is damaged"),
+        ('{"format": 1}', "config.json is not the config.json of a run: its mode is None"),
+        (
+            '{"format": 1, "mode": "pretrain", "sed": 1}',
+            r"config\.json: mode 'pretrain' has no key 'sed'; did you mean seed\?",
+        ),
+    ],
+)
+def test_a_file_that_no_run_wrote_is_one_error(tmp_path, text, said):
+    file = tmp_path / "config.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match=said):
+        config_files.load(str(file))
