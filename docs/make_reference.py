@@ -1,7 +1,7 @@
 """Writes the pages of docs/reference that follow from the code: `config.md`, `commands.md` and `python.md`.
 
-python docs/make_reference.py           # writes them
-python docs/make_reference.py --check   # names those that are out of date, and ends with code 1
+python -m docs.make_reference           # writes them
+python -m docs.make_reference --check   # names those that are out of date, and ends with code 1
 """
 
 import ast
@@ -21,9 +21,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "reference"
-sys.path.insert(0, str(ROOT))
 
-NOTE = "<!-- Written by docs/make_reference.py: change the code it names, and run that again. -->\n"
+NOTE = "<!-- Written by docs/make_reference.py from the code: change that, and run it again. -->\n"
 COMMANDS = ("main", "evaluate", "saliency", "look", "embed", "search", "data", "weights", "demo")
 # Functions of configs/common.py -> the title of the keys that they define.
 MODES = {
@@ -466,7 +465,7 @@ def main() -> None:
     if sys.argv[1:] == ["--check"]:
         stale = [path.name for path, text in made.items() if not path.exists() or path.read_text() != text]
         if stale:
-            sys.exit(f"out of date: {', '.join(stale)}; run python docs/make_reference.py")
+            sys.exit(f"out of date: {', '.join(stale)}; run python -m docs.make_reference")
         return
     PAGES.mkdir(exist_ok=True)
     for path, text in made.items():

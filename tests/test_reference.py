@@ -21,7 +21,7 @@ def reference():
 
 def test_the_committed_pages_are_those_of_the_code():
     # In a process of its own: the commands' flags have the same names, and can be defined once in a process.
-    check = [sys.executable, str(SCRIPT), "--check"]
+    check = [sys.executable, "-m", "docs.make_reference", "--check"]
     ended = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert ended.returncode == 0, ended.stderr
 
