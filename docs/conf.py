@@ -6,7 +6,6 @@ from pathlib import Path
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
-from sphinx.util import logging
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -30,11 +29,10 @@ myst_heading_anchors = 4  # links to headings are those of GitHub
 nb_execution_mode = "off"  # the notebook is committed with its outputs, and a test executes it
 highlight_language = "none"  # blocks of commands name no language
 
-_log = logging.getLogger(__name__)
-
 
 class LinksToFiles(SphinxTransform):
-    """Relative links to files outside docs/, which are no pages of the site. One that leads nowhere is a warning."""
+    """Relative links to files outside docs/, which are no pages of the site. Of one that leads nowhere Sphinx
+    warns itself."""
 
     default_priority = 5  # before Sphinx resolves links
 
@@ -50,11 +48,9 @@ class LinksToFiles(SphinxTransform):
             path = (page.parent / target).resolve()
             if node.get("refdomain") == "doc":  # the target is a page's name, counted from docs/
                 path = (DOCS / f"{target}.md").resolve()
-            if not target or path.is_relative_to(DOCS):
+            if not target or path.is_relative_to(DOCS) or not path.exists():
                 continue
-            if not path.exists():
-                _log.warning("there is no %s", path, location=node)
-            elif FORGE:
+            if FORGE:
                 kind = "tree" if path.is_dir() else "blob"
                 uri = f"{FORGE.format(kind=kind)}/{path.relative_to(ROOT)}{f'#{anchor}' if anchor else ''}"
                 node.replace_self(nodes.reference("", "", *node.children, refuri=uri, internal=False))
