@@ -1,17 +1,18 @@
 # `make demo` and `make test` need Python 3.11 to 3.13 and make; they set up everything else in .venv.
 VENV := .venv
 PYTHON := $(VENV)/bin/python
+DOCS_VENV := .venv-docs
 DEMO_OUT := runs/demo
 # Files side by side; each process takes about 4 GB.
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-slow lint format
+.PHONY: setup demo test test-slow lint format docs
 .DEFAULT_GOAL := setup
 
 setup: $(VENV)/.done
 
 $(VENV)/.done: requirements.txt
-	@./setup.sh $(VENV) requirements.txt
+	@./setup.sh $(VENV) requirements.txt "about 700 MB"
 	@touch $@
 
 demo: setup
@@ -30,3 +31,11 @@ lint: setup
 format: setup
 	@$(PYTHON) -m ruff check --fix .
 	@$(PYTHON) -m ruff format .
+
+docs: $(DOCS_VENV)/.done
+	@$(DOCS_VENV)/bin/python -m sphinx -q -E -W --keep-going -b html docs docs/_build/html
+	@echo "the site: docs/_build/html/index.html"
+
+$(DOCS_VENV)/.done: docs/requirements.txt
+	@./setup.sh $(DOCS_VENV) docs/requirements.txt
+	@touch $@

@@ -1,5 +1,5 @@
 #!/bin/sh
-# setup.sh VENV REQUIREMENTS: makes the virtual environment and installs the pinned set, with uv where it is there.
+# setup.sh VENV REQUIREMENTS [SIZE]: makes the virtual environment and installs the pinned set, with uv if it is there.
 set -eu
 venv=$1 requirements=$2
 
@@ -24,5 +24,5 @@ if [ ! -x "$venv/bin/python" ]; then
     fi
     "$python" -m venv "$venv"
 fi
-echo "installing $requirements into $venv (about 700 MB, once)"
+echo "installing $requirements into $venv, once${3:+ ($3)}"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"

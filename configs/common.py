@@ -2,7 +2,8 @@
 
 `pretrain()` is the recipe of BYOL for 100 epochs (deepmind-research/byol, configs/byol.py at 3d8692e: base tau 0.99, lr
 0.45 per 256 images), ResNet-50, 224 px.
-Areas are (low, high) fractions. Durations end in `_epochs` or `_steps`.
+Areas are (low, high) fractions. Durations end in `_epochs` or `_steps`. A key's comment ends its line or, where it is
+longer, precedes it; docs/make_reference.py makes the table of all keys from these comments.
 """
 
 from ml_collections import ConfigDict
@@ -13,40 +14,52 @@ def pretrain() -> ConfigDict:
     """Keys of `mode = 'pretrain'`: an objective, its views, and the alignment loss, each independent of the others."""
     config = ConfigDict()
     config.mode = "pretrain"
-    config.seed = 0  # of the initial weights, the data order, the views and the augmentation
-    config.batch_size = 256  # global
-    config.accumulate_steps = 1  # micro-batches of a step, one in memory at a time; batch statistics are those of each
-    config.total_epochs = 100.0
-    config.total_steps = placeholder(int)  # where given, instead of total_epochs
-    config.init_from = ""  # workdir of the run whose online network this one starts from, or a file with a ResNet's
-    # weights, of torchvision, timm, MoCo, SimSiam, SwAV, solo-learn, lightly, … (docs/weights.md)
+    config.seed = 0  # seed of the initial weights, the data order, the views and the augmentation
+    config.batch_size = 256  # images in a step, over all devices together
+    # Micro-batches of a step, of which one at a time is in memory. Each has its own batch statistics.
+    config.accumulate_steps = 1
+    config.total_epochs = 100.0  # length of the run in epochs
+    config.total_steps = placeholder(int)  # length of the run in steps; if set, it replaces total_epochs
+    # Where the weights come from: the workdir of a run, whose online network this one starts from, or a file of ResNet
+    # weights (torchvision, timm, MoCo, SimSiam, SwAV, solo-learn, lightly, …). Empty: random weights.
+    config.init_from = ""
 
     config.data = _data()
-    # True: training images are decoded once, kept in ~/.cache/cvsa_jax as squares, and all crops are cut out of these.
+    # Decode each training image once, keep it as a square in ~/.cache/cvsa_jax, and cut all crops out of that square.
     config.data.cache = False
 
     config.saliency = ConfigDict()
-    config.saliency.detector = "masks"  # the store read: saliency/<data set>/<detector>
-    config.saliency.store = ""  # or this folder
-    config.saliency.threshold = 0.5  # of the map, for the stored box and area
-    config.saliency.warn_fallback = 0.05  # share of maps without a cell at the threshold above which training warns
+    config.saliency.detector = "masks"  # detector whose maps are read, from `saliency/<data set>/<detector>`
+    config.saliency.store = ""  # folder of the store, if it is another one
+    config.saliency.threshold = 0.5  # saliency from which a cell belongs to the object
+    config.saliency.warn_fallback = 0.05  # training warns if more than this share of maps shows no object
 
     config.views = ConfigDict()
-    config.views.kind = "saliency_swap"  # or random_resized_crop
-    config.views.size = 224  # px
-    config.views.group = 4  # images decoded together, which lend each other their backgrounds; divides the batch
-    config.views.swap_prob = 1.0  # a view that is not swapped is a Random Resized Crop
-    config.views.swapped_views = 2  # or 1: only view 1 is swapped
-    config.views.source_area = (0.1, 0.6)  # of the box cut from the source image
-    config.views.paste_area = (0.2, 0.8)  # of the box replaced on the background image
-    config.views.hole = "cover"  # that box is made as much larger as it takes to hold the background's object; or size
-    config.views.cover = 0.95  # of the object's saliency, which the box then holds
-    config.views.paste = "bounded"  # its aspect within 4/3 of the crop's; or keep_aspect: the crop's; or stretch: any
-    config.views.background = "different"  # of the two views of an image; or common
-    config.views.canvas_min = 1.0  # smallest side of the part of the background that is shown
-    config.views.crop_area = (0.08, 1.0)  # of Random Resized Crop
-    config.views.where = "host"  # makes the views; or device, which then holds all images and maps in its memory
-    config.views.stored = placeholder(int)  # px of the squares of where=device and of data.cache; 2 · size if not given
+    # How a view is made: Saliency Swap puts the most salient box of the image over the object of another image; Random
+    # Resized Crop needs no maps.
+    config.views.kind = "saliency_swap"
+    config.views.size = 224  # side of the views, px
+    # Images that are decoded together and serve as each other's backgrounds; divides the batch.
+    config.views.group = 4
+    config.views.swap_prob = 1.0  # probability that a view is swapped; otherwise it is a Random Resized Crop
+    config.views.swapped_views = 2  # how many of the two views are swapped; with 1 only the first
+    config.views.source_area = (0.1, 0.6)  # range of the area of the box that is cut out of the image
+    config.views.paste_area = (0.2, 0.8)  # range of the area of the box that it replaces in the background image
+    # Size of the replaced box: `cover` enlarges it until it holds the background's own object, `size` takes the random
+    # size as it is.
+    config.views.hole = "cover"
+    config.views.cover = 0.95  # share of the background object's saliency that the replaced box must hold
+    # Aspect of the replaced box: `bounded` within a factor of 4/3 of the crop's, `keep_aspect` equal to it, `stretch`
+    # drawn independently of it.
+    config.views.paste = "bounded"
+    # Whether the two views of an image have different backgrounds or a common one.
+    config.views.background = "different"
+    config.views.canvas_min = 1.0  # smallest side of the window of the background image that is shown; 1: all of it
+    config.views.crop_area = (0.08, 1.0)  # range of the area of a Random Resized Crop
+    # Who makes the views: the host, or the device, which then holds all images and maps in its memory.
+    config.views.where = "host"
+    # Side in px of the squares that where=device and data.cache keep; default: twice the views' size.
+    config.views.stored = placeholder(int)
 
     config.augment = ConfigDict()
     config.augment.view1 = _photometric(blur_prob=1.0, solarize_prob=0.0)
@@ -54,30 +67,35 @@ def pretrain() -> ConfigDict:
 
     config.model = _model()
 
-    config.objective = "byol"  # or moco, simclr, simsiam: what the pooled vectors are trained for
+    config.objective = "byol"  # the loss on the pooled vectors
     config.contrast = ConfigDict()
-    config.contrast.temperature = 0.2  # of moco and simclr
-    config.contrast.queue = placeholder(int)  # keys of moco; 65,536, or about as many as images if they are fewer
+    config.contrast.temperature = 0.2  # temperature of moco and simclr
+    # Length of moco's queue of keys; default: 65,536, or about the number of images if that is smaller.
+    config.contrast.queue = placeholder(int)
 
     config.align = ConfigDict()
-    config.align.weight = 1.0  # 0 is the plain objective
-    config.align.balance = "fixed"  # the weight is the loss's factor; or gradient: the ratio at which its gradient on
-    # the features is held to the objective's, whatever the form
-    config.align.form = (
-        "kl"  # kl, contrast_bce, propagate, cosine, minmax, pairwise; the controls mask_head, masked_dense
-    )
-    config.align.temperature = 0.2  # tau in kl, contrast_bce, propagate, pairwise
+    config.align.weight = 1.0  # weight of the alignment loss; 0 trains the objective alone
+    # Meaning of the weight: `fixed`, a factor of the loss; `gradient`, the ratio at which the loss's gradient on the
+    # features is held to the objective's, whatever the form.
+    config.align.balance = "fixed"
+    # Formula of the alignment loss. `mask_head` and `masked_dense` are controls without cross-view attention to align:
+    # one predicts the mask, the other pulls objects together.
+    config.align.form = "kl"
+    config.align.temperature = 0.2  # tau of kl, contrast_bce, propagate and pairwise
 
     config.optim = _optim("lars", lr=0.45, weight_decay=1e-6)
     config.target = ConfigDict()
-    config.target.tau = 0.99  # coefficient of the moving average at step 0, for batches of reference_batch images
-    config.target.reference_batch = 4096  # at another batch tau ** (batch_size / reference_batch), as fast by images
-    config.target.cosine = True  # tau rises to 1 along a cosine; False: it stays
+    # Coefficient of the target network's moving average at step 0, for batches of reference_batch images.
+    config.target.tau = 0.99
+    # Batch that tau is for; at another one it is tau ** (batch_size / reference_batch), as fast per image.
+    config.target.reference_batch = 4096
+    config.target.cosine = True  # tau rises to 1 along a cosine; False: it is constant
 
-    config.watch = ConfigDict()  # figures that training itself does not see
-    config.watch.online_probe = True  # where there are labels: a linear classifier learns beside, gives nothing back
-    config.watch.knn_steps = 1000  # where there are labels: leave-one-out kNN of training images so often; 0: never
-    config.watch.knn_images = 2048  # at most
+    config.watch = ConfigDict()
+    # With labels: train a linear classifier on the features of each step. It sends no gradient to the network.
+    config.watch.online_probe = True
+    config.watch.knn_steps = 1000  # with labels: steps between two leave-one-out kNN evaluations; 0: none
+    config.watch.knn_images = 2048  # training images in that kNN at most
 
     config.eval = _eval()
     _loop(config)
@@ -89,23 +107,27 @@ def linear() -> ConfigDict:
     of features (docs/how-to/comparing.md)."""
     config = ConfigDict()
     config.mode = "linear"
-    config.seed = 0  # of the validation part, the order of the batches, the lists of labels, and the backgrounds
+    config.seed = 0  # seed of the validation part, the order of the batches, the lists of labels and the backgrounds
+    # What is probed: the workdir of a run, a file of ResNet weights, or an .npz of features.
     config.init_from = ""
     config.data = _data()
-    config.label_fractions = (1.0,)  # of the train images, drawn by class: a probe for each
-    config.label_counts = ()  # and so many images of each class: a probe for each
-    config.label_draws = 1  # lists of labelled images of each fraction and count, over which figures are averaged
+    config.label_fractions = (1.0,)  # shares of the training images of each class that keep their labels: a probe each
+    config.label_counts = ()  # numbers of labelled images per class: a further probe each
+    config.label_draws = 1  # random lists of labelled images per fraction and count; figures are their averages
     config.eval = _eval()
 
     config.probe = ConfigDict()
-    config.probe.learning_rates = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-    config.probe.batch_size = 256
-    config.probe.total_epochs = 100
-    config.probe.validation_share = 0.2  # of the labelled images, by class, on which the learning rate is chosen
-    config.probe.folds = 5  # so many times, with other images; at most until 1000 images have been asked
-    config.probe.seeds = 1  # from config.seed on; of several, mean and deviation are reported
-    config.probe.augmented = False  # False: on cached features of centre crops; True: on fresh crops in every epoch
-    config.probe.crop_area = (0.08, 1.0)  # of the augmented crops
+    config.probe.learning_rates = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # candidates: validation chooses one
+    config.probe.batch_size = 256  # images in a step
+    config.probe.total_epochs = 100  # length of each fit
+    # Share of the labelled images of each class that the learning rate is chosen on.
+    config.probe.validation_share = 0.2
+    # Number of validations, each on other images; there is no further one after 1,000 images in all.
+    config.probe.folds = 5
+    config.probe.seeds = 1  # fits with other seeds, from config.seed on; of several, mean and deviation are reported
+    # Fit on fresh random crops in every epoch; False: on the features of centre crops, computed once.
+    config.probe.augmented = False
+    config.probe.crop_area = (0.08, 1.0)  # range of the area of these random crops
     return config
 
 
@@ -127,23 +149,29 @@ def finetune() -> ConfigDict:
     """Keys of `mode = 'finetune'`: the whole network learns from labels, from a run, a weights file, or scratch."""
     config = ConfigDict()
     config.mode = "finetune"
-    config.seed = 0  # of the data order, the crops, the validation part and the lists of labels
-    config.init_from = ""  # workdir of a pre-training run, whose model it then is; or a file of weights; or scratch
+    config.seed = 0  # seed of the data order, the crops, the validation part and the lists of labels
+    # Where the weights come from: the workdir of a pre-training run, whose model it then is, or a file of ResNet
+    # weights. Empty: random weights.
+    config.init_from = ""
     config.data = _data()
-    config.data.cache = False  # True: as in pretrain
-    config.label_fractions = (1.0,)  # of the train images, drawn by class: a sweep and a training for each
-    config.learning_rates = (0.001, 0.003, 0.01, 0.03, 0.1)  # per 256 images of batch; one: no sweep
-    config.validation_share = 0.2  # of the labelled images, by class, on which the learning rate is chosen
-    config.batch_size = 64  # global
-    config.total_epochs = 100.0  # of all train images, also where fewer labels are used
-    config.total_steps = placeholder(int)  # where given, instead of total_epochs
+    # Decode each training image once, keep it as a square in ~/.cache/cvsa_jax, and cut all crops out of that square.
+    config.data.cache = False
+    # Shares of the training images of each class that keep their labels: a sweep and a training each.
+    config.label_fractions = (1.0,)
+    # Candidates per 256 images of batch, of which validation chooses one; a single one is used without a sweep.
+    config.learning_rates = (0.001, 0.003, 0.01, 0.03, 0.1)
+    config.validation_share = 0.2  # share of the labelled images of each class that the learning rate is chosen on
+    config.batch_size = 64  # images in a step, over all devices together
+    config.total_epochs = 100.0  # length of a training in epochs of all training images, also with fewer labels
+    config.total_steps = placeholder(int)  # length of a training in steps; if set, it replaces total_epochs
 
     config.views = ConfigDict()
-    config.views.size = 224  # px
-    config.views.crop_area = (0.5, 1.0)  # of Random Resized Crop, which with a flip is all the augmentation
+    config.views.size = 224  # side of the crops, px
+    # Range of the area of a Random Resized Crop; a flip is the only other augmentation.
+    config.views.crop_area = (0.5, 1.0)
 
-    config.model = _model()  # where init_from is no run
-    config.optim = _optim("sgd", lr=0.01, weight_decay=1e-4)  # lr is the sweep's
+    config.model = _model()  # unless init_from is a run
+    config.optim = _optim("sgd", lr=0.01, weight_decay=1e-4)
     config.optim.warmup_epochs = 0.0
     config.eval = _eval()
     _loop(config)
@@ -170,25 +198,26 @@ def saliency_unet() -> ConfigDict:
     """Keys of `mode = 'saliency_unet'`: train the supervised saliency detector on a source with masks."""
     config = ConfigDict()
     config.mode = "saliency_unet"
-    config.seed = 0
-    config.batch_size = 16
-    config.total_epochs = 62.0
-    config.total_steps = placeholder(int)  # where given, instead of total_epochs
+    config.seed = 0  # seed of the initial weights, the data order and the augmentation
+    config.batch_size = 16  # images in a step, over all devices together
+    config.total_epochs = 62.0  # length of the run in epochs
+    config.total_steps = placeholder(int)  # length of the run in steps; if set, it replaces total_epochs
     config.data = _data()
     config.data.procedural.update(train_per_class=40, size=128)
-    config.size = 128  # px; the whole image is squeezed to it, the map has half of it
-    config.threshold = 0.5  # of the map, for the figures at the end
+    config.size = 128  # side of the input, px: the whole image is resized to this square; the map has half its side
+    config.threshold = 0.5  # saliency from which a pixel belongs to the object, for the figures at the end
 
     config.with_procedural = True  # also train on the train images of config.data.procedural
     config.augment = ConfigDict()
     config.augment.side = (0.6, 1.2)  # range of the random window's side; above 1 the border is repeated
-    config.augment.aspect = 1.5  # the window is up to this factor wider or higher
-    config.augment.composite_prob = 0.3  # share of images whose object is laid over another image
+    config.augment.aspect = 1.5  # largest ratio of the window's sides
+    config.augment.composite_prob = 0.3  # share of images whose object is pasted over another image
     config.augment.colour = _photometric(blur_prob=0.0, solarize_prob=0.0)
 
     config.model = ConfigDict()
-    config.model.channels = (24, 32, 64, 96, 128)  # of each scale, from half of the resolution down; multiples of 8
-    config.model.dtype = "float32"  # of the convolutions; or bfloat16
+    # Channels of each scale, from half of the resolution down; multiples of 8.
+    config.model.channels = (24, 32, 64, 96, 128)
+    config.model.dtype = "float32"  # number type of the convolutions
 
     config.optim = _optim("adam", lr=0.032, weight_decay=1e-4)
     config.optim.warmup_epochs = 2.0
@@ -207,23 +236,27 @@ def tfds(config: ConfigDict, name: str, test_split: str) -> None:
 
 
 def _loop(config: ConfigDict) -> None:
-    config.log_steps = 10
-    config.checkpoint_steps = 1000  # besides those at the end and at an interruption
-    config.log_parameters = False  # print the table of parameters, which is in <workdir>/parameters.txt
-    config.profile_steps = 0  # so many steps are traced into <workdir>/profile
-    config.wandb_project = ""  # where given, the figures also go to Weights & Biases
+    config.log_steps = 10  # steps between two lines of the log
+    config.checkpoint_steps = 1000  # steps between two checkpoints; one more is written at the end and on interruption
+    config.log_parameters = False  # print the table of parameters, which is always in `<workdir>/parameters.txt`
+    config.profile_steps = 0  # number of steps that are profiled into `<workdir>/profile`
+    config.wandb_project = ""  # project of Weights & Biases that the figures are also sent to; empty: none
 
 
 def _model() -> ConfigDict:
     model = ConfigDict()
-    model.depth = 50  # 18, 34, 50; 8 and 14 have three stages, for views below about 64 px
+    model.depth = 50  # layers of the ResNet; 8 and 14 have three stages, for views below about 64 px
     model.width = 64  # channels of the first stage
-    model.stem = "imagenet"  # 7x7 stride 2 and max-pool, or small: 3x3 stride 2
-    model.padding = "symmetric"  # as torchvision's; or same: TensorFlow's, of weights trained so (DeepMind's BYOL)
-    model.head_hidden = 4096
-    model.head_out = 256
-    model.dtype = "float32"  # of the convolutions; or bfloat16
-    model.remat = False  # keep only the stages' inputs for the backward pass: less memory, a quarter more to compute
+    # First layers: `imagenet`, a 7x7 convolution of stride 2 and max-pooling; `small`, a 3x3 convolution of stride 2.
+    model.stem = "imagenet"
+    # Padding of strided convolutions: `symmetric` as in PyTorch; `same` as in TensorFlow, for weights trained with it
+    # (DeepMind's BYOL).
+    model.padding = "symmetric"
+    model.head_hidden = 4096  # hidden units of projectors and predictors
+    model.head_out = 256  # outputs of projectors and predictors: the dimension in which views are compared
+    model.dtype = "float32"  # number type of the convolutions
+    # Keep only the inputs of the stages for the backward pass: less memory, a quarter more computation.
+    model.remat = False
     return model
 
 
@@ -232,63 +265,80 @@ SMALL_MODEL = {"depth": 8, "width": 32, "stem": "small", "head_hidden": 256, "he
 
 def _optim(name: str, lr: float, weight_decay: float) -> ConfigDict:
     optim = ConfigDict()
-    optim.name = name  # lars, adam, sgd
-    optim.lr = lr  # per 256 images of batch
-    optim.warmup_epochs = 10.0
-    optim.warmup_steps = placeholder(int)  # where given, instead of warmup_epochs
-    optim.weight_decay = weight_decay
-    optim.decay = "kernels"  # what the weight decay is on; or all: also biases and normalisation
-    optim.momentum = 0.9
-    optim.nesterov = True  # of sgd
-    optim.predictor = "scheduled"  # or fixed: the predictors' learning rate stays at its peak (SimSiam)
+    optim.name = name  # optimiser
+    optim.lr = lr  # peak learning rate per 256 images of batch; finetune replaces it by those of its sweep
+    optim.warmup_epochs = 10.0  # linear warm-up in epochs
+    optim.warmup_steps = placeholder(int)  # linear warm-up in steps; if set, it replaces warmup_epochs
+    optim.weight_decay = weight_decay  # coefficient of the weight decay
+    optim.decay = "kernels"  # what decays: the kernels, or all parameters, biases and normalisation included
+    optim.momentum = 0.9  # momentum of lars and sgd
+    optim.nesterov = True  # Nesterov's momentum, in sgd
+    # Learning rate of the predictors: `scheduled` as all others, `fixed` at its peak (SimSiam).
+    optim.predictor = "scheduled"
     return optim
 
 
 def _data() -> ConfigDict:
     data = ConfigDict()
-    data.kind = "folder"  # cub, folder, procedural, or tfds:<name> as tfds:stanford_dogs or tfds:cars196:2.2.0
-    data.root = ""  # of tfds: where its sets are, if not where TFDS keeps them
-    data.fingerprint = "contents"  # of the images, which are read for it once; or times: of their sizes and times of
-    # change, where reading all would take too long, as on a mounted bucket
-    data.train_split = "train"  # pre-training and the probe's fitting; `all` is every image
-    data.test_split = "test"
-    data.on_bad_image = "stop"  # or skip: leave unreadable images out, and say which
+    # Data set: folder, procedural (drawn birds), the official sets cub, aircraft, cars, nabirds, dogs, inat, pets,
+    # flowers and food, or `tfds:<name>` such as `tfds:stanford_dogs` or `tfds:cars196:2.2.0`.
+    data.kind = "folder"
+    data.root = ""  # folder of the data set; for tfds only if it is not where TFDS keeps its sets
+    # How a changed image is recognised: by its `contents`, for which each is read once, or by its size and the time of
+    # its last change (`times`), where reading all takes too long, as on a mounted bucket.
+    data.fingerprint = "contents"
+    data.train_split = "train"  # split that networks and probes are trained on; `all` is every image
+    data.test_split = "test"  # split that is evaluated on
+    data.on_bad_image = "stop"  # at an unreadable image: stop, or skip it and name it
     data.procedural = ConfigDict()
-    data.procedural.seed = 0
-    data.procedural.classes = 12
-    data.procedural.train_per_class = 80
-    data.procedural.test_per_class = 50
-    data.procedural.size = 64  # px
-    data.procedural.scale = (0.19, 0.29)  # of half a bird's length over the image's side
-    data.procedural.bodies = "same"  # classes differ in small attributes; or different: in the whole body, coarsely
-    data.procedural.background = "plain"  # or telling: in the train split it says the class
+    data.procedural.seed = 0  # seed of the drawn birds
+    data.procedural.classes = 12  # kinds of birds
+    data.procedural.train_per_class = 80  # training images of each kind
+    data.procedural.test_per_class = 50  # test images of each kind
+    data.procedural.size = 64  # side of the images, px
+    data.procedural.scale = (0.19, 0.29)  # range of half a bird's length over the image's side
+    # How classes differ: in small attributes of the same body, or by different bodies and nothing else.
+    data.procedural.bodies = "same"
+    # Colours of the background: `plain`, any; `telling`, in the train split those of the class.
+    data.procedural.background = "plain"
     return data
 
 
 def _eval() -> ConfigDict:
     evaluation = ConfigDict()
-    evaluation.batch_size = 128
-    evaluation.knn = (1, 5, 10, 20, 50, 200)  # neighbours; leave-one-out on the train images chooses among them
+    evaluation.batch_size = 128  # images in a forward pass
+    evaluation.knn = (1, 5, 10, 20, 50, 200)  # numbers of neighbours; leave-one-out on the training images chooses one
     evaluation.knn_temperature = 0.07  # a neighbour's vote weighs exp(cosine / temperature)
-    evaluation.attention = "others"  # an image's cells are compared with those of the other images; or mirror: of its
-    # own mirror image
-    # Over the cells of the feature map. `average` is how others measure and what an exported network returns;
-    # `attention`, weighted by where the network looks, mostly read better in the study (docs/study/README.md).
-    evaluation.pooling = "average"  # or attention; or head, by a look head; or saliency, by maps
-    evaluation.look = ""  # head: the file of `python -m cvsa_jax.look fit`; else one is fitted to maps of train images
-    evaluation.maps = ""  # head without a file, saliency: detector of the store saliency/<data set>/…, or its folder
-    evaluation.power = 2.0  # saliency: of the maps, each scaled to [0, 1]
-    evaluation.embedding = "pca"  # or umap, which needs umap-learn: features in two dimensions, on `evaluate`'s page
-    evaluation.size = placeholder(int)  # px; the run's views.size where not given
-    evaluation.resize = placeholder(int)  # px of the shorter side before the centre crop; size · 256/224 if not given
+    # What an image's cells are compared with for its attention map: other images, or its own mirror image.
+    evaluation.attention = "others"
+    # Pooling of the feature map: `average` is usual, and an exported network does it; `attention` weights cells by
+    # where the network looks, which mostly gave better features in the study (docs/study/README.md); `head` weights
+    # them by a look head, `saliency` by saliency maps.
+    evaluation.pooling = "average"
+    # For pooling=head: file of `python -m cvsa_jax.look fit`; empty: a head is fitted to maps of the training images.
+    evaluation.look = ""
+    # Maps for pooling=saliency, and for pooling=head without a file: a detector, whose store is
+    # `saliency/<data set>/<detector>`, or the folder of a store.
+    evaluation.maps = ""
+    evaluation.power = 2.0  # for pooling=saliency: exponent of the maps, each scaled to [0, 1]
+    # Method that draws features in two dimensions on the page of `evaluate`; umap needs umap-learn.
+    evaluation.embedding = "pca"
+    evaluation.size = placeholder(int)  # side of the evaluated images, px; default: views.size of the run
+    # Shorter side in px that images are resized to before the centre crop; default: size · 256/224.
+    evaluation.resize = placeholder(int)
     return evaluation
 
 
 def _photometric(blur_prob: float, solarize_prob: float) -> ConfigDict:
     view = ConfigDict()
-    view.brightness, view.contrast, view.saturation, view.hue = 0.4, 0.4, 0.2, 0.1
-    view.jitter_prob, view.grayscale_prob = 0.8, 0.2
-    view.blur_prob, view.solarize_prob = blur_prob, solarize_prob
+    view.brightness = 0.4  # strength of the random change of brightness
+    view.contrast = 0.4  # strength of the random change of contrast
+    view.saturation = 0.2  # strength of the random change of saturation
+    view.hue = 0.1  # strength of the random change of hue
+    view.jitter_prob = 0.8  # probability of the four changes of colour above
+    view.grayscale_prob = 0.2  # probability of a grey image
+    view.blur_prob = blur_prob  # probability of a Gaussian blur
+    view.solarize_prob = solarize_prob  # probability of solarization
     return view
 
 
