@@ -185,7 +185,7 @@ def rows_of(one: Prepared, others: dict[str, Prepared], args: argparse.Namespace
                     yield Row(key, "head", taught(one, detector, images, seed))
 
 
-def ridge(features: GivenFeatures, one: Prepared) -> float:
+def ridge(features: ExternalFeatures, one: Prepared) -> float:
     """Top-1 of scikit-learn's ridge classifier, its penalty chosen by leave-one-out on the train images: a linear
     probe that does not overfit a small set."""
     key = features.key(None, one.train)

