@@ -96,6 +96,13 @@ def meanings(text: str) -> dict[Key, str]:
     return found
 
 
+def _flat(config: Any) -> dict[str, Any]:
+    """The dotted keys of a config and their values."""
+    from flax.traverse_util import flatten_dict
+
+    return flatten_dict(config.to_dict(), sep=".")
+
+
 def without_meaning(text: str) -> list[str]:
     """The keys in the text of configs/common.py that no comment explains."""
     said = meanings(text)
@@ -165,7 +172,6 @@ def config_page() -> str:
     from ml_collections.config_dict import FieldReference
 
     from configs import common
-    from cvsa_jax.runtime.config_files import flattened
 
     text = (ROOT / "configs" / "common.py").read_text()
     if silent := without_meaning(text):
@@ -175,7 +181,7 @@ def config_page() -> str:
     rows: dict[Key, dict[str, dict[str, Any]]] = {}
     for mode in MODES:
         config = getattr(common, mode)()
-        values = dict(flattened(config))
+        values = _flat(config)
         assert values.keys() == kinds[mode].keys(), values.keys() ^ kinds[mode].keys()
         for name, key in kinds[mode].items():
             if name == "mode":  # the heading says it
@@ -297,15 +303,14 @@ Each file changes what differs from the defaults above. The configs of a set, `c
 
 def recipes_table() -> str:
     """What each option of the configs of a folder changes."""
-    from cvsa_jax.runtime.config_files import flattened
 
     lines = ["## Options\n", OPTIONS_INTRODUCTION]
     for stem in ("folder", "folder_linear", "folder_finetune"):
         module = importlib.import_module(f"configs.{stem}")
-        plain = dict(flattened(module.get_config()))
+        plain = _flat(module.get_config())
         lines += [f"### `configs/{stem}.py`\n", "| option | changes |", "|---|---|"]
         for option in options_of(module.get_config):
-            changed = dict(flattened(module.get_config(option)))
+            changed = _flat(module.get_config(option))
             changes = ", ".join(f"`{key}={value}`" for key, value in changed.items() if value != plain[key])
             lines.append(f"| `{option}` | {changes or OPTIONS_OF_OTHERS[option]} |")
         lines.append("")

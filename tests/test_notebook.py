@@ -46,6 +46,6 @@ def test_the_notebook_runs_and_finds_the_birds(tmp_path, monkeypatch):
     NotebookClient(notebook, timeout=1200, kernel_name="python3", resources=folder).execute()
     assert (tmp_path / "runs" / "quickstart" / "cvsa" / "report" / "index.html").exists()
     figures = json.loads(notebook.cells[-1].outputs[-1]["text"])
-    assert figures["features"] == [480, 128] and figures["attention"] == [120, 8, 8]
+    assert figures["features"] == [480, 64] and figures["attention"] == [120, 8, 8]
     assert figures["on_object"] > 2 * figures["chance"] > 0.2
     assert figures["accuracy"]["look head"] > 1.5 / 12  # chance: 1 / 12
