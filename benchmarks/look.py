@@ -1,6 +1,6 @@
 """What a look head gives: a frozen network's features under every pooling, on several sets.
 
-    python -m benchmarks.look --run=model.pth --sets=butterflies=data/butterflies,pets=data/pets --detectors=rbd,masks
+    python -m benchmarks.look --run=model.pth --name=augnet --sets=birds=data/birds,pets=data/pets --detectors=rbd,masks
 
 A set is a name and a folder as configs/folder.py takes it, with classes and a test split. Its images go through the
 network once, whole, squeezed to `--size`, and their cells are kept in `<out>/<name>/<set>.npz`, as `evaluate --runs=`
@@ -68,7 +68,7 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     given.add_argument("--run", required=True, help="workdir of a run, file of weights, or model.onnx:tensor")
-    given.add_argument("--name", default="network", help="of the network, in the lines")
+    given.add_argument("--name", required=True, help="of the network, in the lines and of the folder of its cells")
     given.add_argument("--sets", required=True, help="name=folder, with commas")
     given.add_argument("--detectors", default="rbd", help="of maps and teachers, with commas; also isnet=FILE")
     given.add_argument("--images", default="20,50,100,200", help="train images of a head besides all, with commas")
@@ -104,12 +104,19 @@ class Prepared(NamedTuple):
                 folder = args.out / name / detector
                 compute(source, named_detector(entry, source), folder, threshold=0.5, on_bad_image="stop")
                 stores[detector] = SaliencyStore(folder, source)
-        kept = args.out / args.name / f"{name}.npz"
+        kept, made_by = args.out / args.name / f"{name}.npz", f"{args.run} at {args.size} px"
         if not kept.is_file():
             cells = tokens(args, source) if ".onnx:" in args.run else cells_of(args, source)
             kept.parent.mkdir(exist_ok=True)
             vectors = cells.mean((1, 2), dtype=np.float32)
-            np.savez(kept, names=np.array(source.names), vectors=vectors, patches=cells)
+            written = kept.with_suffix(".part.npz")
+            np.savez(written, names=np.array(source.names), vectors=vectors, patches=cells, made_by=made_by)
+            written.replace(kept)
+        with np.load(kept) as arrays:
+            if str(arrays["made_by"]) != made_by:
+                raise SystemExit(
+                    f"{kept} is of {arrays['made_by']}, and not of {made_by}: take another --name or --out"
+                )
         return cls(name, source, kept, stores, args.size)
 
     def features(self, pooling: str, guide: Guide) -> ExternalFeatures:

@@ -48,9 +48,10 @@ def figure(file: dict, key: str) -> str:
 
 def number(value: float) -> str:
     """Three significant digits, four from 1,000 on."""
-    if value >= 100:
+    rounded = float(f"{value:.3g}")
+    if rounded >= 100:
         return f"{value:,.0f}"
-    decimals = 2 - math.floor(math.log10(value)) if value > 0 else 0
+    decimals = 2 - math.floor(math.log10(rounded)) if rounded > 0 else 0
     return f"{value:.{decimals}f}"
 
 

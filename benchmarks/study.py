@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     given.add_argument("--out", default=Path("runs/study"), type=Path, help="folder of the runs and of study.jsonl")
     given.add_argument("--shard", default="0/1", help="i/n: every n-th pair of a set and a seed from the i-th on")
     given.add_argument(
-        "--again", default="", help="key of a line; with --sets where its images are, --where and --init"
+        "--again", default="", help="key of a line; with --sets where its images are, --where, --init, --isnet"
     )
     given.add_argument("--tables", action="store_true", help="write the tables of the lines that are there, no more")
     given.add_argument("--docs", default=Path("docs/study"), type=Path, help="where they are written")
@@ -98,11 +98,13 @@ def again(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
         raise SystemExit(f"--again={args.again}: no such line in {args.out / LINES}, or --sets lacks its set")
     told = {key: line[key] for key in ("suite", "on", "detector")}
     told |= {"rows": ",".join(needed(line["suite"], line["row"])), "scale": line["scale"].partition(", from ")[0]}
+    told["head"] = "head_linear_top1" in line
     args = argparse.Namespace(**(vars(args) | told | {"out": args.out / f"again-{args.again}"}))
     shutil.rmtree(args.out, ignore_errors=True)  # of an earlier time
     Pair(args, line["set"], roots[line["set"]], line["seed"]).run()
     anew = lines(args.out)[-1]
-    figures = {key: (line[key], anew[key]) for key in anew if key not in ("seconds", "commit")}
+    compared = (line.keys() | anew.keys()) - {"seconds", "commit"}
+    figures = {key: (line.get(key), anew.get(key)) for key in sorted(compared)}
     different = {key: values for key, values in figures.items() if values[0] != values[1]}
     print(f"{len(figures) - len(different)} of {len(figures)} entries are the same; different: {different or 'none'}")
     return different
@@ -154,7 +156,8 @@ class Pair:
             workdir = self.stage1 if row.start == "as_it_is" else self.workdir(name)
             told = {"key": self.key(row, self.maps_of(row)), "suite": self.args.suite, "set": self.name, "row": name}
             told |= {"seed": self.seed, "on": self.args.on}
-            if any(told.items() <= line.items() for line in lines(self.args.out)):
+            needed_figures = {"head_linear_top1"} if self.args.head else set()
+            if any(told.items() <= line.items() and needed_figures <= line.keys() for line in lines(self.args.out)):
                 continue
             figures = {} if row.start == "as_it_is" else self.train(row, workdir)
             taught = str(self.store(self.maps_of(row))) if self.args.head else ""
@@ -175,6 +178,8 @@ class Pair:
         asked = self.args.rows.split(",") if self.args.rows else list(self.rows)
         if unknown := set(asked) - set(self.rows):
             raise SystemExit(f"--rows={','.join(unknown)}: suite {self.args.suite} has {', '.join(self.rows)}")
+        if any(self.maps_of(self.rows[row]) == "isnet" for row in asked) and not Path(self.args.isnet).is_file():
+            raise SystemExit(f"--isnet={self.args.isnet}: row isnet needs the ONNX file, or leave it out with --rows")
         kept = []
         for name in (row for row in self.rows if row in asked):
             start = self.rows[name].start

@@ -21,7 +21,7 @@ _POOLING = flags.DEFINE_enum(
 _LOOK = flags.DEFINE_string("look", "", "Of --pooling=head: the file that `python -m cvsa_jax.look fit` wrote.")
 _MAPS = flags.DEFINE_string("maps", "", "Of --pooling=saliency: detector, or folder, of the images' saliency store.")
 _PREDICT = flags.DEFINE_integer(
-    "predict", 0, "Of a fine-tuned run: so many classes with their probabilities.", lower_bound=0
+    "predict", 0, "Of a fine-tuned run: this many classes with their probabilities.", lower_bound=0
 )
 _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: of n processes on the same --out this is the i-th, from 0.")
 _SKIP = flags.DEFINE_bool("skip_bad_images", False, "Leave unreadable images out, and say which.")

@@ -10,7 +10,11 @@ from cvsa_jax.runtime import cli
 from cvsa_jax.runtime.errors import UserError
 
 flags.adopt_module_key_flags(cli)
-_RUNS = flags.DEFINE_list("runs", None, "Runs, files of weights, .npz of features, comma-separated; or name=path.")
+_RUNS = flags.DEFINE_list(
+    "runs",
+    None,
+    "Runs, files of weights, .npz of features, comma-separated; name=path names one, path@pooling pools it.",
+)
 _OUT = flags.DEFINE_string("out", "runs/evaluation", "Folder of the page.")
 
 

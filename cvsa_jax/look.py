@@ -16,7 +16,7 @@ _RUN = flags.DEFINE_string("run", None, "Workdir of a run, a file of weights, or
 _DETECTOR = flags.DEFINE_string(
     "detector", None, "fit: whose maps teach it, or a store's folder. Default: the config's store."
 )
-_IMAGES = flags.DEFINE_integer("images", 0, "fit: so many train images, at random; 0: all.", lower_bound=0)
+_IMAGES = flags.DEFINE_integer("images", 0, "fit: this many train images, at random; 0: all.", lower_bound=0)
 _LOOK = flags.DEFINE_string("look", None, "show: the file of the head.")
 _OUT = flags.DEFINE_string("out", None, "fit: the .safetensors file; show: folder of the page, runs/look by default.")
 

@@ -48,7 +48,7 @@ class LinksToFiles(SphinxTransform):
             path = (page.parent / target).resolve()
             if node.get("refdomain") == "doc":  # the target is a page's name, counted from docs/
                 path = (DOCS / f"{target}.md").resolve()
-            if not target or path.is_relative_to(DOCS) or not path.exists():
+            if not target or path.is_relative_to(DOCS) or not path.exists() or not path.is_relative_to(ROOT):
                 continue
             if FORGE:
                 kind = "tree" if path.is_dir() else "blob"

@@ -3,6 +3,7 @@
 Imports neither JAX nor TensorFlow, so that `--help` and a wrong flag are answered at once.
 """
 
+import difflib
 import hashlib
 import os
 import platform
@@ -29,8 +30,8 @@ class _ConfigParser(flags.ArgumentParser):
             return config_files.load(reference)
         except UserError:
             raise
-        except Exception as error:  # a file of the user's raises anything
-            raise UserError(f"--config={reference}: {_reason(error)}") from error
+        except (Exception, SystemExit) as error:  # a file of the user's raises anything
+            raise UserError(f"--config={reference}: {_reason(error, reference.partition(':')[0])}") from error
 
     def flag_type(self) -> str:
         return "config"
@@ -154,7 +155,20 @@ def _parse(argv: list[str]) -> list[str]:
         # A wrong key or type surfaces here as whatever the config's own assignment raises.
         given = any(word.partition("=")[0] in ("--config", "-config") for word in argv)
         missing = "flag 'config." in str(error) and not given
-        raise UserError(_NO_CONFIG if missing else _one_line(error)) from error
+        raise UserError(_NO_CONFIG if missing else _unknown_key(argv) or _one_line(error)) from error
+
+
+def _unknown_key(argv: list[str]) -> str:
+    """What to say of the first `--config.key` that the config does not have; "": there is none."""
+    config = flags.FLAGS["config"].value
+    if not isinstance(config, ConfigDict):
+        return ""
+    known = dict(config_files.flattened(config))
+    keys = [word.partition("=")[0].removeprefix("--config.") for word in argv if word.startswith("--config.")]
+    unknown = [key for key in keys if key not in known and not any(one.startswith(f"{key}.") for one in known)]
+    close = difflib.get_close_matches(unknown[0], known) if unknown else []
+    hint = f"; did you mean config.{close[0]}?" if close else ""
+    return f"the config has no key config.{unknown[0]}{hint}" if unknown else ""
 
 
 def _last_of_each(argv: list[str]) -> list[str]:
@@ -175,16 +189,22 @@ def _one_line(error: Exception) -> str:
     return text if isinstance(error, flags.Error) else f"--config: {text}"
 
 
-def _reason(error: Exception) -> str:
-    """Why a config file does not load. A ValueError is meant for the user; of all else the place in the file helps."""
+def _reason(error: BaseException, file: str) -> str:
+    """Why a config file does not load. A ValueError is meant for the user; of all else the place in the file, or in
+    its neighbours, helps."""
     text = " ".join(str(error).split())
     if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno}: {error.msg}"
+        place = f"{error.filename}, line {error.lineno}: " if error.lineno else "it is no Python file: "
+        return f"{place}{error.msg}"
     if isinstance(error, ValueError):
         return text
+    around = Path(file).absolute().parent
     places = [
         (frame.filename, frame.lineno)
         for frame in traceback.extract_tb(error.__traceback__)
-        if not re.search("site-packages|<frozen|cvsa_jax.runtime", frame.filename)
+        if Path(frame.filename).absolute().is_relative_to(around)
+        and not re.search("site-packages|<frozen|cvsa_jax.runtime", frame.filename)
     ]
-    return "".join(f"{file}, line {line}: " for file, line in places[-1:]) + (text or type(error).__name__)
+    kind = type(error).__name__
+    said = text if text and not isinstance(error, SystemExit) else f"{kind} {text}".strip()
+    return "".join(f"{place}, line {line}: " for place, line in places[-1:]) + said

@@ -6,6 +6,8 @@ where there is no such file, the package's own. `runs/mine/config.json` has the 
 
 import contextlib
 import difflib
+import inspect
+import os
 import runpy
 import sys
 import types
@@ -26,24 +28,30 @@ FOLDER = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.p
 
 def names() -> list[str]:
     """The configs of this package; the other files of the folder are what these share."""
-    return sorted(file.stem for file in FOLDER.glob("*.py") if "\ndef get_config(" in file.read_text())
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in FOLDER.glob("*.py")}
+    return sorted(name for name, text in texts.items() if "\ndef get_config(" in text)
 
 
-def load(reference: str) -> ConfigDict:
+def load(reference: str | Path) -> ConfigDict:
     """The config that a reference names, locked.
 
     Raises:
         UserError: there is no such config, or the file does not make one.
         Exception: whatever the file raises; of an unknown option, ValueError.
     """
-    if reference.endswith(".json"):
+    reference = str(reference)
+    if reference.lower().endswith(".json"):
         return _of_run(reference).lock()
     file, _, options = reference.partition(":")
+    if file.lower().endswith(".json"):
+        raise UserError(f"{reference}: the config.json of a run takes no options; change keys with --config.key=value")
     path = _find(file)
     with _neighbours(path):
         make = runpy.run_path(str(path)).get("get_config")
         if make is None:
             raise UserError(f"{path} defines no function get_config, which returns the config")
+        if options and not inspect.signature(make).parameters:
+            raise UserError(f"{path} takes no options, and {options!r} follows its colon")
         config = make(options) if options else make()
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config of {path} returns {type(config).__name__} and no ConfigDict")
@@ -56,8 +64,10 @@ def write_settings(config: ConfigDict, file: AnyPath) -> None:
 
 
 def read_settings(file: AnyPath) -> dict[str, Any]:
-    """What `write_settings` wrote; UserError where another version did."""
+    """What `write_settings` wrote; UserError where another version, or another program, did."""
     settings = read_json(file)
+    if not isinstance(settings, dict) or not isinstance(settings.get("mode"), str):
+        raise UserError(f"{file} is not the config.json of a run: it names no mode")
     formats.check(str(file), settings, formats.RUN, "use this run with the version that wrote it, or train it again")
     del settings[formats.KEY]
     return settings
@@ -89,10 +99,13 @@ def _of_run(reference: str) -> ConfigDict:
         raise UserError(f"there is no file {reference}: give the config.json of the workdir of a run")
     settings = read_settings(file)
     modes = runpy.run_path(str(FOLDER / "common.py"))["MODES"]
-    if settings.get("mode") not in modes:
-        raise UserError(f"{reference} is not the config.json of a run: its mode is {settings.get('mode')!r}")
+    if settings["mode"] not in modes:
+        raise UserError(f"{reference} is not the config.json of a run: its mode is {settings['mode']!r}")
     config = modes[settings["mode"]]()
-    change(config, settings, f"{reference}: mode {config.mode!r}")
+    try:
+        change(config, settings, f"{reference}: mode {config.mode!r}")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{reference} has a value of another type: {' '.join(str(error).split())}") from None
     return config
 
 
@@ -100,26 +113,43 @@ def _find(file: str) -> Path:
     known, path = names(), Path(file).expanduser()
     if file in known:
         return FOLDER / f"{file}.py"
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+        run = (path / "config.json").is_file()
+    except OSError:  # a name that no file can have
+        run = False
     if path.parent == Path("configs") and path.suffix == ".py" and path.stem in known:
         return FOLDER / path.name
-    raise UserError(f"there is no config {file!r}: give the path of a file, or one of {', '.join(known)}")
+    if run:
+        raise UserError(f"{file} is the workdir of a run: its settings are {path / 'config.json'}")
+    close = difflib.get_close_matches(path.stem, known)
+    hint = f"; did you mean {close[0]}?" if close else f", or one of {', '.join(known)}"
+    raise UserError(f"there is no config {file!r}: give the path of a file{hint}")
 
 
 @contextlib.contextmanager
 def _neighbours(file: Path) -> Iterator[None]:
-    """Inside, `configs` is the folder of this name around a config file, completed by the package's own. A package of
-    the user's project may have that name too; it is put back."""
+    """Inside, a config file can import what lies around its folder, and `configs` is the folder of this name there,
+    completed by the package's own. A package of the user's project may have that name too; it is put back."""
     others = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "configs"}
     for name in others:
         del sys.modules[name]
     package = types.ModuleType("configs")
-    package.__path__ = [str(folder / "configs") for folder in file.absolute().parents[:2]] + [str(FOLDER)]
+    around = file.absolute().parents[:2]
+    package.__path__ = [str(folder / "configs") for folder in around] + [str(FOLDER)]
     sys.modules["configs"] = package
+    path = list(sys.path)
+    if file.absolute().parent != FOLDER:
+        sys.path[:] = [str(around[-1]), *path, os.getcwd()]
     try:
+        for own in (folder / "configs" / "__init__.py" for folder in around):
+            if own.is_file() and own.parent != FOLDER:
+                vars(package).update({k: v for k, v in runpy.run_path(str(own)).items() if not k.startswith("__")})
+                break
         yield
     finally:
+        sys.path[:] = path
         for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
             del sys.modules[name]
         sys.modules.update(others)

@@ -15,10 +15,10 @@ STORE = 1  # a saliency store: its records, and the fingerprint of its images
 def check(place: str, content: Mapping, known: int, advice: str) -> None:
     """UserError, with this advice, where `content`, read from `place`, is not of the format that is known here."""
     found = content.get(KEY)
+    if type(found) is not int:
+        raise UserError(f"{place} has no format version, so a version of cvsa_jax before 1.0 wrote it: {advice}")
     if found == known:
         return
-    if not isinstance(found, int):
-        raise UserError(f"{place} has no format version, so a version of cvsa_jax before 1.0 wrote it: {advice}")
     if found > known:
         raise UserError(
             f"{place} has format {found}, which a newer version of cvsa_jax wrote (this one reads {known}): update "

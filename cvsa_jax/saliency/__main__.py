@@ -19,7 +19,7 @@ _DETECTOR = flags.DEFINE_enum("detector", None, list(DETECTORS), "Default: confi
 _SHARD = flags.DEFINE_string("shard", None, "i/n: make every n-th file of the store from the i-th, counted from 0.")
 _COMPARE = flags.DEFINE_list("compare", None, "Names of detectors, or folders of stores, to put side by side.")
 flags.DEFINE_string("maps", None, "folder: your maps, in folders that mirror the images.")
-flags.DEFINE_enum("supervision", None, list(SUPERVISIONS), "folder: where your maps' knowledge of objects comes from.")
+flags.DEFINE_enum("supervision", None, list(SUPERVISIONS), "folder: how your maps were made.")
 flags.DEFINE_string("run", None, "unet, encoder: workdir of the trained run.")
 flags.DEFINE_string("encoder_map", None, "encoder: what is read from the feature map, mean or component.")
 flags.DEFINE_string("model", None, "onnx: the model file; rembg: the model's name.")
@@ -27,7 +27,7 @@ flags.DEFINE_string("preset", None, "onnx: what the model expects: u2net, u2netp
 flags.DEFINE_integer("size", None, "onnx, custom: side of the input, px.")
 flags.DEFINE_list("mean", None, "onnx, custom: mean of each channel, of images in [0, 1].")
 flags.DEFINE_list("std", None, "onnx, custom: standard deviation of each channel.")
-flags.DEFINE_bool("sigmoid", None, "onnx, custom: the output are logits.")
+flags.DEFINE_bool("sigmoid", None, "onnx, custom: the output is logits.")
 
 
 def main() -> None:

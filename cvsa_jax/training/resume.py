@@ -94,6 +94,7 @@ def begin(
     with contextlib.ExitStack() as refused:
         refused.callback(checkpoints.close)  # which lets others use the workdir
         if checkpoints.latest is not None:
+            read_config(str(workdir))  # of this format, or refused
             stored = checkpoints.meta()
             begun = stored["start"]
             same = _same_start(config, workdir, lambda: start_from and tree_hash(start_from(state)[0].params) == begun)

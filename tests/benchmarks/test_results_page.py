@@ -52,6 +52,13 @@ def test_a_place_is_filled_with_the_entry_that_it_names(key, wanted):
     assert results_page.figure(file, key) == wanted
 
 
+@pytest.mark.parametrize(
+    "value, wanted", [(99.96, "100"), (9.996, "10.0"), (0.9996, "1.00"), (1234.5, "1,234"), (0, "0")]
+)
+def test_a_number_has_three_digits_after_it_is_rounded(value, wanted):
+    assert results_page.number(value) == wanted
+
+
 def test_a_place_that_no_file_fills_is_an_error():
     with pytest.raises(KeyError):
         results_page.filled("[[peers:of_nobody]]")

@@ -59,9 +59,7 @@ def test_modules_called_configs_are_as_they_were_also_after_an_error(monkeypatch
     assert sys.modules["configs"] is theirs
 
 
-@pytest.mark.parametrize(
-    "reference", ["nope", "nope:small", "configs/nope.py", "other/cub.py", "configs", "", "common"]
-)
+@pytest.mark.parametrize("reference", ["nope", "nope:small", "configs/nope.py", "elsewhere/zebra.py", "xyz", "", "qqq"])
 def test_an_unknown_config_is_one_error_with_the_names(reference):
     with pytest.raises(
         UserError, match=r"^there is no config '.*': give .* one of aircraft, .*folder, .*saliency_unet$"
@@ -123,7 +121,7 @@ def test_a_key_that_was_not_set_in_a_run_can_be_set(tmp_path):
     [
         (None, "there is no file .*config.json: give the config.json of the workdir of a run"),
         ("{", "config.json is damaged"),
-        ('{"format": 1}', "config.json is not the config.json of a run: its mode is None"),
+        ('{"format": 1}', "config.json is not the config.json of a run: it names no mode"),
         (
             '{"format": 1, "mode": "pretrain", "sed": 1}',
             r"config\.json: mode 'pretrain' has no key 'sed'; did you mean seed\?",
@@ -136,3 +134,55 @@ def test_a_file_that_no_run_wrote_is_one_error(tmp_path, text, said):
         file.write_text(text)
     with pytest.raises(UserError, match=said):
         config_files.load(str(file))
+
+
+def test_a_file_imports_what_its_project_has(tmp_path, monkeypatch):
+    # As the commands of PATH do it: the working folder is not on the path of modules.
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
+    for name in ("mine_lib", "mine_experiments", "mine_experiments.base"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (tmp_path / "mine_lib.py").write_text("SEED = 3\n")
+    for folder in ("configs", "mine_experiments"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "configs" / "__init__.py").write_text("EXTRA = 20\n")
+    (tmp_path / "mine_experiments" / "base.py").write_text("MORE = 100\n")
+    imports = "from mine_lib import SEED\n    from mine_experiments.base import MORE\n    from configs import EXTRA\n"
+    body = f"    {imports}    config.seed = SEED + MORE + EXTRA\n    return config\n"
+    for file in ("configs/one.py", "mine_experiments/two.py"):
+        (tmp_path / file).write_text(MINE + body)
+        before = list(sys.path)
+        assert config_files.load(str(tmp_path / file)).seed == 123
+        assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        ("config.json:small", "takes no options; change keys"),
+        ("plain.py:small", "plain.py takes no options, and 'small' follows its colon"),
+        ("workdir", "workdir is the workdir of a run: its settings are workdir/config.json"),
+        ("foldr", "there is no config 'foldr': give the path of a file; did you mean folder"),
+        ("x" * 300, "there is no config 'x"),
+        ("wrong.json", "wrong.json has a value of another type: .*seed"),
+        ("list.json", "list.json is not the config.json of a run: it names no mode"),
+        ("others.json", "others.json is not the config.json of a run: it names no mode"),
+        ("old.json", "old.json has no format version"),
+    ],
+)
+def test_what_is_no_config_is_one_sentence(tmp_path, monkeypatch, reference, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "workdir").mkdir()
+    texts = {
+        "plain.py": MINE.replace("options=''", "") + "    return config\n",
+        "workdir/config.json": "{}",
+        "config.json": '{"format": 1, "mode": "pretrain"}',
+        "wrong.json": '{"format": 1, "mode": "pretrain", "seed": "a"}',
+        "list.json": '{"format": 1, "mode": ["pretrain"]}',
+        "others.json": '{"model_type": "vit"}',
+        "old.json": '{"format": true, "mode": "pretrain"}',
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=said) as error:
+        config_files.load(Path(reference) if reference == "workdir" else reference)
+    assert "\n" not in str(error.value)
