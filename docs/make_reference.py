@@ -362,7 +362,7 @@ Flags are written `--name=value`. A command that cannot do what it was asked say
 an interrupted one ends with code 42, and the same command continues it.
 """
 SHARED_FLAGS = """\
-`--config` takes a config by name (`folder:small,byol`), a config file with its options (`configs/folder.py:small,byol`),
+`--config` takes a config by name (`folder:small,byol`), a config file and its options (`configs/folder.py:small,byol`),
 or the `config.json` of a run, whose settings it takes over. `--config.KEY=VALUE` changes one of its [keys](config.md).
 `embed`, `search`, `weights` and `demo` take no config. The other three flags are for clusters whose launcher does not
 say by itself which processes there are.
