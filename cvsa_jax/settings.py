@@ -169,8 +169,8 @@ def notes(config: ConfigDict, images: int, begins: bool = True) -> list[str]:
     if begins and config.views.kind == "saliency_swap" and not config.init_from:
         said.append(
             f"note: the run begins from random weights, with {config.optim.name}, for {total_steps(config, images):,} "
-            "steps. Where there is a stage 1 from elsewhere, give it as --config.init_from (a run, or a file of "
-            "weights); else train for as long as both stages would"
+            "steps. If you have weights from elsewhere, pass them as --config.init_from (a run, or a file of weights); "
+            "otherwise train for as many steps as both stages would take"
         )
     return [*said, target_half_life(config)] if objective(config).target else said
 

@@ -90,7 +90,8 @@ def _findings(config, source: Source, looked, seen: list[inspect.Seen], near: bo
     for split in (config.data.train_split, config.data.test_split):
         if split != "all" and not len(source.splits.get(split, ())):
             to = refused if split == config.data.train_split else warnings
-            to.append(f"there is no split {split!r}; there are {', '.join(source.splits) or 'none'}")
+            advice = "" if split == config.data.train_split else "; evaluation needs one: list it in splits.csv"
+            to.append(f"there is no split {split!r}; there are {', '.join(source.splits) or 'none'}{advice}")
     bad = [row for row, one in enumerate(seen) if one.unreadable]
     stops = config.data.on_bad_image == "stop"
     reasons = [seen[row].unreadable for row in bad]
@@ -104,7 +105,8 @@ def _findings(config, source: Source, looked, seen: list[inspect.Seen], near: bo
     found("wrong boxes", wrong, "boxes are wrong", boxes, [seen[row].box_error for row in wrong])
     if {"masks": source.mask is None, "boxes": source.box is None}.get(detector, False):
         warnings.append(
-            f"there are no {detector}, from which config.saliency.detector would make the maps; rbd needs none"
+            f"there are no {detector}, and config.saliency.detector is {detector!r}: make the maps with --detector=rbd "
+            "and train with --config.saliency.detector=rbd"
         )
     if source.mask is not None:
         bare = np.flatnonzero(~source.has_mask(looked)).tolist()

@@ -84,6 +84,8 @@ def compute(
     begun = {k: _begun(paths[k], len(members[k])) for k in missing}
     total = sum(len(members[k]) - len(begun[k]) for k in missing)
     progress = Progress("saliency", total)
+    if total:
+        progress.update(0)  # images come in bursts, so the clock starts before the first
     with ThreadPoolExecutor() as pool:
         for k in missing:
             rows, bad, saved, kept = list(begun[k]), {}, time.monotonic(), paths[k].with_suffix(BEGUN)

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -346,3 +347,19 @@ def test_threads_that_open_files_at_once(tmp_path, monkeypatch, other_threads_at
     np.save(tmp_path / "map.npy", rectangle(2) / np.float32(255))
     for found in in_threads(read_map, [tmp_path / "map.npy"] * 1000, ahead=8):
         np.testing.assert_array_equal(found, rectangle(2) / np.float32(255))
+
+
+def test_the_rate_of_a_pass_counts_the_time_of_its_first_batch(tmp_path, monkeypatch, capsys):
+    # A batch takes 10 s and its images come out at once; a clock that began with the first image would see none.
+    now = [0.0]
+    monkeypatch.setattr("cvsa_jax.runtime.progress.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    detector, _ = watched(source_of())
+
+    def slow(images):
+        now[0] += 10.0
+        return detector.detect(images)
+
+    make(source_of(), tmp_path / "store", dataclasses.replace(detector, detect=slow, batch_size=N))
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    batches = now[0] / 10
+    assert line.startswith(f"saliency {N}/{N}  {N / (10 * batches):.1f} images/s"), line
