@@ -29,7 +29,7 @@ def filled(page: str) -> str:
 
 
 def figure(file: dict, key: str) -> str:
-    """What stands in a place."""
+    """The text of a place, from the file that it names."""
     if key == "about":
         return f"{file['commit']}, {file['date']}, {file['machine']}"
     percent = key.endswith("%")

@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def again(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    """Figure -> (in the line of `args.again`, anew), of those that differ."""
+    """Figure -> (in the line of `args.again`, repeated), of those that differ."""
     line = next((line for line in lines(args.out) if line["key"] == args.again), None)
     roots = dict(entry.partition("=")[::2] for entry in args.sets.split(","))
     if line is None or line["set"] not in roots:
@@ -102,9 +102,9 @@ def again(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
     args = argparse.Namespace(**(vars(args) | told | {"out": args.out / f"again-{args.again}"}))
     shutil.rmtree(args.out, ignore_errors=True)  # of an earlier time
     Pair(args, line["set"], roots[line["set"]], line["seed"]).run()
-    anew = lines(args.out)[-1]
-    compared = (line.keys() | anew.keys()) - {"seconds", "commit"}
-    figures = {key: (line.get(key), anew.get(key)) for key in sorted(compared)}
+    repeated = lines(args.out)[-1]
+    compared = (line.keys() | repeated.keys()) - {"seconds", "commit"}
+    figures = {key: (line.get(key), repeated.get(key)) for key in sorted(compared)}
     different = {key: values for key, values in figures.items() if values[0] != values[1]}
     print(f"{len(figures) - len(different)} of {len(figures)} entries are the same; different: {different or 'none'}")
     return different
