@@ -6,7 +6,7 @@ DEMO_OUT := runs/demo
 # Files side by side; each process takes about 4 GB.
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-slow lint format docs
+.PHONY: setup demo test test-all lint format docs
 .DEFAULT_GOAL := setup
 
 setup: $(VENV)/.done
@@ -18,15 +18,18 @@ $(VENV)/.done: requirements.txt
 demo: setup
 	@$(PYTHON) -m cvsa_jax.demo --out=$(DEMO_OUT)
 
+# The tests of seconds, of every module.
 test: setup
-	@$(PYTHON) -m pytest $(PARALLEL)
+	@$(PYTHON) -m pytest $(PARALLEL) -m "not slow"
 
-test-slow: setup
-	@$(PYTHON) -m pytest $(PARALLEL) -m slow
+# Every test: also whole processes, the commands of the documentation, the benchmarks.
+test-all: setup
+	@$(PYTHON) -m pytest $(PARALLEL)
 
 lint: setup
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
+	@$(VENV)/bin/lint-imports
 
 format: setup
 	@$(PYTHON) -m ruff check --fix .

@@ -17,9 +17,13 @@ HEIGHT, WIDTH, QUALITY = 500, 689, 90  # of `photographs`
 
 
 def commit() -> str:
-    """The commit that is measured, with `-dirty` where files differ from it."""
-    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return told.stdout.strip() or "unknown"
+    """The commit that is measured, with `-dirty` where files differ from it, other than results."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(("git", *command), capture_output=True, text=True, check=False).stdout.strip()
+
+    measured = git("rev-parse", "--short=7", "HEAD") or "unknown"
+    return measured + "-dirty" * bool(git("status", "--porcelain", "-uno", ":/", ":(exclude,top)benchmarks/results"))
 
 
 def write_results(name: str, figures: dict) -> None:

@@ -17,8 +17,8 @@ from cvsa_jax import settings
 from cvsa_jax.data.index import position_words
 from cvsa_jax.data.plan import plan_views
 from cvsa_jax.data.reading import open_image
-from cvsa_jax.data.saliency_maps import MapReader, fills, saliency_maps, search
-from cvsa_jax.data.saliency_swap import lenders
+from cvsa_jax.data.saliency_maps import MapReader, object_too_large, saliency_maps, search
+from cvsa_jax.data.saliency_swap import background_indices
 from cvsa_jax.saliency.detectors.annotation import masks
 from cvsa_jax.saliency.store import make_record
 
@@ -60,8 +60,9 @@ def measure(cells: np.ndarray, shapes: np.ndarray, spec) -> dict[str, float]:
     n = len(cells)
     order = np.random.default_rng(0).permutation(n)  # neighbours of a class lend less well
     cells, shapes = cells[order], shapes[order]
-    maps = saliency_maps(cells, MapReader(cells, spec).covering(np.arange(n), cells), spec.threshold, np)
-    lent = lenders(np.arange(n), fills(maps.rows, spec.paste_area[1], np), spec, np).T.ravel()
+    maps = saliency_maps(cells, MapReader(cells, spec).min_cover_height(np.arange(n), cells), spec.threshold, np)
+    too_large = object_too_large(maps.min_cover_height, spec.paste_area[1], np)
+    lent = background_indices(np.arange(n), too_large, spec, np).T.ravel()
     own = np.tile(np.arange(n), 2)
     made = plan_views(0, position_words(np.arange(n)), shapes, maps, lent, spec, np, search)
     cut = (made.crop[:, 2:] - made.crop[:, :2]) * shapes[own]

@@ -106,7 +106,8 @@ def target_half_life(config: ConfigDict) -> str:
     """How fast the target follows, in words."""
     tau = target_tau(config)
     images = round(math.log(0.5) / math.log(tau) * config.batch_size) if 0 < tau < 1 else 0
-    return f"target: tau {tau:.6g} at step 0" + (f", half of it is of the last {images:,} images" if images else "")
+    halves = f"; after {images:,} images, half of the target network is new" if images else ""
+    return f"target: tau {tau:.6g} at step 0{halves}"
 
 
 def photometric(view: ConfigDict) -> Photometric:

@@ -24,8 +24,8 @@ import signal
 
 import jax
 import pytest
-from launch_site import Site
-from small_store import SHARD
+from support.launch_site import Site
+from support.small_store import SHARD
 
 from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.saliency import compute, store

@@ -8,9 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import few_devices
 from PIL import Image
-from tiny_runs import tiny
+from support.compiling import few_devices
+from support.tiny_runs import tiny
 
 import cvsa_jax
 from cvsa_jax import api, settings
@@ -76,7 +76,7 @@ def test_images_of_any_size_are_resized_and_cropped(run):
 
 
 def test_weights_of_a_file(tmp_path, small_runs):
-    from torch_files import torch_weights, write
+    from support.torch_files import torch_weights, write
 
     file = write(tmp_path / "weights.npz", torch_weights(8, 8, stem=3))
     backbone = cvsa_jax.load_backbone(str(file), size=32)

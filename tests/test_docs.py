@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from torch_files import torch_save, torch_weights
+from support.torch_files import torch_save, torch_weights
 
 from cvsa_jax.data import sources
 from cvsa_jax.data.sources import procedural

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import unit
+from support.comparing import unit
 
 from cvsa_jax import losses
 from cvsa_jax.losses import ObjectiveInputs

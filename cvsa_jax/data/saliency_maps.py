@@ -32,23 +32,23 @@ class Mapped(NamedTuple):
 
 class SaliencyMaps(NamedTuple):
     """Of n images: `cells` (n, G, G) uint8; `integral` (n, G + 1, G + 1) int32, whose [:, y, x] is the sum of the cells
-    above and left of (y, x), and `object` the same of the cells at the threshold alone; `rows` (n, G) uint8, see
-    `covering_rows`, or 0 where holes need not cover."""
+    above and left of (y, x), and `object` the same of the cells at the threshold alone; `min_cover_height`
+    (n, G) uint8, see `cover_heights`, or 0 where holes need not cover."""
 
     cells: np.ndarray
     integral: np.ndarray
     object: np.ndarray
-    rows: np.ndarray
+    min_cover_height: np.ndarray
 
     @property
-    def mass(self):
+    def object_mass(self):
         """(n,) int32 sum of the cells at the threshold; 0 where a map is blank and shows no object."""
         return self.object[:, -1, -1]
 
 
-def saliency_maps(cells, rows, threshold: float, xp: ModuleType) -> SaliencyMaps:
-    """From (n, G, G) uint8 and the `covering_rows` of each."""
-    return SaliencyMaps(cells, _integral(cells, xp), object_integral(cells, threshold, xp), rows)
+def saliency_maps(cells, min_cover_height, threshold: float, xp: ModuleType) -> SaliencyMaps:
+    """From (n, G, G) uint8 and the `cover_heights` of each."""
+    return SaliencyMaps(cells, _integral(cells, xp), object_integral(cells, threshold, xp), min_cover_height)
 
 
 class MapReader:
@@ -56,15 +56,15 @@ class MapReader:
 
     def __init__(self, saliency: Maps, spec: ViewSpec):
         self.saliency, self.spec = saliency, spec
-        self.rows = np.zeros(saliency.shape[:2], np.uint8)
+        self._min_cover_height = np.zeros(saliency.shape[:2], np.uint8)
 
-    def covering(self, examples: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """`SaliencyMaps.rows` of these examples (k,), whose maps are `cells` (k, G, G)."""
+    def min_cover_height(self, examples: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        """`SaliencyMaps.min_cover_height` of these examples (k,), whose maps are `cells` (k, G, G)."""
         if self.spec.hole == "cover":
-            for k in np.flatnonzero(self.rows[examples, -1] == 0):
+            for k in np.flatnonzero(self._min_cover_height[examples, -1] == 0):
                 (integral,) = object_integral(cells[k : k + 1], self.spec.threshold, np)
-                self.rows[examples[k]] = covering_rows(integral, self.spec.cover)
-        return self.rows[examples]
+                self._min_cover_height[examples[k]] = cover_heights(integral, self.spec.cover)
+        return self._min_cover_height[examples]
 
 
 def object_integral(cells, threshold: float, xp: ModuleType):
@@ -72,24 +72,24 @@ def object_integral(cells, threshold: float, xp: ModuleType):
     return _integral(xp.where(cells >= np.float32(255 * threshold), cells, np.uint8(0)), xp)
 
 
-def covering_rows(integral: np.ndarray, cover: float) -> np.ndarray:
+def cover_heights(integral: np.ndarray, cover: float) -> np.ndarray:
     """For each width 1 … G in cells, the height of the lowest box that holds the share `cover` of an object, whose
     integral is (G + 1, G + 1): (G,) uint8; G + 1 where none of that width does."""
     grid = len(integral) - 1
-    rows, high, least = np.empty(grid, np.uint8), grid, cover * integral[-1, -1]
+    heights, high, least = np.empty(grid, np.uint8), grid, cover * integral[-1, -1]
     # The wider the box, the lower it may be: one walk along the border between what holds enough and what does not.
     for wide in range(1, grid + 1):
         while high >= 1 and _box_sums(integral, high, wide).max() >= least:
             high -= 1
-        rows[wide - 1] = high + 1
-    return rows
+        heights[wide - 1] = high + 1
+    return heights
 
 
-def fills(rows, most: float, xp: ModuleType):
+def object_too_large(min_cover_height, most: float, xp: ModuleType):
     """(n,) bool: no box of an allowed aspect and at most the share `most` of the image covers the object."""
-    grid = rows.shape[1]
+    grid = min_cover_height.shape[1]
     wide = xp.arange(1, grid + 1, dtype=xp.float32)
-    high = xp.maximum(rows, xp.ceil(wide * ASPECT_RANGE[0]))
+    high = xp.maximum(min_cover_height, xp.ceil(wide * ASPECT_RANGE[0]))
     return ~((high <= wide * ASPECT_RANGE[1]) & (high * wide <= most * grid**2)).any(1)
 
 

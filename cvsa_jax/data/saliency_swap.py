@@ -1,6 +1,19 @@
 """Saliency Swap (section 3.2 of the paper): which box of an image goes over which hole of another, in operations that
 NumPy and JAX share (`xp` is one of the two), so that host and device swap alike.
 
+       source                        background                           view
+    +--------------------+        +-----------------------+        +-------------------+
+    |     +-------+      |        | window                |        |                   |
+    |     | crop  |      |        |  +-----------------+  |        |    +--------+     |
+    |     |   *   |      |        |  |   +--------+    |  |        |    |  crop  |     |
+    |     +-------+      |        |  |   | hole o |    |  |        |    |   *    |     |
+    |                    |        |  |   +--------+    |  |        |    +--------+     |
+    +--------------------+        |  +-----------------+  |        |                   |
+                                  +-----------------------+        +-------------------+
+
+The crop holds the source's object (*) and the hole that of the background (o). The view is the window, with the crop
+resized to the hole.
+
 Everything is for n views at once. Boxes are (y0, x0, y1, x1). Saliency maps are (G, G) uint8, each axis of the image
 scaled on its own, so a box in map cells divided by G is a box in fractions of the image."""
 
@@ -19,18 +32,19 @@ SWAP_DRAWS = 9  # uniform draws of one swap
 Search = Callable[..., tuple]
 
 
-def lenders(examples, filled, spec: ViewSpec, xp: ModuleType):
-    """(b, 2) int32 rows of a batch that lend each row its backgrounds, those after it in its group of `spec.group`.
+def background_indices(examples, too_large, spec: ViewSpec, xp: ModuleType):
+    """The rows of a batch that give each row its two backgrounds, (b, 2) int32: rows after it in its group of
+    `spec.group`.
 
-    An example never lends to itself, nor the same to both views where there is another (equal examples meet in a group
-    only where it straddles the border of two epochs); one whose object fills it, (b,) bool, only where no other can.
-    With common backgrounds view 1's is view 2's.
+    No example is its own background, and the two views have different ones where the group allows it (equal examples
+    meet in a group only where it straddles the border of two epochs). An image whose object is too large to be covered,
+    `too_large` (b,) bool, serves only where no other can. With common backgrounds both views have the same.
     """
     row = xp.arange(len(examples))[:, None]
     place = row % spec.group
     others = row - place + (place + xp.arange(1, spec.group)) % spec.group
     foreign = examples[others] != examples[:, None]
-    fit = foreign * 1 + (foreign & ~filled[others])
+    fit = foreign * 1 + (foreign & ~too_large[others])
     first = others[row[:, 0], fit.argmax(1)]
     if spec.background == "common":
         return xp.stack([first, first], 1).astype(xp.int32)
@@ -59,39 +73,54 @@ def swap_boxes(u, ratio, maps: SaliencyMaps, own, lent, spec: ViewSpec, xp: Modu
         maps: of m images.
         own, lent: (n,) which of these are the source and the background of each swap.
     """
-    height, width = box_shape(draw_area(u[:, 0], spec.source_area), draw_aspect(u[:, 1], ASPECT_RANGE, xp) * ratio, xp)
-    crop = salient_box(maps.integral, maps.mass, own, _in_cells(height, width, maps, xp), u[:, 2], xp, search)
+    crop = _sample_source_box(u[:, :3], ratio, maps, own, spec, xp, search)
+    crop_aspect = (crop[:, 3] - crop[:, 1]) / ((crop[:, 2] - crop[:, 0]) * ratio)
+    hole = _sample_paste_box(u[:, 3:6], crop_aspect, maps, lent, spec, xp, search)
+    object_mass = maps.object_mass[lent]
+    residual = 1 - box_sum(maps.object, lent, hole, xp) / xp.maximum(object_mass, 1)
+    residual = xp.where(object_mass > 0, residual, 0).astype(xp.float32)
+    window, hole = _place_window(u[:, 6:], hole, spec, xp)
+    return Swap(crop, window, hole, residual)
 
-    cut = (crop[:, 3] - crop[:, 1]) / ((crop[:, 2] - crop[:, 0]) * ratio)  # aspect in pixels
-    aspect = draw_aspect(u[:, 4], _paste_aspects(cut, spec, xp), xp)
+
+def _sample_source_box(u, ratio, maps: SaliencyMaps, own, spec: ViewSpec, xp: ModuleType, search: Search):
+    """The crops, (n, 4): boxes of random area and aspect where the sources are most salient; u: (n, 3)."""
+    height, width = box_shape(draw_area(u[:, 0], spec.source_area), draw_aspect(u[:, 1], ASPECT_RANGE, xp) * ratio, xp)
+    shape = _in_cells(height, width, maps, xp)
+    return salient_box(maps.integral, maps.object_mass, own, shape, u[:, 2], xp, search)
+
+
+def _sample_paste_box(u, crop_aspect, maps: SaliencyMaps, lent, spec: ViewSpec, xp: ModuleType, search: Search):
+    """The holes, (n, 4), in fractions of the whole backgrounds: boxes of random area and aspect where these are most
+    salient, made larger as `spec.hole` asks; u: (n, 3); `crop_aspect` (n,) is width / height in pixels."""
+    aspect = draw_aspect(u[:, 1], _paste_aspects(crop_aspect, spec, xp), xp)
     covers = spec.hole == "cover"
     least, most = spec.paste_area
     if covers:  # from the smallest box that covers the background's object on
         one = xp.ones_like(lent)
-        rows, cols = _covering(one, one, aspect, maps.rows[lent], xp)
+        rows, cols = _grow_to_cover(one, one, aspect, maps.min_cover_height[lent], xp)
         least = xp.clip((rows * cols / maps.cells[0].size).astype(xp.float32), least, most)
-    height, width = box_shape(draw_area(u[:, 3], (least, most)), aspect, xp)
+    height, width = box_shape(draw_area(u[:, 0], (least, most)), aspect, xp)
     if spec.paste != "stretch":
         height, width = xp.minimum(height, width / aspect), xp.minimum(width, height * aspect)
     rows, cols = _in_cells(height, width, maps, xp)
     if covers:
-        rows, cols = _covering(rows, cols, aspect, maps.rows[lent], xp)
+        rows, cols = _grow_to_cover(rows, cols, aspect, maps.min_cover_height[lent], xp)
     salient = maps.object if covers else maps.integral
-    hole = salient_box(salient, maps.mass, lent, (rows, cols), u[:, 5], xp, search)
-    mass = maps.mass[lent]
-    residual = 1 - box_sum(maps.object, lent, hole, xp) / xp.maximum(mass, 1)
-    residual = xp.where(mass > 0, residual, 0).astype(xp.float32)
-
-    window = window_around(hole, spec.canvas_min, u[:, 6:9], xp)
-    hole = (hole - xp.tile(window[:, :2], 2)) / (window[:, 2:3] - window[:, :1])
-    return Swap(crop, window, hole, residual)
+    return salient_box(salient, maps.object_mass, lent, (rows, cols), u[:, 2], xp, search)
 
 
-def salient_box(integral, mass, which, shape: tuple, u_tie, xp: ModuleType, search: Search):
+def _place_window(u, hole, spec: ViewSpec, xp: ModuleType) -> tuple:
+    """Random windows that keep the holes inside, (n, 4), and the holes in fractions of their windows; u: (n, 3)."""
+    window = window_around(hole, spec.canvas_min, u, xp)
+    return window, (hole - xp.tile(window[:, :2], 2)) / (window[:, 2:3] - window[:, :1])
+
+
+def salient_box(integral, object_mass, which, shape: tuple, u_tie, xp: ModuleType, search: Search):
     """Of the maps `which` (n,) the box of so many (rows, cols), each (n,) int32, with the highest sum over all
     positions; the centre's where the map is blank. `u_tie` (n,) draws among equals; sums are integers, so equal means
     exactly equal. (n, 4) float32 in fractions."""
-    grid, (rows, cols), seen = integral.shape[1] - 1, shape, mass[which] > 0
+    grid, (rows, cols), seen = integral.shape[1] - 1, shape, object_mass[which] > 0
     y, x = search(integral, which, rows, cols, u_tie)
     y, x = xp.where(seen, y, (grid - rows) // 2), xp.where(seen, x, (grid - cols) // 2)
     return xp.stack([y, x, y + rows, x + cols], 1).astype(xp.float32) / grid
@@ -111,15 +140,15 @@ def _in_cells(height, width, maps: SaliencyMaps, xp: ModuleType) -> tuple:
     return tuple(xp.clip(xp.round(side * grid), 1, grid).astype(xp.int32) for side in (height, width))
 
 
-def _covering(rows, cols, aspect, covering, xp: ModuleType) -> tuple:
+def _grow_to_cover(rows, cols, aspect, min_cover_height, xp: ModuleType) -> tuple:
     """The smallest boxes of the aspect, in cells, that are no smaller than (rows, cols) and cover the object; an aspect
     that would leave the map is given up as far as needed."""
-    grid = covering.shape[1]
+    grid = min_cover_height.shape[1]
     wide = xp.arange(1, grid + 1, dtype=xp.float32)
     # A little more than a half: ties, which a kept aspect often makes, must fall alike on host and device.
     high = xp.clip(xp.floor(wide / aspect[:, None] + np.float32(0.501)), rows[:, None], grid).astype(xp.int32)
-    holds = (wide >= cols[:, None]) & (covering <= high)
+    holds = (wide >= cols[:, None]) & (min_cover_height <= high)
     first = holds.argmax(1)
     fits, n = holds.any(1), xp.arange(len(rows))
-    whole = xp.maximum(rows, covering[:, -1])
+    whole = xp.maximum(rows, min_cover_height[:, -1])
     return xp.where(fits, high[n, first], whole).astype(xp.int32), xp.where(fits, first + 1, grid).astype(xp.int32)

@@ -13,7 +13,7 @@ from cvsa_jax.data import saliency_swap as swap
 from cvsa_jax.data.index import position_words
 from cvsa_jax.data.pictures import Rows
 from cvsa_jax.data.resample import centre_boxes
-from cvsa_jax.data.saliency_maps import MapReader, Maps, fills, saliency_maps, search
+from cvsa_jax.data.saliency_maps import MapReader, Maps, object_too_large, saliency_maps, search
 from cvsa_jax.data.view_spec import ViewSpec
 
 Parts = dict[str, list[tf.Tensor]]
@@ -83,8 +83,9 @@ class Pairs:
         words = position_words(positions)
         cells = None if self.maps is None else self.maps.saliency[examples]
         if spec.kind == "saliency_swap":
-            maps = saliency_maps(cells, self.maps.covering(examples, cells), spec.threshold, np)
-            lent = swap.lenders(examples, fills(maps.rows, spec.paste_area[1], np), spec, np).T.ravel()
+            maps = saliency_maps(cells, self.maps.min_cover_height(examples, cells), spec.threshold, np)
+            too_large = object_too_large(maps.min_cover_height, spec.paste_area[1], np)
+            lent = swap.background_indices(examples, too_large, spec, np).T.ravel()
         made = plan.plan_views(self.seed, words, shapes.astype(np.float32), maps, lent, spec, np, search)
         own = np.tile(np.arange(b), 2)
         boxes = Boxes(own, made.crop, made.target[:, 2:] - made.target[:, :2], np.ones(2 * b, bool))
@@ -136,8 +137,8 @@ class Pairs:
         if self.spec.canvas_min == 1:
             whole = tf.stack([resized(image, k) for k, image in enumerate(images)])
             return [tf.gather(whole, row) for row in lent]
-        lenders = [lambda image=image: image for image in images]
-        return [resized(tf.switch_case(row, lenders), v) for v, row in enumerate(lent)]
+        choices = [lambda image=image: image for image in images]
+        return [resized(tf.switch_case(row, choices), v) for v, row in enumerate(lent)]
 
 
 @dataclasses.dataclass(frozen=True)

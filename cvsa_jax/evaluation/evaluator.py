@@ -79,8 +79,8 @@ class Evaluator(Localizer):
     def features(
         self, network: Network, indices: np.ndarray, key: np.ndarray | None = None, source: Source | None = None
     ) -> np.ndarray:
-        """Pooled features (k, C) of the centre crops, with the `key` of the train images; `source` stands in for the
-        evaluator's own."""
+        """Pooled features (k, C) of the centre crops, with the `key` of the train images. The images are those of
+        `source`, by default the evaluator's own."""
         encode, argument = self._pooling(network, key)
         return self._extract(encode, argument, indices, self.spec.resize, source, self._mapped).pooled
 

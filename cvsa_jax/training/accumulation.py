@@ -14,15 +14,21 @@ class Stats(NamedTuple):
     target: dict | None
 
 
-class Pass(NamedTuple):
-    """What a pass over rows gives besides its gradient; vectors are (2b, D), view 1 before view 2."""
+class Vectors(NamedTuple):
+    """(2b, D) of each kind, view 1 before view 2."""
 
-    stats: Stats
-    metrics: dict[str, jax.Array]
     pooled: jax.Array
     projection: jax.Array
     query: jax.Array
     key: jax.Array
+
+
+class Pass(NamedTuple):
+    """What a pass over rows gives besides its gradient."""
+
+    stats: Stats
+    metrics: dict[str, jax.Array]
+    vectors: Vectors
 
 
 def accumulated(
@@ -44,4 +50,5 @@ def accumulated(
     split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
     (total, stats), done = jax.lax.scan(body, (jax.tree.map(jnp.zeros_like, params), stats), split)
     metrics = jax.tree.map(lambda x: x.mean(0), done.metrics)
-    return jax.tree.map(lambda x: x / parts, total), Pass(stats, metrics, *map(in_order, done[2:]))
+    vectors = jax.tree.map(in_order, done.vectors)
+    return jax.tree.map(lambda x: x / parts, total), Pass(stats, metrics, vectors)

@@ -15,7 +15,7 @@ from cvsa_jax.data import saliency_swap as swap
 from cvsa_jax.data.index import Order, position_words
 from cvsa_jax.data.plan import plan_views
 from cvsa_jax.data.resample import axis_weights, view_masks
-from cvsa_jax.data.saliency_maps import Maps, covering_rows, fills, object_integral, saliency_maps
+from cvsa_jax.data.saliency_maps import Maps, cover_heights, object_integral, object_too_large, saliency_maps
 from cvsa_jax.data.sources import Source
 from cvsa_jax.data.stored import stored_squares
 from cvsa_jax.data.view_spec import ViewSpec
@@ -29,12 +29,12 @@ Batch = dict[str, jax.Array]
 class Resident(NamedTuple):
     """Of N images, padded to a multiple of the devices, over which they are split: `images` (N, P, P, 3) uint8,
     squeezed to squares; `shapes` (N, 2) float32, their heights and widths before; and where views or loss need maps,
-    `cells` and `rows` of `SaliencyMaps`."""
+    `cells` and `min_cover_height` of `SaliencyMaps`."""
 
     images: jax.Array
     shapes: jax.Array
     cells: jax.Array | None = None
-    rows: jax.Array | None = None
+    min_cover_height: jax.Array | None = None
 
 
 def load(source: Source, pool: np.ndarray, saliency: Maps | None, spec: ViewSpec, mesh: Mesh) -> Resident:
@@ -55,13 +55,13 @@ def placed(images: np.ndarray, shapes: np.ndarray, cells: np.ndarray | None, spe
     if cells is None:
         return Resident(_split(images, mesh), _split(shapes, mesh))
 
-    def rows_of(k: int) -> np.ndarray:
-        return covering_rows(object_integral(cells[k : k + 1], spec.threshold, np)[0], spec.cover)
+    def heights_of(k: int) -> np.ndarray:
+        return cover_heights(object_integral(cells[k : k + 1], spec.threshold, np)[0], spec.cover)
 
-    rows = np.zeros(cells.shape[:2], np.uint8)
+    min_cover_height = np.zeros(cells.shape[:2], np.uint8)
     if spec.kind == "saliency_swap" and spec.hole == "cover":
-        rows[:] = list(in_threads(rows_of, range(len(cells)), ahead=64))
-    return Resident(*(_split(array, mesh) for array in (images, shapes, cells, rows)))
+        min_cover_height[:] = list(in_threads(heights_of, range(len(cells)), ahead=64))
+    return Resident(*(_split(array, mesh) for array in (images, shapes, cells, min_cover_height)))
 
 
 def device_batches(resident: Resident, count: int, order: Order, labels: np.ndarray | None) -> Iterator[dict]:
@@ -81,11 +81,12 @@ def make_views(spec: ViewSpec, seed: int) -> Callable[[Batch], Batch]:
 
     def make(batch: Batch) -> Batch:
         resident = Resident(*(batch.get(f"resident_{name}") for name in Resident._fields))
-        images, shapes, cells, rows = _fetched(resident, batch["row"])
+        images, shapes, cells, min_cover_height = _fetched(resident, batch["row"])
         b, maps, lent = len(images), None, None
         if spec.kind == "saliency_swap":
-            maps = saliency_maps(cells, rows, spec.threshold, jnp)
-            lent = swap.lenders(batch["row"], fills(rows, spec.paste_area[1], jnp), spec, jnp).T.ravel()
+            maps = saliency_maps(cells, min_cover_height, spec.threshold, jnp)
+            too_large = object_too_large(min_cover_height, spec.paste_area[1], jnp)
+            lent = swap.background_indices(batch["row"], too_large, spec, jnp).T.ravel()
         plan = plan_views(seed, batch["position"], shapes, maps, lent, spec, jnp, _search)
         made = {"position": batch["position"]} | ({"label": batch["label"]} if "label" in batch else {})
         images = images.astype(jnp.float32)

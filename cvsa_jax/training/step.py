@@ -19,7 +19,7 @@ from cvsa_jax.runtime import checks
 from cvsa_jax.runtime.distributed import AXIS, device_copies, replicated, sum_of_copies
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.training import balance, health, negatives, photometric
-from cvsa_jax.training.accumulation import Pass, Stats, accumulated
+from cvsa_jax.training.accumulation import Pass, Stats, Vectors, accumulated
 from cvsa_jax.training.state import Network, TrainState, target_parts
 
 Metrics = dict[str, jax.Array]
@@ -116,15 +116,16 @@ def make_train_step(
         if state.balance is not None:
             new = new.replace(balance=balance.moved(state.balance, done.metrics))
         if state.queue is not None:
-            new = new.replace(queue=negatives.enqueued(state.queue, done.key, state.step))
+            new = new.replace(queue=negatives.enqueued(state.queue, done.vectors.key, state.step))
 
         # 6) Figures of collapse, and the probe that only watches.
-        crossed = jnp.roll(done.key, len(done.key) // 2, 0)
-        metrics |= health.collapse_figures(done.projection, done.query, crossed)
+        vectors = done.vectors
+        crossed = jnp.roll(vectors.key, len(vectors.key) // 2, 0)
+        metrics |= health.collapse_figures(vectors.projection, vectors.query, crossed)
         if "residual" in batch:
             metrics["residual"] = jax.lax.pmean(batch["residual"].mean(), AXIS)
         if state.probe is not None:
-            probe, top1 = health.probe_step(state.probe, done.pooled, jnp.tile(batch["label"], 2))
+            probe, top1 = health.probe_step(state.probe, vectors.pooled, jnp.tile(batch["label"], 2))
             new, metrics = new.replace(probe=probe), metrics | {"online_top1": top1}
         return new, metrics
 
@@ -170,8 +171,8 @@ def _forward_backward(
             aligned, align_metrics = _alignment(spec.align, out.prediction_map, keys.projection_map, rows)
             loss = loss + weight * aligned
             metrics |= {"align": aligned} | align_metrics
-        vectors = jax.lax.stop_gradient((out.pooled, out.projection, query, keys.projection))
-        return loss, Pass(Stats(mutated["batch_stats"], target_stats), metrics | {"loss": loss}, *vectors)
+        vectors = jax.lax.stop_gradient(Vectors(out.pooled, out.projection, query, keys.projection))
+        return loss, Pass(Stats(mutated["batch_stats"], target_stats), metrics | {"loss": loss}, vectors)
 
     online = {"params": params, "batch_stats": stats.online}
     taps = balance.taps(model, online, views) if maps else {}

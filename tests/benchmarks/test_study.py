@@ -8,8 +8,8 @@ import statistics
 
 import numpy as np
 import pytest
-from helpers import few_devices
 from PIL import Image
+from support.compiling import few_devices
 
 from benchmarks import study, study_rows, study_tables
 from cvsa_jax.saliency.store import open_store

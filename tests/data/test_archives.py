@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from small_sources import CUB_NAMES, write_cub
+from support.small_sources import CUB_NAMES, write_cub
 
 from cvsa_jax.data.sources import load
 from cvsa_jax.data.sources.archives import UNPACKED, unpack

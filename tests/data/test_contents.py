@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_sources import write_image
+from support.small_sources import write_image
 
 from cvsa_jax.data.sources import contents, load
 from cvsa_jax.data.sources.archives import UNPACKED, unpack

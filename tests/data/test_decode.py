@@ -6,7 +6,7 @@ import resource
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from small_sources import decoded, memory_source
+from support.small_sources import decoded, memory_source
 
 from cvsa_jax.data import decode
 from cvsa_jax.data.pipeline import image_batches

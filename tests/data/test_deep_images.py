@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
-from small_sources import decoded, write_image
+from support.small_sources import decoded, write_image
 
 from cvsa_jax.data import decode, inspect
 from cvsa_jax.data.sources import load

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
-from small_sources import split_names, write_all, write_image, write_splits
+from support.small_sources import split_names, write_all, write_image, write_splits
 
 from cvsa_jax.data.reading import load_image
 from cvsa_jax.data.sources import load

@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from small_sources import memory_source, write_all
+from support.small_sources import memory_source, write_all
 
 from cvsa_jax.data import decode
 from cvsa_jax.data.headers import OTHER, Headers

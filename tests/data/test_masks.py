@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from small_sources import write_image
+from support.small_sources import write_image
 
 from cvsa_jax.data.sources import load
 from cvsa_jax.data.sources.masks import Mask, _pascal, read_mask, read_trimap

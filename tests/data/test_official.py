@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from official_files import CLASSES, car, write, write_annotations
 from PIL import Image
 from scipy.io import savemat
-from small_sources import CUB_NAMES, split_names, write_cub, write_image
+from support.official_files import CLASSES, car, write, write_annotations
+from support.small_sources import CUB_NAMES, split_names, write_cub, write_image
 
 from cvsa_jax.data.reading import load_image
 from cvsa_jax.data.sources import aircraft, load

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from official_files import car, write, write_annotations
-from small_sources import write_image
+from support.official_files import car, write, write_annotations
+from support.small_sources import write_image
 
 from cvsa_jax.data.sources import load
 from cvsa_jax.runtime.errors import UserError

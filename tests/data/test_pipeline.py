@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
-from small_sources import CROP, SWAP, decoded, memory_source
+from support.small_sources import CROP, SWAP, decoded, memory_source
 
 from cvsa_jax.data import decode, headers, pictures, pipeline
 from cvsa_jax.data.index import Order, example_order

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from helpers import squares
 from PIL import Image
+from support.comparing import squares
 
 from cvsa_jax.data.pixels import cut_out
 from cvsa_jax.data.resample import axis_weights, placed_masks

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from cvsa_jax.data.boxes import ASPECT_RANGE
-from cvsa_jax.data.saliency_maps import SaliencyMaps, covering_rows, fills, object_integral, saliency_maps, search
+from cvsa_jax.data.saliency_maps import (
+    SaliencyMaps,
+    cover_heights,
+    object_integral,
+    object_too_large,
+    saliency_maps,
+    search,
+)
 from cvsa_jax.data.saliency_swap import salient_box
 from cvsa_jax.training import device_views
 
@@ -22,7 +29,7 @@ def box_of(maps: SaliencyMaps, rows: int, cols: int, u: float, where: str = "hos
     """The box in cells."""
     shape = np.array([rows], np.int32), np.array([cols], np.int32)
     which = np.zeros(1, np.int32)
-    box = salient_box(maps.integral, maps.mass, which, shape, np.array([u], np.float32), np, SEARCHES[where])
+    box = salient_box(maps.integral, maps.object_mass, which, shape, np.array([u], np.float32), np, SEARCHES[where])
     cells = np.asarray(box[0]) * maps.cells.shape[1]
     np.testing.assert_allclose(cells, np.round(cells), atol=1e-4)
     return tuple(int(v) for v in np.round(cells))
@@ -112,29 +119,29 @@ def blobs(seed: int, grid: int) -> np.ndarray:
 
 @pytest.mark.parametrize("cover", [0.5, 0.9, 0.95])
 @pytest.mark.parametrize("seed", range(6))
-def test_covering_rows_against_brute_force(seed, cover):
+def test_cover_heights_against_brute_force(seed, cover):
     grid = 14
     saliency = blobs(seed, grid)
     seen = np.where(saliency >= 127.5, saliency, 0)
-    rows = covering_rows(object_integral(saliency[None], 0.5, np)[0], cover)
-    assert rows.dtype == np.uint8
+    heights = cover_heights(object_integral(saliency[None], 0.5, np)[0], cover)
+    assert heights.dtype == np.uint8
     for wide in range(1, grid + 1):
         best = [sums_of_all_positions(seen, high, wide).max() for high in range(1, grid + 1)]
         enough = [high for high, most in enumerate(best, start=1) if most >= cover * seen.sum()]
-        assert rows[wide - 1] == (enough[0] if enough else grid + 1)
+        assert heights[wide - 1] == (enough[0] if enough else grid + 1)
 
 
 def test_a_blank_map_is_covered_by_anything():
-    rows = covering_rows(object_integral(np.full((1, 9, 9), 127, np.uint8), 0.5, np)[0], 0.95)
-    assert rows.tolist() == [1] * 9
+    heights = cover_heights(object_integral(np.full((1, 9, 9), 127, np.uint8), 0.5, np)[0], 0.95)
+    assert heights.tolist() == [1] * 9
 
 
 @pytest.mark.parametrize("most", [0.1, 0.3, 0.6])
 def test_an_object_fills_the_image_where_no_allowed_box_covers_it(most):
     grid, maps = 14, np.stack([blobs(seed, 14) for seed in range(12)])
     integrals = object_integral(maps, 0.5, np)
-    rows = np.stack([covering_rows(integral, 0.9) for integral in integrals])
-    filled = fills(rows, most, np)
+    heights = np.stack([cover_heights(integral, 0.9) for integral in integrals])
+    too_large = object_too_large(heights, most, np)
     allowed = [
         (high, wide)
         for high in range(1, grid + 1)
@@ -143,9 +150,9 @@ def test_an_object_fills_the_image_where_no_allowed_box_covers_it(most):
     ]
     for k, saliency in enumerate(maps):
         seen = np.where(saliency >= 127.5, saliency, 0)
-        assert filled[k] != any(sums_of_all_positions(seen, *box).max() >= 0.9 * seen.sum() for box in allowed)
-    np.testing.assert_array_equal(filled, fills(jnp.asarray(rows), most, jnp))
-    assert 0 < filled.sum() < 12 or most != 0.3
+        assert too_large[k] != any(sums_of_all_positions(seen, *box).max() >= 0.9 * seen.sum() for box in allowed)
+    np.testing.assert_array_equal(too_large, object_too_large(jnp.asarray(heights), most, jnp))
+    assert 0 < too_large.sum() < 12 or most != 0.3
 
 
 def test_maps_are_the_same_on_the_device():

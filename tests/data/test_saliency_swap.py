@@ -2,15 +2,15 @@ import dataclasses
 
 import numpy as np
 import pytest
-import small_sources
 import tensorflow as tf
-from helpers import squares
+from support import small_sources
+from support.comparing import squares
 
 from cvsa_jax.data import pixels
 from cvsa_jax.data.boxes import to_pixels
 from cvsa_jax.data.resample import placed_masks
-from cvsa_jax.data.saliency_maps import covering_rows, object_integral, saliency_maps, search
-from cvsa_jax.data.saliency_swap import SWAP_DRAWS, Swap, lenders, swap_boxes
+from cvsa_jax.data.saliency_maps import cover_heights, object_integral, saliency_maps, search
+from cvsa_jax.data.saliency_swap import SWAP_DRAWS, Swap, background_indices, swap_boxes
 
 GRID = 64
 SIZE = 64
@@ -19,8 +19,8 @@ SIZE = 64
 def boxes_of(u: np.ndarray, shape, saliency: np.ndarray, background_saliency: np.ndarray, spec) -> Swap:
     """Of n swaps of the same two maps, (n, SWAP_DRAWS) draws."""
     cells = np.stack([saliency, background_saliency]).astype(np.uint8)
-    rows = np.stack([covering_rows(i, spec.cover) for i in object_integral(cells, spec.threshold, np)])
-    maps = saliency_maps(cells, rows, spec.threshold, np)
+    heights = np.stack([cover_heights(i, spec.cover) for i in object_integral(cells, spec.threshold, np)])
+    maps = saliency_maps(cells, heights, spec.threshold, np)
     own, lent = (np.full(len(u), k, np.int32) for k in (0, 1))
     ratio = np.full(len(u), shape[0] / shape[1], np.float32)
     return swap_boxes(u, ratio, maps, own, lent, spec, np, search)
@@ -294,11 +294,11 @@ def test_bounded_distorts_no_more_than_random_resized_crop_and_stretch_does(shap
     assert worst["stretch"] > 1.4
 
 
-def test_lenders_pass_over_filled_images_where_another_can_lend():
+def test_backgrounds_are_not_images_whose_object_is_too_large_where_another_can_lend():
     spec = dataclasses.replace(SPEC, group=4)
     examples = np.array([5, 6, 7, 8, 1, 2, 1, 3])
-    filled = np.array([False, True, False, False, True, True, True, True])
+    too_large = np.array([False, True, False, False, True, True, True, True])
     expected = [[2, 3], [2, 3], [3, 0], [0, 2], [5, 7], [6, 7], [7, 5], [4, 5]]
-    assert lenders(examples, filled, spec, np).tolist() == expected
-    common = lenders(examples, filled, dataclasses.replace(spec, background="common"), np)
+    assert background_indices(examples, too_large, spec, np).tolist() == expected
+    common = background_indices(examples, too_large, dataclasses.replace(spec, background="common"), np)
     assert common.tolist() == [[first, first] for first, _ in expected]

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_sources import CUB_NAMES, write_cub, write_image, write_splits
+from support.small_sources import CUB_NAMES, write_cub, write_image, write_splits
 
 from cvsa_jax.data.sources import load
 from cvsa_jax.runtime.errors import UserError

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
-from small_sources import CUB_NAMES, CUB_TABLES, split_names, write_all, write_cub, write_image, write_splits
+from support.small_sources import CUB_NAMES, CUB_TABLES, split_names, write_all, write_cub, write_image, write_splits
 
 from cvsa_jax.data import reading
 from cvsa_jax.data.sources import KINDS, load

@@ -7,8 +7,8 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
-import small_sources
 from PIL import Image
+from support import small_sources
 
 from cvsa_jax.data.index import Order
 from cvsa_jax.data.pipeline import crop_batches, train_batches

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from small_sources import CROP
+from support.small_sources import CROP
 
 from configs import common
 from cvsa_jax import settings

@@ -4,15 +4,15 @@ import itertools
 
 import numpy as np
 import pytest
-import small_sources
 from PIL import Image
+from support import small_sources
 
 from cvsa_jax.data import decode, pixels
 from cvsa_jax.data.pipeline import Input
 from cvsa_jax.data.plan import random_crop_boxes
 from cvsa_jax.data.resample import with_masks
 from cvsa_jax.data.saliency_maps import MapReader
-from cvsa_jax.data.saliency_swap import lenders
+from cvsa_jax.data.saliency_swap import background_indices
 from cvsa_jax.data.view_spec import MASK_STRIDE
 from cvsa_jax.data.views import Pairs
 
@@ -178,7 +178,7 @@ def test_lenders_are_foreign_and_different():
     assert (0, 0, 1, 2) in cases
     assert (0, 0, 0, 1) not in cases
     for examples in cases:
-        found = lenders(np.array(examples), np.zeros(GROUP, bool), SWAP, np)
+        found = background_indices(np.array(examples), np.zeros(GROUP, bool), SWAP, np)
         assert found.dtype == np.int32
         for k in range(GROUP):
             first, second = (examples[place] for place in found[k])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import quick
+from support.compiling import quick
 
 from cvsa_jax.data import sources
 from cvsa_jax.data.index import Order

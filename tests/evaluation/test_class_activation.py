@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import quick
 from PIL import Image
+from support.compiling import quick
 
 from cvsa_jax.data.sources import Source
 from cvsa_jax.evaluation.encode import make_class_activation

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, quick, unit
+from support.comparing import assert_close, unit
+from support.compiling import quick
 
 from cvsa_jax.evaluation.encode import make_encoder
 from cvsa_jax.models.siamese import Siamese

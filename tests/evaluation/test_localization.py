@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import quick
 from sklearn.metrics import average_precision_score
+from support.compiling import quick
 
 from cvsa_jax.data import sources
 from cvsa_jax.data.pipeline import image_batches

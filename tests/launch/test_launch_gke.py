@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from launch_site import (
+from support.launch_site import (
     KUBECTL,
     TRAIN,
     until,

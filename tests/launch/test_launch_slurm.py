@@ -1,7 +1,7 @@
 """slurm.sbatch on a stand-in for Slurm."""
 
 import pytest
-from launch_site import (
+from support.launch_site import (
     RECORDER,
     ROOT,
     SBATCH,

@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from launch_site import (
+from support.launch_site import (
     GCLOUD,
     GCSFUSE,
     MOUNTPOINT,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from torch_files import torch_weights
+from support.torch_files import torch_weights
 
 from cvsa_jax.models.resnet import ResNet
 from cvsa_jax.weights import torchvision

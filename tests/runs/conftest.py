@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finetuning import Finished, tiny, watched
-from helpers import few_devices
 from PIL import Image
-from tiny_runs import tiny as tiny_pretraining
+from support.compiling import few_devices
+from support.finetuning import Finished, tiny, watched
+from support.tiny_runs import tiny as tiny_pretraining
 
 from cvsa_jax import api, settings
 from cvsa_jax.evaluation import evaluator as summary

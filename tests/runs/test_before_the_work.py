@@ -8,9 +8,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from finetuning import tiny as tiny_finetuning
-from helpers import few_devices
-from tiny_runs import tiny, tiny_probe
+from support.compiling import few_devices
+from support.finetuning import tiny as tiny_finetuning
+from support.tiny_runs import tiny, tiny_probe
 
 from cvsa_jax import settings
 from cvsa_jax.data.index import example_order

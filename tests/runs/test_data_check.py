@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from small_sources import write_image, write_splits
+from support.small_sources import write_image, write_splits
 
 from configs import common
 from cvsa_jax.data import inspect

@@ -1,8 +1,8 @@
 import json
 
 import pytest
-from helpers import few_devices
-from tiny_runs import LOCALIZATION, tiny, tiny_probe
+from support.compiling import few_devices
+from support.tiny_runs import LOCALIZATION, tiny, tiny_probe
 
 from cvsa_jax.runs import demo, pretrain
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import jax
 import pytest
-from helpers import few_devices
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from support.compiling import few_devices
 
 from configs import common, recipes
 from cvsa_jax import settings as app_settings

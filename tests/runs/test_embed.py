@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import npz
 from PIL import Image
+from support.comparing import npz
 
 import cvsa_jax
 from cvsa_jax.data.sources import load

@@ -12,8 +12,8 @@ import pytest
 from jax import export as jax_export
 from PIL import Image
 from safetensors.numpy import load_file
-from tiny_runs import tiny, tiny_probe
-from torch_files import torch_weights, write
+from support.tiny_runs import tiny, tiny_probe
+from support.torch_files import torch_weights, write
 
 import cvsa_jax
 from cvsa_jax import api, settings
@@ -179,7 +179,7 @@ def test_onnx_without_the_converter(tmp_path, run, monkeypatch):
 def test_pytorch_has_the_same_features(tmp_path):
     torch = pytest.importorskip("torch", reason="compared where PyTorch is installed, which nothing else needs")
     from safetensors.torch import load_file as load_torch
-    from torch_resnet import ResNet
+    from support.torch_resnet import ResNet
 
     for depth in (18, 50):
         file = write(tmp_path / f"{depth}.npz", torch_weights(depth, 64))

@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from finetuning import (
+from safetensors.numpy import load_file
+from support.comparing import assert_equal_trees
+from support.compiling import few_devices
+from support.finetuning import (
     CLASSES,
     FAST,
     LOCALIZATION,
@@ -25,8 +28,7 @@ from finetuning import (
     tiny,
     watched,
 )
-from helpers import Step, assert_equal_trees, few_devices, logged
-from safetensors.numpy import load_file
+from support.running import Step, logged
 
 from cvsa_jax import settings
 from cvsa_jax.evaluation.accuracy import accuracy

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from finetuning import CLASSES, TRAININGS, copies_of, final_state, procedural, start_of, tiny, watched
-from helpers import Step, assert_equal_trees, logged
-from torch_files import torch_weights, write
+from support.comparing import assert_equal_trees
+from support.finetuning import CLASSES, TRAININGS, copies_of, final_state, procedural, start_of, tiny, watched
+from support.running import Step, logged
+from support.torch_files import torch_weights, write
 
 from configs import cub_finetune, demo, folder_finetune
 from cvsa_jax import settings

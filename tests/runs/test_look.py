@@ -9,10 +9,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import npz
 from jax import export as jax_export
 from safetensors.numpy import load_file, save_file
-from tiny_runs import tiny, tiny_probe
+from support.comparing import npz
+from support.tiny_runs import tiny, tiny_probe
 
 import cvsa_jax
 from cvsa_jax import settings

@@ -5,9 +5,11 @@ import functools
 import jax
 import numpy as np
 import pytest
-from helpers import few_devices, logged, numpy_of
-from small_step import MODEL
-from tiny_runs import kill_at
+from support.comparing import numpy_of
+from support.compiling import few_devices
+from support.running import logged
+from support.small_step import MODEL
+from support.tiny_runs import kill_at
 
 from configs import demo
 from cvsa_jax import settings

@@ -7,8 +7,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from helpers import assert_equal_trees, few_devices, logged
-from tiny_runs import LOCALIZATION, kill_at, tiny, tiny_probe
+from support.comparing import assert_equal_trees
+from support.compiling import few_devices
+from support.running import logged
+from support.tiny_runs import LOCALIZATION, kill_at, tiny, tiny_probe
 
 from cvsa_jax import settings
 from cvsa_jax.evaluation import evaluator as summary

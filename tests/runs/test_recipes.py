@@ -8,9 +8,10 @@ and the alignment is learned where it has a weight.
 import jax
 import numpy as np
 import pytest
-from helpers import few_devices, logged
-from small_step import MODEL
-from tiny_runs import tiny
+from support.compiling import few_devices
+from support.running import logged
+from support.small_step import MODEL
+from support.tiny_runs import tiny
 
 from configs import folder
 from cvsa_jax import settings

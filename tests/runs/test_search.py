@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import npz
 from safetensors.numpy import load_file, save_file
+from support.comparing import npz
 
 from cvsa_jax.runs import embed, search, weights
 from cvsa_jax.runtime.errors import UserError

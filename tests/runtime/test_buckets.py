@@ -12,7 +12,7 @@ import pytest
 from clu import metric_writers
 from etils.epath import backend
 from ml_collections import ConfigDict
-from small_store import N, make, shards, source_of
+from support.small_store import N, make, shards, source_of
 
 from cvsa_jax.report import html, pictures
 from cvsa_jax.runtime.distributed import check_shared

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_sources import write_all, write_image
-from small_store import detected, source_of
+from support.small_sources import write_all, write_image
+from support.small_store import detected, source_of
 
 from cvsa_jax.data.inspect import check_annotations
 from cvsa_jax.data.sources import Source, load

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from small_store import SHARD, N, make, source_of, watched
+from support.small_store import SHARD, N, make, source_of, watched
 
 from cvsa_jax.runtime.errors import Interrupted
 from cvsa_jax.saliency import compute as compute_module

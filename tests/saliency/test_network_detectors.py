@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Step, few_devices
+from support.compiling import few_devices
+from support.running import Step
 
 from configs import common, demo
 from configs import saliency_unet as unet_config

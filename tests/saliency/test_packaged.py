@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from small_sources import memory_source
+from support.small_sources import memory_source
 from test_onnx import colourful, network
 
 from cvsa_jax.runtime.errors import UserError

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from small_store import SHARD, N, make, shards, source_of, watched
+from support.small_store import SHARD, N, make, shards, source_of, watched
 
 from cvsa_jax.runtime import files
 from cvsa_jax.runtime.errors import UserError

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_sources import SWAP
-from small_store import SHARD, N, detected, make, rectangle, shards, source_of, watched
+from support.small_sources import SWAP
+from support.small_store import SHARD, N, detected, make, rectangle, shards, source_of, watched
 
 from cvsa_jax.data import pipeline
 from cvsa_jax.data.index import Order

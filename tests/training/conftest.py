@@ -6,8 +6,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 import pytest
-from helpers import numpy_of, quick
-from small_step import MODEL, OPTIMIZER, WEIGHT, batch, normalized, spec_of, start
+from support.comparing import numpy_of
+from support.compiling import quick
+from support.small_step import MODEL, OPTIMIZER, WEIGHT, batch, normalized, spec_of, start
 
 from cvsa_jax import losses
 from cvsa_jax.runtime import distributed

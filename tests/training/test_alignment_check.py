@@ -5,8 +5,8 @@ import functools
 import jax
 import numpy as np
 import pytest
-from helpers import numpy_of
-from small_step import MODEL, OPTIMIZER, batch, normalized, spec_of, start
+from support.comparing import numpy_of
+from support.small_step import MODEL, OPTIMIZER, batch, normalized, spec_of, start
 
 from cvsa_jax import losses
 from cvsa_jax.training import photometric, step

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import numpy_of, quick
-from small_step import BATCH, FIRST_VIEWS, MODEL, SECOND_VIEWS, SIZE, WEIGHT, batch, contrast, normalized, start
+from support.comparing import numpy_of
+from support.compiling import quick
+from support.small_step import BATCH, FIRST_VIEWS, MODEL, SECOND_VIEWS, SIZE, WEIGHT, batch, contrast, normalized, start
 
 from cvsa_jax import losses
 from cvsa_jax.runtime.errors import UserError

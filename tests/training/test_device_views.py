@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 import skimage.data
-import small_sources
 from PIL import Image
 from scipy import ndimage
+from support import small_sources
 
 from cvsa_jax.data.index import Order
 from cvsa_jax.data.pipeline import train_batches

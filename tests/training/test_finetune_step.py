@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_close, kernels_summed, numpy_of, quick
+from support.comparing import assert_close, numpy_of
+from support.compiling import kernels_summed, quick
 
 from cvsa_jax.models.classifier import Classifier
 from cvsa_jax.runtime import distributed

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, assert_moved, numpy_of, on_mesh
 from jax.sharding import PartitionSpec
-from small_step import CHANNELS, CLASSES, batch, define, start, without
+from support.comparing import assert_close, assert_moved, numpy_of
+from support.compiling import on_mesh
+from support.small_step import CHANNELS, CLASSES, batch, define, start, without
 
 from cvsa_jax.runtime import distributed
 from cvsa_jax.training.health import OnlineProbe, collapse_figures, init_probe, probe_step

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import jax
 import numpy as np
 import pytest
-from helpers import assert_close, quick, unit
 from jax.sharding import PartitionSpec
-from small_step import KEYS, MODEL, TURNS, batch, normalized, start
+from support.comparing import assert_close, unit
+from support.compiling import quick
+from support.small_step import KEYS, MODEL, TURNS, batch, normalized, start
 
 from cvsa_jax.runtime import distributed
 from cvsa_jax.training.negatives import Queue, enqueued

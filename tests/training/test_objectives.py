@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, assert_equal, assert_moved, numpy_of, quick
-from small_step import LEARNING_RATE, MODEL, OPTIMIZER, TAU, WEIGHT, batch, define, spec_of, start, without
+from support.comparing import assert_close, assert_equal, assert_moved, numpy_of
+from support.compiling import quick
+from support.small_step import LEARNING_RATE, MODEL, OPTIMIZER, TAU, WEIGHT, batch, define, spec_of, start, without
 
 from cvsa_jax import losses
 from cvsa_jax.runtime import distributed

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import optax
 import pytest
-from helpers import assert_equal, numpy_of, quick
-from small_step import CHANNELS, MODEL, SIZE
+from support.comparing import assert_equal, numpy_of
+from support.compiling import quick
+from support.small_step import CHANNELS, MODEL, SIZE
 
 from cvsa_jax.runtime import distributed
 from cvsa_jax.runtime.errors import UserError

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_close, assert_equal, assert_moved, kernels_summed, numpy_of, on_mesh, quick
 from jax.sharding import PartitionSpec
+from support.comparing import assert_close, assert_equal, assert_moved, numpy_of
+from support.compiling import kernels_summed, on_mesh, quick
 
 from cvsa_jax import losses
 from cvsa_jax.models.siamese import Siamese
@@ -22,7 +23,7 @@ from cvsa_jax.runtime import distributed
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.training import photometric
 from cvsa_jax.training import step as steps
-from cvsa_jax.training.accumulation import Pass, Stats, accumulated
+from cvsa_jax.training.accumulation import Pass, Stats, Vectors, accumulated
 from cvsa_jax.training.state import Network, TrainState, init_state, target_parts
 from cvsa_jax.training.step import Alignment, StepSpec
 
@@ -299,14 +300,14 @@ def test_parts_of_a_batch_give_its_mean_over_the_usable_pairs_and_its_vectors_in
         def loss_fn(params):
             loss = jax.lax.psum((rows["weight"] * rows["value"] * params["scale"]).sum(), distributed.AXIS)
             vectors = jnp.concatenate([rows["value"], -rows["value"]])[:, None]
-            return loss, Pass(stats, {"loss": loss}, *(k * vectors for k in (1, 2, 3, 4)))
+            return loss, Pass(stats, {"loss": loss}, Vectors(*(k * vectors for k in (1, 2, 3, 4))))
 
         return jax.grad(loss_fn, has_aux=True)(params)
 
     def whole(rows):
         rows = rows | steps._masks_in_cells(rows, 1, 2)
         grads, done = accumulated(one, params, Stats({}, None), rows, 2)
-        return grads["scale"], done.metrics["loss"], done.key[:, 0]
+        return grads["scale"], done.metrics["loss"], done.vectors.key[:, 0]
 
     mesh, split, same = mesh_of(2), PartitionSpec(distributed.AXIS), PartitionSpec()
     grad, loss, keys = jax.jit(jax.shard_map(whole, mesh=mesh, in_specs=split, out_specs=(same, same, split)))(rows)

@@ -9,9 +9,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import few_devices
 from safetensors.numpy import save_file
-from torch_files import torch_weights, write
+from support.compiling import few_devices
+from support.torch_files import torch_weights, write
 
 from configs import demo
 from cvsa_jax import settings

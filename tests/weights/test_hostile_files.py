@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch_files import Instance, Named, Pickler, namespace, torch_save, torch_weights
+from support.torch_files import Instance, Named, Pickler, namespace, torch_save, torch_weights
 
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.weights import files

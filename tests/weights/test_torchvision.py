@@ -6,8 +6,8 @@ The reference reads the same file with torch's layouts, (out, in, h, w) and chan
 import jax
 import numpy as np
 import pytest
-from helpers import quick
-from torch_files import torch_weights, write
+from support.compiling import quick
+from support.torch_files import torch_weights, write
 
 from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.weights import backbones, torchvision

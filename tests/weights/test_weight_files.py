@@ -6,7 +6,7 @@ import struct
 import ml_dtypes
 import numpy as np
 import pytest
-from torch_files import Instance, Named, namespace, torch_save, torch_weights, write
+from support.torch_files import Instance, Named, namespace, torch_save, torch_weights, write
 
 from cvsa_jax.runs.weights import import_file
 from cvsa_jax.runtime.errors import UserError
@@ -343,7 +343,7 @@ def of_numpy(tree):
 def test_deepminds_checkpoints(tmp_path, named_tuple, monkeypatch):
     # Their arrays are strings that a call turns into bytes: of half a gigabyte, and yet not too many.
     monkeypatch.setattr(unpickler, "_SPARE", 0)
-    from torch_files import Pickler
+    from support.torch_files import Pickler
 
     parts = {"online_params": 0, "target_params": 1, "online_state": 2, "target_state": 3, "opt_state": 4}
     values = [of_numpy(tree) for pair in zip(haiku(RIGHT), haiku(WRONG), strict=True) for tree in pair] + [None]

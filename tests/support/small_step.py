@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from helpers import numpy_of, quick, unit
 
 from cvsa_jax import losses
 from cvsa_jax.models.heads import Head
@@ -23,6 +22,8 @@ from cvsa_jax.training.health import init_probe
 from cvsa_jax.training.negatives import Queue
 from cvsa_jax.training.state import TrainState, init_state
 from cvsa_jax.training.step import Alignment, StepSpec
+from support.comparing import numpy_of, unit
+from support.compiling import quick
 
 BATCH, SIZE, MASK, CLASSES, CHANNELS = 16, 16, 4, 5, 16
 LEARNING_RATE, TEMPERATURE, WEIGHT, TAU = 0.1, 0.3, 2.0, 0.75

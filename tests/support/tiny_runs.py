@@ -1,9 +1,8 @@
 """Pre-training and probe on a budget of seconds."""
 
-from helpers import Step
-
 from configs import demo
 from cvsa_jax.runs import pretrain
+from support.running import Step
 
 LOCALIZATION = {"pointing_game", "mask_iou", "mask_iou_best", "pixel_ap", "max_box_acc_v2", "corloc"}
 

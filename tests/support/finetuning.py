@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from helpers import Step
 from PIL import Image
 
 from configs import folder_finetune
@@ -19,6 +18,7 @@ from cvsa_jax.runs import finetune
 from cvsa_jax.training import checkpoint
 from cvsa_jax.training.finetune_step import ClassifierState, init_classifier
 from cvsa_jax.training.state import Network
+from support.running import Step
 
 CLASSES, PER_CLASS, STEPS = 3, 8, 18  # train images of a class; steps of every training
 FAST = 3.0  # a learning rate that moves the network within so few steps

@@ -1,0 +1,1 @@
+"""What several tests share: small data, small networks and runs, stand-ins, comparisons."""
