@@ -6,7 +6,7 @@ A set is a name and a folder as configs/folder.py takes it, with classes and a t
 network once, whole, squeezed to `--size`, and their cells are kept in `<out>/<name>/<set>.npz`, as `evaluate --runs=`
 takes them; `--run` may also be an ONNX file and the name of a tensor of tokens in it (`model.onnx:tensor`), as of a
 vision transformer. Maps are in `<out>/<set>/<detector>`, made where they are not there. Rows of a set: the average,
-the first component, the maps of each detector, a head taught by each on all train images, on `--images` of them with
+the maximum of each channel, the first component, the maps of each detector, a head taught by each on all train images, on `--images` of them with
 each of `--seeds`, and heads fitted to all train images of the other sets. Each is a line of `<out>/look.jsonl`: linear
 probe, ridge classifier, kNN and, of a head, localisation on the test images. The same command goes on where it was
 interrupted.
@@ -117,13 +117,15 @@ class Prepared(NamedTuple):
                 raise SystemExit(
                     f"{kept} is of {arrays['made_by']}, and not of {made_by}: take another --name or --out"
                 )
+            maxima = arrays["patches"].max((1, 2)).astype(np.float32)
+            np.savez(kept.with_name(f"{name}.maximum.npz"), names=arrays["names"], vectors=maxima)
         return cls(name, source, kept, stores, args.size)
 
     def features(self, pooling: str, guide: Guide) -> ExternalFeatures:
-        """Its cells under one pooling."""
-        return ExternalFeatures(
-            self.cells, self.source, EvalSpec(self.size, self.size, 64, "others", pooling), None, guide
-        )
+        """Its cells under one pooling of the package, or the `maximum` of each channel."""
+        file = self.cells.with_name(f"{self.name}.maximum.npz") if pooling == "maximum" else self.cells
+        pooling = "average" if pooling == "maximum" else pooling
+        return ExternalFeatures(file, self.source, EvalSpec(self.size, self.size, 64, "others", pooling), None, guide)
 
     def head(self, detector: str, images: int = 0, seed: int = 0) -> LookHead:
         """The head of the train images, or of some."""
@@ -178,6 +180,7 @@ def rows_of(one: Prepared, others: dict[str, Prepared], args: argparse.Namespace
     """The rows of a set."""
     name = one.name
     yield Row(f"{name}/average", "average", Guide)
+    yield Row(f"{name}/maximum", "maximum", Guide)
     yield Row(f"{name}/component", "attention", Guide)
     for detector, store in one.stores.items():
         yield Row(f"{name}/maps/{detector}", "saliency", functools.partial(Guide, maps=store))

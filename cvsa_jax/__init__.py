@@ -11,8 +11,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 # On a CPU, XLA of JAX 0.10 and 0.11 gives convolutions, matrix products and sums to YNNPACK, which is faster than its
-# own code at the last two and several times slower at the first (measured on x86: benchmarks/RESULTS.md). Nobody else
-# is asked: an XLA that does not know a flag ends the process, and a TPU's library has an XLA of its own. Flags that do
+# own code at the last two and slower at most of the first (measured on x86: benchmarks/RESULTS.md). Nobody else is
+# asked: an XLA that does not know a flag ends the process, and a TPU's library has an XLA of its own. Flags that do
 # not begin with a dash are the name of a file of them, which nothing can follow.
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 _flags = os.environ.get("XLA_FLAGS", "").strip()

@@ -24,6 +24,7 @@ from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.registry import Options
 from cvsa_jax.saliency.store import SaliencyStore
 from cvsa_jax.weights import look_file
+from cvsa_jax.weights.export import CONVERTER
 
 pytestmark = pytest.mark.usefixtures("on_one_device")
 
@@ -203,6 +204,17 @@ def test_exported_files_pool_by_the_head(run, head, exported):
     )
     with pytest.raises(UserError, match="leave npz out"):
         weights.export_run(str(run), exported / "other", ("npz",), "MIT", str(head))
+
+
+def test_onnx_pools_by_the_head(tmp_path, run, head):
+    pytest.importorskip("jax2onnx", reason=f"run where the converter is installed: {CONVERTER}")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    weights.export_run(str(run), tmp_path / "out", ("onnx",), "MIT", str(head))
+    images, _ = images_of_tests()
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(["features"], {"images": np.stack(images)})
+    expected = cvsa_jax.load_backbone(str(run), look=str(head)).features(images)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 def test_pytorch_code_of_the_card_pools_alike(tmp_path, run, head, exported):
