@@ -5,11 +5,11 @@
 A set is a name and a folder as configs/folder.py takes it, with classes and a test split. Its images go through the
 network once, whole, squeezed to `--size`, and their cells are kept in `<out>/<name>/<set>.npz`, as `evaluate --runs=`
 takes them; `--run` may also be an ONNX file and the name of a tensor of tokens in it (`model.onnx:tensor`), as of a
-vision transformer. Maps are in `<out>/<set>/<detector>`, made where they are not there. Rows of a set: the average,
-the maximum of each channel, the first component, the maps of each detector, a head taught by each on all train images, on `--images` of them with
-each of `--seeds`, and heads fitted to all train images of the other sets. Each is a line of `<out>/look.jsonl`: linear
-probe, ridge classifier, kNN and, of a head, localisation on the test images. The same command goes on where it was
-interrupted.
+vision transformer. Maps are in `<out>/<set>/<detector>`, made where they are not there. Rows of a set: the average, the
+maximum of each channel, the first component, the maps of each detector, a head taught by each on all train images, on
+`--images` of them with each of `--seeds`, and heads fitted to all train images of the other sets. Each is a line of
+`<out>/look.jsonl`: linear probe, ridge classifier, kNN and, of a head, localisation on the test images. The same
+command goes on where it was interrupted.
 """
 
 import argparse
