@@ -161,6 +161,7 @@ def test_share_of_composites_is_their_probability(without_colour):
     assert changed == pytest.approx(0.3, abs=0.1)
 
 
+@pytest.mark.slow
 def test_steps_are_the_same_on_one_device_and_four(eight, mesh_of):
     batch = {"image": np.asarray(eight[0]), "mask": np.asarray(eight[1])}
     states = []
