@@ -1,17 +1,18 @@
-"""Official sets that lie in their archives."""
+"""Official sets in their archives."""
 
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.small_sources import CUB_NAMES, write_cub
 
-from cvsa_jax.data.sources import load
+from cvsa_jax.data.sources import archives, load
 from cvsa_jax.data.sources.archives import UNPACKED, unpack
 from cvsa_jax.runtime.errors import UserError
 
@@ -27,15 +28,15 @@ def packed(root: Path, into: Path, ending: str) -> None:
             archive.add(path, path.name)
 
 
-@pytest.mark.parametrize("given", ["folder", "archive"])
-def test_a_set_is_read_from_its_archives_which_are_unpacked_once(tmp_path, given):
+@pytest.mark.parametrize("root_is", ["folder", "archive"])
+def test_set_is_read_from_archives_that_are_unpacked_once(tmp_path, root_is):
     write_cub(tmp_path / "made/CUB_200_2011", segmentations=True)
     shutil.move(tmp_path / "made/CUB_200_2011/segmentations", tmp_path / "masks/segmentations")
     root = tmp_path / "data"
     root.mkdir()
     packed(tmp_path / "made", root / "CUB_200_2011.tgz", "tgz")
     packed(tmp_path / "masks", root / "segmentations.tgz", "tgz")
-    source = load("cub", str(root if given == "folder" else root / "CUB_200_2011.tgz"))
+    source = load("cub", str(root if root_is == "folder" else root / "CUB_200_2011.tgz"))
     assert source.names == tuple(CUB_NAMES.values())
     assert source.mask(0).shape == (5, 6)  # from the other archive
     place = root / UNPACKED / "CUB_200_2011/images" / CUB_NAMES["1"]
@@ -45,7 +46,7 @@ def test_a_set_is_read_from_its_archives_which_are_unpacked_once(tmp_path, given
 
 
 @pytest.mark.parametrize("ending", ["tar", "tgz", "zip"])
-def test_unpacking_goes_on_where_it_was_stopped(tmp_path, ending):
+def test_interrupted_unpacking_resumes(tmp_path, ending):
     write_cub(tmp_path / "made")
     packed(tmp_path / "made", tmp_path / f"set.{ending}", ending)
     unpack(tmp_path / f"set.{ending}", tmp_path / "whole")
@@ -61,7 +62,7 @@ def test_unpacking_goes_on_where_it_was_stopped(tmp_path, ending):
     assert cut.read_bytes() == (tmp_path / "made/images/001.Owl/b.jpg").read_bytes()
 
 
-def test_archives_that_cannot_be_trusted_or_read(tmp_path):
+def test_unsafe_and_damaged_archives_are_refused(tmp_path):
     (tmp_path / "evil.txt").write_text("x")
     with tarfile.open(tmp_path / "evil.tar", "w") as archive:
         archive.add(tmp_path / "evil.txt", "../outside.txt")
@@ -79,7 +80,7 @@ def test_archives_that_cannot_be_trusted_or_read(tmp_path):
         unpack(tmp_path / "set.zip", tmp_path / "into")
 
 
-def test_masks_that_are_still_packed_beside_an_unpacked_set_are_unpacked(tmp_path):
+def test_packed_masks_beside_an_unpacked_set_are_unpacked(tmp_path):
     write_cub(tmp_path / "CUB_200_2011", segmentations=True)
     (tmp_path / "made").mkdir()
     shutil.move(tmp_path / "CUB_200_2011/segmentations", tmp_path / "made/segmentations")
@@ -88,22 +89,27 @@ def test_masks_that_are_still_packed_beside_an_unpacked_set_are_unpacked(tmp_pat
     assert load("cub", str(tmp_path)).mask(0).shape == (5, 6)
 
 
-def test_several_processes_unpack_an_archive_once(tmp_path):
+def test_simultaneous_unpacking_is_done_once(tmp_path, monkeypatch):
     write_cub(tmp_path / "made")
     packed(tmp_path / "made", tmp_path / "set.tgz", "tgz")
-    script = (
-        "import sys\nfrom pathlib import Path\nfrom cvsa_jax.data.sources.archives import unpack\n"
-        "unpack(Path(sys.argv[1]), Path(sys.argv[2]))\n"
-    )
-    arguments = [sys.executable, "-c", script, str(tmp_path / "set.tgz"), str(tmp_path / "into")]
-    processes = [subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": os.getcwd()}) for _ in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    together, unpacked, locked = threading.Barrier(3), [], archives.fcntl.flock
+
+    def lock(*arguments):  # each has seen that nothing is unpacked before any of them begins
+        together.wait(60)
+        locked(*arguments)
+
+    monkeypatch.setattr(archives, "fcntl", SimpleNamespace(flock=lock, LOCK_EX=archives.fcntl.LOCK_EX))
+    unpack_all = archives._unpack
+    monkeypatch.setattr(archives, "_unpack", lambda *args: unpacked.append(1) or unpack_all(*args))
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: unpack(tmp_path / "set.tgz", tmp_path / "into"), range(3)))
+    assert len(unpacked) == 1
     assert not list((tmp_path / "into").rglob("*.part"))
     image = f"images/{CUB_NAMES['1']}"
     assert (tmp_path / "into" / image).read_bytes() == (tmp_path / "made" / image).read_bytes()
 
 
-def test_links_in_a_tar_are_files_and_dangling_ones_are_said(tmp_path, capsys):
+def test_tar_links_become_files_and_dangling_ones_are_reported(tmp_path, capsys):
     (tmp_path / "made" / "sub").mkdir(parents=True)
     (tmp_path / "made" / "b.txt").write_text("held")
     os.link(tmp_path / "made" / "b.txt", tmp_path / "made" / "sub" / "hard.txt")
@@ -120,7 +126,7 @@ def test_links_in_a_tar_are_files_and_dangling_ones_are_said(tmp_path, capsys):
     assert "left out 1 links to what is not a file in it: a_soft.txt" in capsys.readouterr().out
 
 
-def test_a_link_that_leads_outside_is_none(tmp_path, capsys):
+def test_tar_link_to_outside_is_left_out(tmp_path, capsys):
     (tmp_path / "secret.txt").write_text("x")
     with tarfile.open(tmp_path / "set.tar", "w") as archive:
         link = tarfile.TarInfo("link.txt")

@@ -34,17 +34,17 @@ def pgm(values: np.ndarray, most: int) -> bytes:
 # Name -> bytes that show RAMP.
 RIGHT = {
     "floats from 0 to 1": tiff(RAMP.astype(np.float32)),
-    "floats of a range that tags tell": tiff((RAMP * 7 - 3).astype(np.float32), float_lowest=-3.0, float_highest=4.0),
+    "floats of a range in tags": tiff((RAMP * 7 - 3).astype(np.float32), float_lowest=-3.0, float_highest=4.0),
     "16 bits": tiff((RAMP * 65535).astype(np.uint16)),
-    "12 bits in 16, told": tiff((RAMP * 4095).astype(np.uint16), lowest=0, highest=4095),
-    "32 bits of a range that tags tell": tiff((RAMP * 10**6).astype(np.int32), float_lowest=0.0, float_highest=1e6),
+    "12 bits in 16, range in tags": tiff((RAMP * 4095).astype(np.uint16), lowest=0, highest=4095),
+    "32 bits of a range in tags": tiff((RAMP * 10**6).astype(np.int32), float_lowest=0.0, float_highest=1e6),
     "PNG of 16 bits": encoded(Image.fromarray((RAMP * 65535).astype(np.uint16)), "PNG"),
     "PGM of 12 bits": pgm(RAMP * 4095, 4095),
 }
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_more_than_8_bits_are_scaled_by_the_range_that_the_file_tells(name):
+def test_deep_images_are_scaled_by_the_range_in_the_file(name):
     pixels = decoded(RIGHT[name])
     assert (pixels == pixels[..., :1]).all()
     np.testing.assert_allclose(pixels[..., 0], RAMP * 255, atol=1)
@@ -59,7 +59,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_range_that_cannot_be_told_is_refused(name):
+def test_unknown_range_is_refused(name):
     content, reason = REFUSED[name]
     with pytest.raises(decode.Unreadable, match=reason):
         decoded(content)
@@ -82,28 +82,23 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("place", ["before the pixels", "after the pixels"])
-@pytest.mark.parametrize("name", DAMAGED)
-def test_a_png_with_damaged_metadata_has_its_pixels(name, place):
-    cut = HEADER if place == "before the pixels" else len(PLAIN) - 12
+@pytest.mark.parametrize(
+    ("name", "cut"),
+    [
+        *(pytest.param(name, HEADER, id=f"{name}, before the pixels") for name in DAMAGED),
+        pytest.param("a checksum of text", len(PLAIN) - 12, id="a checksum of text, after the pixels"),
+    ],
+)
+def test_png_with_damaged_metadata_keeps_its_pixels(name, cut):
     np.testing.assert_array_equal(decoded(PLAIN[:cut] + DAMAGED[name] + PLAIN[cut:]), decoded(PLAIN))
 
 
-def test_a_png_that_is_cut_off_is_refused():
+def test_truncated_png_is_refused():
     with pytest.raises(decode.Unreadable):
         decoded(PLAIN[: len(PLAIN) // 2])
 
 
-def test_transparency_and_orientation_of_a_png_stay():
-    pixels = np.zeros((4, 6, 4), np.uint8)
-    pixels[:, :3] = (10, 20, 30, 255)
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    read = decoded(encoded(Image.fromarray(pixels), "PNG", exif=exif, pnginfo=None))
-    assert (read[:, 3:] == (10, 20, 30)).all() and (read[:, :3] == 255).all()
-
-
-def test_sets_that_are_nearly_black_or_constant_are_noticed_before_training(tmp_path, capsys):
+def test_nearly_black_and_constant_images_are_reported(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for name, most in (("dark", 16), ("good", 256)):
         for k in range(4):
@@ -118,7 +113,7 @@ def test_sets_that_are_nearly_black_or_constant_are_noticed_before_training(tmp_
 
 
 @pytest.mark.parametrize("place", ["eXIf", "XMP", "Raw profile"])
-def test_a_png_is_turned_wherever_its_orientation_is_told(place):
+def test_png_orientation_is_read_from_every_place(place):
     image, info = Image.fromarray(np.arange(72, dtype=np.uint8).reshape(4, 6, 3)), PngImagePlugin.PngInfo()
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -139,7 +134,7 @@ def test_a_png_is_turned_wherever_its_orientation_is_told(place):
     np.testing.assert_array_equal(decoded(content), np.rot90(np.asarray(image), -1))
 
 
-def test_grey_levels_of_which_white_is_0_are_not_inverted():
+def test_white_is_zero_tiff_is_not_inverted():
     values = (RAMP * 65535).astype(np.uint16)
     content = encoded(Image.fromarray(65535 - values), "TIFF", tiffinfo={262: 0})
     np.testing.assert_allclose(decoded(content)[..., 0], RAMP * 255, atol=1)

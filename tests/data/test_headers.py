@@ -38,8 +38,8 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("in_files", [False, True])
-def test_headers_say_shapes_and_who_decodes(in_files, tmp_path):
+@pytest.mark.parametrize("in_files", [False, True], ids=["in memory", "in files"])
+def test_headers_give_shapes_and_turns(in_files, tmp_path):
     source = memory_source([file for file, _, _ in FILES.values()])
     if in_files:
         paths = [tmp_path / f"{k}" for k in range(len(FILES))]
@@ -51,12 +51,12 @@ def test_headers_say_shapes_and_who_decodes(in_files, tmp_path):
         assert (tuple(shape), turn) == FILES[name][1:], name
 
 
-def test_what_is_cut_off_is_no_part_of_the_shape():
+def test_cut_rows_are_no_part_of_the_shape():
     source = dataclasses.replace(memory_source([encoded("JPEG"), encoded("JPEG", orientation=6)]), cut=4)
     assert Headers(source).look(np.arange(2))[0].tolist() == [[16, 30], [26, 20]]
 
 
-def test_a_header_is_read_once_and_of_changed_images_again():
+def test_headers_are_kept_until_images_change():
     files = [encoded("JPEG"), encoded("PNG"), encoded("JPEG", orientation=6)]
     headers = Headers(memory_source(files))
     first = headers.look(np.array([2, 0]))
@@ -76,7 +76,7 @@ def test_a_header_is_read_once_and_of_changed_images_again():
     assert Headers(changed).look(np.array([2]))[1].tolist() == [3]
 
 
-def test_what_one_process_found_out_is_not_forgotten_by_another():
+def test_keep_preserves_findings_of_another_process():
     source = memory_source([encoded("JPEG"), encoded("JPEG", orientation=6)])
     one, other = Headers(source), Headers(source)
     one.look(np.arange(2))
@@ -87,7 +87,7 @@ def test_what_one_process_found_out_is_not_forgotten_by_another():
     assert Headers(source).turns.tolist() == [1, OTHER]
 
 
-def test_of_images_that_are_exchanged_meanwhile_nothing_is_kept():
+def test_headers_of_images_exchanged_meanwhile_are_not_kept():
     files = [encoded("JPEG"), encoded("JPEG", orientation=6)]
     source, fingerprint = memory_source(files), memory_source(list(files)).fingerprint
     source = dataclasses.replace(source, identify=lambda kind: fingerprint)
@@ -101,7 +101,7 @@ def test_of_images_that_are_exchanged_meanwhile_nothing_is_kept():
     assert Headers(source).look(np.arange(2))[1].tolist() == [1, 6]
 
 
-def test_where_nothing_can_be_kept_it_is_not_tried_again_and_again(tmp_path, monkeypatch):
+def test_unwritable_cache_is_tried_once(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     headers = Headers(memory_source([encoded("JPEG")] * 3))
@@ -114,7 +114,7 @@ def test_where_nothing_can_be_kept_it_is_not_tried_again_and_again(tmp_path, mon
     assert not tries
 
 
-def test_a_damaged_cache_is_made_again(tmp_path):
+def test_damaged_cache_is_made_again(tmp_path):
     source = load("folder", str(write_all(tmp_path / "set", "a.png", "b.jpg")))
     headers = Headers(source)
     expected = headers.look(np.arange(2))
@@ -125,7 +125,7 @@ def test_a_damaged_cache_is_made_again(tmp_path):
         np.testing.assert_array_equal(found, value)
 
 
-def test_a_file_that_is_no_image_is_unreadable(tmp_path):
+def test_file_that_is_no_image_is_unreadable(tmp_path):
     for content, reason in (
         (b"", "empty"),
         (b"no image", "not an image"),

@@ -38,27 +38,23 @@ def soft_edge() -> np.ndarray:
 KINDS = {
     "0 and 255": Image.fromarray(two(0, 255)),
     "0 and 1": Image.fromarray(two(0, 1)),
-    "7 and 9": Image.fromarray(two(7, 9)),
     "one bit": Image.fromarray(two(0, 255)).convert("1"),
     "16 bits": Image.fromarray(np.where(DRAWN, 65535, 0).astype(np.uint16)),
-    "16 bits, 0 and 1": Image.fromarray(np.where(DRAWN, 1, 0).astype(np.uint16)),
     "red channel": Image.fromarray(two((0, 0, 0), (200, 0, 0))),
-    "blue channel": Image.fromarray(two((0, 0, 0), (0, 0, 255))),
     "two colours": Image.fromarray(two((20, 0, 90), (90, 200, 20))),
     "alpha of white": Image.fromarray(two((255, 255, 255, 0), (255, 255, 255, 255))),
-    "alpha of black": Image.fromarray(two((0, 0, 0, 0), (0, 0, 0, 255))),
     "palette of PASCAL": palette(two(0, 1), {1: (128, 0, 0)}),
     "palette of one colour": palette(two(0, 3), {0: (9, 9, 9), 3: (9, 9, 9)}),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_values_of_any_kind_are_a_mask(tmp_path, kind):
+def test_two_values_in_any_encoding_are_a_mask(tmp_path, kind):
     KINDS[kind].save(tmp_path / "m.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, EXPECTED)
 
 
-def test_soft_edges_and_jpeg_count_from_the_middle_on(tmp_path):
+def test_soft_edges_and_jpegs_are_cut_at_half_the_range(tmp_path):
     Image.fromarray(soft_edge()).save(tmp_path / "m.png")
     expected = EXPECTED.copy()
     expected[8] = 0
@@ -69,25 +65,21 @@ def test_soft_edges_and_jpeg_count_from_the_middle_on(tmp_path):
         np.testing.assert_array_equal(read_mask(tmp_path / "m.jpg").values, large)
 
 
-def test_trimaps_have_their_border_inside(tmp_path):
+def test_trimap_border_is_part_of_the_object(tmp_path):
     trimap = two(2, 1)
     trimap[3, 4:13] = 3
     Image.fromarray(trimap).save(tmp_path / "m.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, EXPECTED)
     np.testing.assert_array_equal(read_trimap(tmp_path / "m.png").values, EXPECTED)
-    # Without a border nothing tells which is which.
-    Image.fromarray(two(2, 1)).save(tmp_path / "m.png")
-    with pytest.raises(UserError, match="has the values 1 and 2: in a trimap 1 is the object"):
-        read_mask(tmp_path / "m.png")
 
 
-@pytest.mark.parametrize(("level", "expected"), [(0, 0), (1, 255), (255, 255)])
+@pytest.mark.parametrize(("level", "expected"), [(0, 0), (1, 255), (255, 255)], ids=["0", "1", "255"])
 def test_masks_of_one_value_are_empty_or_full(tmp_path, level, expected):
     Image.new("L", (4, 3), level).save(tmp_path / "m.png")
     assert (read_mask(tmp_path / "m.png").values == expected).all()
 
 
-def test_other_pictures_are_refused_with_what_they_hold(tmp_path):
+def test_pictures_that_are_no_masks_are_refused(tmp_path):
     rng = np.random.default_rng(0)
     labels = 7 + rng.integers(0, 21, (12, 16)).astype(np.uint8)
     Image.fromarray(labels).save(tmp_path / "labels.png")
@@ -126,7 +118,7 @@ def read(tmp_path, picture) -> Mask:
     return read_mask(tmp_path / "m.png")
 
 
-def test_labels_of_pascals_palette_are_objects_but_for_the_border(tmp_path):
+def test_pascal_palette_labels_are_objects_without_the_border(tmp_path):
     # As greys they are 0, 38, 113 and 220.
     assert (_pascal(np.array([1, 5, 15, 255])) == list(PASCAL.values())).all()
     mask = read(tmp_path, palette(voc(), PASCAL))
@@ -139,7 +131,7 @@ def test_labels_of_pascals_palette_are_objects_but_for_the_border(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png").values, EXPECTED)
 
 
-def test_palettes_of_pictures_are_their_colours_in_whatever_order(tmp_path):
+def test_other_palettes_are_read_by_their_colours(tmp_path):
     # Places in another order than the greys: a mask of a soft edge, as programs write it into a GIF.
     places = np.zeros((12, 16), np.uint8)
     places[DRAWN], places[3, 4:13] = 2, 1
@@ -168,9 +160,9 @@ APART[5:15, 5:20], APART[20:35, 10:30], APART[8:30, 40:55] = 1, 2, 3
 
 
 @pytest.mark.parametrize(
-    "numbers", [(1, 2, 3), (17, 88, 200), (85, 170, 255), (1, 26, 1001), (7, 7, 400), (1, 50, 100)]
+    "numbers", [(1, 2, 3), (85, 170, 255), (1, 26, 1001)], ids=["small", "up to white", "of 16 bits"]
 )
-def test_numbers_of_objects_that_lie_apart_are_one_object(tmp_path, numbers):
+def test_numbers_of_separate_objects_are_one_mask(tmp_path, numbers):
     values = np.array([0, *numbers], np.uint16)[APART]
     for dtype in [np.uint16] + [np.uint8] * (max(numbers) < 256):
         mask = read(tmp_path, values.astype(dtype))
@@ -178,8 +170,8 @@ def test_numbers_of_objects_that_lie_apart_are_one_object(tmp_path, numbers):
         assert mask.kind == "labels of objects"
 
 
-@pytest.mark.parametrize("values", [(0, 1, 255), (0, 20, 255), (0, 4, 8, 255)])
-def test_greys_of_pascals_labels_leave_their_border_out(tmp_path, values):
+@pytest.mark.parametrize("values", [(0, 20, 255), (0, 4, 8, 255)], ids=["one object", "two objects"])
+def test_grey_pascal_labels_leave_the_border_out(tmp_path, values):
     rows, columns = np.mgrid[:60, :60]
     distance = np.hypot(rows - 30, columns - 30)
     for radius, width in ((20, 2), (6, 7)):  # also where the border is larger than the object
@@ -191,7 +183,7 @@ def test_greys_of_pascals_labels_leave_their_border_out(tmp_path, values):
         np.testing.assert_array_equal(read(tmp_path, mask).values, np.where(distance < radius, 255, 0))
 
 
-def test_what_is_left_of_an_edge_is_no_label(tmp_path):
+def test_stray_pixels_and_halos_are_no_labels(tmp_path):
     values = np.where(disc(60, 1) > 0.5, 255, 0).astype(np.uint8)
     stray = np.random.default_rng(0).random(values.shape) < 0.02
     for level in (1, 5, 254):
@@ -201,8 +193,8 @@ def test_what_is_left_of_an_edge_is_no_label(tmp_path):
     np.testing.assert_array_equal(read(tmp_path, halo).values, values)
 
 
-@pytest.mark.parametrize("soft", [2, 8])
-def test_edges_of_every_level_are_soft_and_not_labels(tmp_path, soft):
+@pytest.mark.parametrize("soft", [2, 8], ids=["2 px", "8 px"])
+def test_wide_edges_are_soft_and_no_labels(tmp_path, soft):
     fractions = disc(60, soft)
     expected = fractions * 255 > 127.5
     cut_out = np.dstack([np.random.default_rng(0).integers(0, 256, (200, 200, 3)), fractions * 255]).astype(np.uint8)
@@ -214,7 +206,7 @@ def test_edges_of_every_level_are_soft_and_not_labels(tmp_path, soft):
     assert np.mean((read_mask(tmp_path / "m.tif").values > 0) != expected) < 0.003
 
 
-def test_degrees_stay_degrees(tmp_path):
+def test_graded_masks_keep_their_levels(tmp_path):
     ramp = np.tile(np.arange(16, dtype=np.uint8) * 17, (12, 1))
     smooth = np.tile(np.arange(256, dtype=np.uint8), (40, 1))
     blob = (255 * np.exp(-(((np.mgrid[:99, :99] - 49) / 30) ** 2).sum(0))).round().astype(np.uint8)
@@ -230,7 +222,7 @@ def test_degrees_stay_degrees(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_cut_outs_are_masks_by_their_transparency(tmp_path, mode):
+def test_mask_of_a_cut_out_is_its_transparency(tmp_path, mode):
     rng = np.random.default_rng(0)
     picture = np.concatenate([rng.integers(0, 256, (12, 16, 3)), EXPECTED[..., None]], 2).astype(np.uint8)
     image = Image.fromarray(picture, "RGBA")
@@ -239,7 +231,7 @@ def test_cut_outs_are_masks_by_their_transparency(tmp_path, mode):
     assert mask.kind == "cut-out, two values"
 
 
-def test_transparency_that_tells_nothing_apart_is_no_mask(tmp_path):
+def test_uninformative_transparency_is_no_mask(tmp_path):
     mask = np.dstack([EXPECTED] * 3 + [np.full((12, 16), 255)]).astype(np.uint8)
     for place, level in (((0, 0), 254), ((slice(0, 3), slice(None)), 0)):
         alpha = mask.copy()
@@ -256,7 +248,7 @@ def test_transparency_that_tells_nothing_apart_is_no_mask(tmp_path):
             read(tmp_path, picture)
 
 
-def test_values_that_are_negative_or_not_finite_are_refused(tmp_path):
+def test_negative_and_non_finite_values_are_refused(tmp_path):
     for values in (np.where(DRAWN, 1.0, np.nan), np.where(DRAWN, 300, -1.0)):
         Image.fromarray(values.astype(np.float32), "F").save(tmp_path / "m.tif")
         with pytest.raises(UserError, match="negative or not finite"):
@@ -280,7 +272,7 @@ def folder_with(tmp_path, images: tuple[str, ...], masks: tuple[str, ...]):
     "name",
     ["masks/owl/1.png", "Masks/owl/1.gif", "mask/owl/1.bmp", "masks/owl/1_mask.png", "masks/owl/1.jpg.png"],
 )
-def test_a_mask_is_found_under_its_usual_names(tmp_path, name):
+def test_mask_is_found_under_its_usual_names(tmp_path, name):
     source = folder_with(tmp_path, ("owl/1.jpg", "owl/2.jpg"), (name,))
     np.testing.assert_array_equal(source.mask(0), EXPECTED)
     assert source.masked.tolist() == [True, False]
@@ -303,12 +295,12 @@ def test_two_images_of_one_stem_do_not_share_a_mask(tmp_path):
     assert dict(zip(source.names, source.masked, strict=True)) == {"1.jpg": False, "1.png": True, "2.jpg": True}
 
 
-def test_several_masks_of_an_image_are_named(tmp_path):
+def test_several_masks_of_an_image_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"several masks of 1\.jpg: 1\.gif, 1\.png"):
         folder_with(tmp_path, ("1.jpg",), ("masks/1.png", "masks/1.gif"))
 
 
-def test_a_mask_of_another_aspect_speaks_of_exif_where_there_is_one(tmp_path):
+def test_mask_of_another_aspect_is_refused_with_a_hint_at_exif(tmp_path):
     source = folder_with(tmp_path, ("1.jpg", "2.jpg"), ("masks/1.png", "masks/2.png"))
     Image.new("RGB", (12, 16)).save(tmp_path / "images/1.jpg")
     with pytest.raises(UserError, match=r"16×12 px and its image 12×16: they must have one aspect\.$"):
@@ -323,7 +315,7 @@ def test_a_mask_of_another_aspect_speaks_of_exif_where_there_is_one(tmp_path):
     assert source.mask(0).shape == (12, 16)
 
 
-def test_a_mask_that_is_redrawn_in_place_changes_the_annotation(tmp_path):
+def test_annotation_changes_with_a_mask_redrawn_in_place(tmp_path):
     source = folder_with(tmp_path, ("1.jpg",), ("masks/1.bmp",))
     before, size = source.annotation(), (tmp_path / "masks/1.bmp").stat().st_size
     assert load("folder", str(tmp_path)).annotation() == before
@@ -332,13 +324,13 @@ def test_a_mask_that_is_redrawn_in_place_changes_the_annotation(tmp_path):
     assert load("folder", str(tmp_path)).annotation() != before
 
 
-def test_a_class_called_mask_is_a_class(tmp_path):
+def test_class_called_mask_is_a_class(tmp_path):
     for name in ("hat/1.jpg", "mask/2.jpg", "shoe/3.jpg"):
         write_image(tmp_path / name, 16, 12)
     assert load("folder", str(tmp_path)).classes == ("hat", "mask", "shoe")
 
 
-def test_pictures_that_are_only_named_as_masks_are_images(tmp_path, capsys):
+def test_colour_pictures_named_as_masks_are_images(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for k in range(2):
         for name in (f"face{k}.png", f"face{k}_mask.png"):
@@ -349,7 +341,7 @@ def test_pictures_that_are_only_named_as_masks_are_images(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["grey", "cut-out"])
-def test_photographs_named_as_masks_are_images(tmp_path, kind):
+def test_grey_and_cut_out_photographs_named_as_masks_are_images(tmp_path, kind):
     rng = np.random.default_rng(0)
     for k in range(3):
         Image.fromarray(rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)).save(tmp_path / f"{k}.png")
@@ -360,13 +352,14 @@ def test_photographs_named_as_masks_are_images(tmp_path, kind):
     assert len(source) == 6 and source.mask is None
 
 
-def test_the_mask_of_the_exact_name_wins(tmp_path):
+def test_mask_of_the_exact_name_wins(tmp_path):
     source = folder_with(tmp_path, ("dog.jpg", "dog_seg.jpg"), ("masks/dog.png", "masks/dog_seg.png"))
     assert source.masked is None and source.mask(0).shape == source.mask(1).shape
 
 
-@pytest.mark.parametrize("values", [(1, 3), (2, 3), (2,)])
+@pytest.mark.parametrize("values", [(1, 2), (1, 3), (2, 3), (2,)], ids=["no border", "no background", "no object", "2"])
 def test_parts_of_trimaps_are_refused(tmp_path, values):
+    # Nothing tells which of the values is the object.
     mask = np.full((8, 8), values[0], np.uint8)
     mask[:3] = values[-1]
     Image.fromarray(mask).save(tmp_path / "m.png")
@@ -374,7 +367,7 @@ def test_parts_of_trimaps_are_refused(tmp_path, values):
         read_mask(tmp_path / "m.png")
 
 
-def test_a_mask_is_turned_as_its_exif_data_say(tmp_path):
+def test_exif_orientation_of_a_mask_is_applied(tmp_path):
     mask = np.zeros((6, 10), np.uint8)
     mask[:2] = 255
     exif = Image.Exif()

@@ -24,7 +24,7 @@ def labelled(source) -> dict[str, str]:
 # CUB-200-2011 and NABirds.
 
 
-def test_cub_takes_the_majority_of_its_annotators_and_masks_where_the_archive_puts_them(tmp_path):
+def test_cub_masks_are_the_majority_of_annotators(tmp_path):
     write_cub(tmp_path / "CUB_200_2011")
     levels = np.repeat(np.array([[0, 51, 102, 153, 204, 255]], np.uint8), 5, 0)
     for name in list(CUB_NAMES.values())[:3]:
@@ -36,7 +36,7 @@ def test_cub_takes_the_majority_of_its_annotators_and_masks_where_the_archive_pu
     assert source.masked.tolist() == [True, True, True, False]
 
 
-def test_a_copy_that_is_not_as_published_says_so_and_what_is_in_no_list_is_left_out(tmp_path, capsys):
+def test_incomplete_and_unlisted_images_of_cub_are_reported(tmp_path, capsys):
     write_cub(tmp_path)
     write_image(tmp_path / "images/001.Owl/._a.jpg")
     write_image(tmp_path / "images/001.Owl/copy.jpg")
@@ -48,7 +48,7 @@ def test_a_copy_that_is_not_as_published_says_so_and_what_is_in_no_list_is_left_
     )
 
 
-def test_nabirds_has_the_ids_that_images_have_in_the_order_of_their_numbers(tmp_path):
+def test_nabirds_classes_are_those_of_images_in_numeric_order(tmp_path):
     images = {"a-1": "0817/a1.jpg", "b-2": "0010/b2.jpg", "c-3": "0002/c3.jpg", "d-4": "0010/d4.jpg"}
     for name in images.values():
         write_image(tmp_path / "nabirds/images" / name)
@@ -86,7 +86,7 @@ def write_aircraft(root: Path, banner: int = 255) -> Path:
     return root
 
 
-def test_aircraft(tmp_path):
+def test_aircraft_labels_splits_and_boxes(tmp_path):
     source = load("aircraft", str(write_aircraft(tmp_path)))
     assert labelled(source) == {
         "0034309.jpg": "F/A-18",
@@ -103,7 +103,7 @@ def test_aircraft(tmp_path):
         load("aircraft:model", str(tmp_path))
 
 
-def test_the_banner_of_aircraft_is_cut_off_before_anything_else(tmp_path):
+def test_aircraft_banner_is_cut_off(tmp_path):
     source = load("aircraft", str(write_aircraft(tmp_path)))
     image = load_image(source, 0)
     assert image.shape == (30, 80, 3) and image.max() < 40
@@ -148,7 +148,7 @@ def test_cars_in_one_folder(tmp_path):
     assert split_names(source) == {"train": ["000000.jpg", "000002.jpg"], "test": ["000001.jpg"]}
 
 
-def test_cars_without_labels_of_the_test_images_say_which_file_is_missing(tmp_path):
+def test_cars_without_test_labels_name_the_missing_file(tmp_path):
     write_cars(tmp_path)
     (tmp_path / "cars_test_annos_withlabels.mat").rename(tmp_path / "devkit/cars_test_annos_withlabels.mat")
     assert len(load("cars", str(tmp_path))) == 3
@@ -164,7 +164,7 @@ def test_cars_without_labels_of_the_test_images_say_which_file_is_missing(tmp_pa
 # Stanford Dogs, iNaturalist.
 
 
-def test_dogs(tmp_path, capsys):
+def test_dogs_labels_boxes_and_warning_of_imagenet(tmp_path, capsys):
     names = ["n02-Chihuahua/n02_1.jpg", "n03-shih-tzu/n03_2.jpg", "n03-shih-tzu/n03_3.jpg"]
     for name in names:
         write_image(tmp_path / "Images" / name, 60, 50)
@@ -197,7 +197,7 @@ def write_inat(root: Path, table: str, names: dict[int, str], category_of: dict[
     (root / table).write_text(json.dumps(content))
 
 
-def test_inaturalist_2018_has_train_and_val_in_one_folder_and_numbers_for_classes(tmp_path):
+def test_inaturalist_2018_shares_a_folder_and_orders_classes_by_number(tmp_path):
     categories = [{"id": 10, "name": "X"}, {"id": 2, "name": "Y"}]
     train = {7: "train_val2018/Aves/10/a.jpg", 8: "train_val2018/Plantae/2/b.jpg"}
     write_inat(tmp_path, "train2018.json", train, {8: 2, 7: 10}, categories)
@@ -212,7 +212,7 @@ def test_inaturalist_2018_has_train_and_val_in_one_folder_and_numbers_for_classe
         load("inat", str(tmp_path))
 
 
-def test_inaturalist_2021_with_the_folders_that_torchvision_renames(tmp_path):
+def test_inaturalist_2021_folders_may_be_renamed_by_torchvision(tmp_path):
     categories = [{"id": k, "name": "b", "image_dir_name": f"0000{k}_A_b"} for k in range(2)]
     write_inat(tmp_path, "train_mini.json", {1: "train_mini/00001_A_b/a.jpg"}, {1: 1}, categories)
     write_inat(tmp_path, "val.json", {2: "val/00000_A_b/b.jpg"}, {2: 0}, categories)
@@ -245,7 +245,7 @@ def write_pets(root: Path) -> Path:
     return root
 
 
-def test_pets(tmp_path):
+def test_pets_labels_and_trimaps(tmp_path):
     source = load("pets", str(write_pets(tmp_path)))
     assert labelled(source) == {
         "Abyssinian_34.jpg": "Abyssinian",
@@ -262,7 +262,7 @@ def test_pets(tmp_path):
     }
 
 
-def test_flowers(tmp_path, capsys):
+def test_flowers_labels_masks_and_exchanged_splits(tmp_path, capsys):
     for k in range(1, 8):
         write_image(tmp_path / f"jpg/image_{k:05d}.jpg", level=k)
     savemat(tmp_path / "imagelabels.mat", {"labels": np.array([[2, 1, 2, 1, 7, 7, 1]], np.uint8)})
@@ -291,7 +291,7 @@ def test_flowers(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("lists", ["txt", "json"])
-def test_food(tmp_path, lists):
+def test_food_labels_and_splits(tmp_path, lists):
     root = tmp_path / "food-101"
     for name in ("apple_pie/1.jpg", "waffles/2.jpg", "apple_pie/3.jpg"):
         write_image(root / "images" / name)
@@ -310,13 +310,13 @@ def test_food(tmp_path, lists):
 
 
 @pytest.mark.parametrize("kind", ["cub", "nabirds", "aircraft", "cars", "dogs", "inat", "pets", "flowers", "food"])
-def test_a_missing_set_says_what_to_get_from_where(tmp_path, kind):
+def test_missing_set_names_its_download(tmp_path, kind):
     for root in ("", str(tmp_path / "nowhere"), str(tmp_path)):
         with pytest.raises(UserError, match=r"is at http.*: get .* as --config\.data\.root=data/"):
             load(kind, root)
 
 
-def test_inaturalists_images_are_unpacked_where_only_its_tables_were(tmp_path):
+def test_inaturalist_images_are_unpacked_beside_its_tables(tmp_path):
     categories = [{"id": 8, "name": "b"}, {"id": 10, "name": "a"}]
     write_inat(tmp_path, "train2018.json", {7: "train_val2018/Aves/10/a.jpg"}, {7: 10}, categories)
     write_inat(tmp_path, "val2018.json", {9: "train_val2018/Aves/10/c.jpg"}, {9: 10}, categories)

@@ -35,7 +35,7 @@ def shares(source) -> dict[str, int]:
     return {split: len(rows) for split, rows in source.splits.items()}
 
 
-def test_the_real_tables_of_aircraft(tmp_path, capsys):
+def test_published_tables_of_aircraft(tmp_path, capsys):
     data = tables("fgvc-aircraft-2013b") / "data"
     ids = [line.split()[0] for line in (data / "images_box.txt").read_text().splitlines()]
     root = real("fgvc-aircraft-2013b", tmp_path, "data/images", [f"{i}.jpg" for i in ids])
@@ -46,14 +46,14 @@ def test_the_real_tables_of_aircraft(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_the_real_tables_of_nabirds(tmp_path, capsys):
+def test_published_tables_of_nabirds(tmp_path, capsys):
     names = [line.split()[1] for line in (tables("nabirds") / "images.txt").read_text().splitlines()]
     source = load("nabirds", real("nabirds", tmp_path, "images", names))
     assert shares(source) == {"train": 23_929, "test": 24_633} and len(source.classes) == 555
     assert capsys.readouterr().out == ""
 
 
-def test_the_real_tables_of_cub(tmp_path, capsys):
+def test_published_tables_of_cub(tmp_path, capsys):
     # Of which the names of the images are missing: they are made here from the classes.
     folder = tables("CUB_200_2011")
     classes = dict(line.split() for line in (folder / "classes.txt").read_text().splitlines())
@@ -66,7 +66,7 @@ def test_the_real_tables_of_cub(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_the_real_tables_of_flowers_and_cars(tmp_path, capsys):
+def test_published_tables_of_flowers_and_cars(tmp_path, capsys):
     tables("flowers102"), tables("stanford_cars")
     root = real("flowers102", tmp_path, "jpg", [f"image_{k:05d}.jpg" for k in range(1, 8190)])
     source = load("flowers", root)
@@ -82,7 +82,7 @@ def test_the_real_tables_of_flowers_and_cars(tmp_path, capsys):
     assert shares(source) == {"train": 8144, "test": 1} and len(source.classes) == 196
 
 
-def test_the_real_table_of_inaturalist_2019(tmp_path):
+def test_published_table_of_inaturalist_2019(tmp_path):
     # As a table of 2018, which has the same form.
     content = json.loads((tables("inaturalist2019") / "val2019.json").read_text())
     names = [row["file_name"] for row in content["images"]]

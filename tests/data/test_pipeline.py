@@ -1,7 +1,7 @@
+import contextlib
 import dataclasses
 import gc
 import io
-import threading
 import weakref
 from pathlib import Path
 
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
-from support.small_sources import CROP, SWAP, decoded, memory_source
+from support.small_sources import CROP, SWAP, memory_source
 
-from cvsa_jax.data import decode, headers, pictures, pipeline
+from cvsa_jax.data import headers, pictures, pipeline
 from cvsa_jax.data.index import Order, example_order
 from cvsa_jax.data.pipeline import Input, crop_batches, image_batches, train_batches
 from cvsa_jax.data.reading import load_image, readable, readable_splits
@@ -57,7 +57,7 @@ def assert_same(a: list[dict], b: list[dict]):
             np.testing.assert_array_equal(x[name], y[name])
 
 
-def test_any_number_of_processes_and_any_first_step_give_the_same_batches():
+def test_batches_do_not_depend_on_processes_and_first_step():
     whole = batches(textured(), CROP, range(5), MAPS)
     assert whole[0].keys() == {"view1", "view2", "mask1", "mask2", "position"}
     assert whole[0]["view1"].shape == (BATCH, 16, 16, 3)
@@ -73,7 +73,7 @@ def test_swapped_batches_do_not_depend_on_processes_and_first_step():
     assert_same([{name: rows[BATCH // 2 :] for name, rows in batch.items()} for batch in whole[3:]], share)
 
 
-def test_each_example_of_the_pool_once_per_epoch_and_positions_count_on():
+def test_epoch_holds_each_example_of_the_pool_once():
     # A crop of an image of one colour has that colour, so the views tell which examples they are.
     encoded = coloured()
     encoded[0] = b"no image, but outside the pool"
@@ -107,7 +107,7 @@ def test_pool_smaller_than_the_group_is_an_error():
         batches(coloured(), CROP, range(1), pool=np.arange(2))
 
 
-def test_an_undecodable_image_stops_the_batches_with_its_name():
+def test_undecodable_images_are_named():
     encoded = textured()
     encoded[7] = encoded[7][: len(encoded[7]) // 2]
     with pytest.raises(UserError, match=r"1 of 13 images of memory cannot be decoded: image7\.png") as caught:
@@ -118,7 +118,7 @@ def test_an_undecodable_image_stops_the_batches_with_its_name():
         list(image_batches(memory_source(encoded), np.arange(N), resize=0, size=8, batch_size=4))
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 13, 64])
+@pytest.mark.parametrize("batch_size", [5, 13, 64])
 def test_image_batches_yield_each_image_once_in_order(batch_size):
     indices = np.array([*range(5, N), *range(5)])
     found = list(image_batches(memory_source(coloured()), indices, resize=10, size=8, batch_size=batch_size))
@@ -139,7 +139,7 @@ def wavy_image(height: int, width: int) -> Image.Image:
     return Image.fromarray((127 + 80 * waves + 40 * noise).astype(np.uint8))
 
 
-@pytest.mark.parametrize("width, height", [(90, 60), (60, 96), (64, 64)])
+@pytest.mark.parametrize("width, height", [(90, 60), (60, 96)])
 def test_centre_crop_against_pil(width, height):
     image = wavy_image(height, width)
     ((images, count),) = image_batches(
@@ -179,7 +179,7 @@ def test_readable_skip_leaves_bad_images_out_and_prints_them(capsys):
     assert "image9.png" in lines[1]
 
 
-def test_readable_takes_the_word_of_an_earlier_pass(capsys):
+def test_readable_trusts_an_earlier_pass(capsys):
     usable = np.ones(N, bool)
     usable[[1, 5]] = False
     source = dataclasses.replace(
@@ -203,7 +203,7 @@ def test_readable_stop_without_an_earlier_pass_reads_nothing():
 LABELS = (np.arange(N) * 7 % 5).astype(np.int32)
 
 
-@pytest.mark.parametrize("labels", [LABELS, np.zeros(N, np.int32)])
+@pytest.mark.parametrize("labels", [LABELS, np.zeros(N, np.int32)], ids=["five classes", "one class"])
 def test_train_images_of_one_class_are_warned_of(labels, capsys):
     source = dataclasses.replace(memory_source(coloured()), labels=labels, classes=tuple("abcde"))
     source = dataclasses.replace(source, splits={"train": np.arange(4), "test": np.arange(4, N)})
@@ -232,14 +232,14 @@ def test_crops_come_in_the_data_order_with_their_labels():
     np.testing.assert_array_equal(labels, LABELS[examples])
 
 
-def test_any_number_of_processes_and_any_first_step_give_the_same_crops():
+def test_crops_do_not_depend_on_processes_and_first_step():
     whole = crops(textured(), range(5))
     shares = [crops(textured(), range(3, 5), process_index=p, process_count=2) for p in range(2)]
     assert_same(whole[3:], [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*shares, strict=True)])
     assert_same(whole[4:], crops(textured(), range(4, 5)))
 
 
-def test_crops_are_drawn_anew_at_every_place_and_for_every_seed():
+def test_crops_differ_between_positions_and_seeds():
     # One square image for all: only the crops differ.
     one = textured()[9:10] * N
     first, other = (np.concatenate([batch["image"] for batch in crops(one, range(3), seed=s)]) for s in (1, 2))
@@ -269,8 +269,8 @@ def crop_boxes(area) -> np.ndarray:
     return np.stack(ends, 1)
 
 
-@pytest.mark.parametrize("area", [(0.08, 0.2), (0.4, 0.5)])
-def test_crops_have_the_areas_and_the_aspects_asked_for(area):
+@pytest.mark.parametrize("area", [(0.08, 0.2), (0.4, 0.5)], ids=["small", "large"])
+def test_crops_keep_the_ranges_of_area_and_aspect(area):
     boxes = crop_boxes(area)
     width, height = np.abs(boxes[:, 1] - boxes[:, 0]), boxes[:, 3] - boxes[:, 2]
     shares = width * height
@@ -287,7 +287,7 @@ def test_crops_have_the_areas_and_the_aspects_asked_for(area):
     assert slack.max() > 0.9
 
 
-def test_half_of_the_crops_are_mirrored():
+def test_half_of_the_crops_are_mirrored_whatever_their_box():
     boxes = crop_boxes((0.2, 0.4))
     mirrored = boxes[:, 1] < boxes[:, 0]
     assert len(mirrored) == 120
@@ -306,13 +306,6 @@ def test_trivial_crops_of_squares_are_the_images_or_their_mirror_images():
     known = {image.tobytes(): False for image in images} | {image[:, ::-1].tobytes(): True for image in images}
     flips = [known[image.tobytes()] for image in found]
     assert 4 < sum(flips) < 20
-
-
-def test_an_undecodable_image_stops_the_crops_with_its_name():
-    encoded = coloured()
-    encoded[7] = encoded[7][:30]
-    with pytest.raises(UserError, match=r"1 of 13 images of memory cannot be decoded: image7\.png"):
-        crops(encoded, range(2))
 
 
 def in_files(folder: Path, encoded: dict[str, bytes]) -> Source:
@@ -350,8 +343,8 @@ def of_all_kinds() -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("cut", [0, 7])
-def test_every_kind_of_file_is_read_as_the_saliency_pass_reads_it(tmp_path, cut):
+@pytest.mark.parametrize("cut", [0, 7], ids=["whole", "cut"])
+def test_every_kind_of_file_is_read_as_by_the_saliency_pass(tmp_path, cut):
     source = dataclasses.replace(in_files(tmp_path, of_all_kinds()), cut=cut, identify=lambda kind: f"kinds {cut}")
     everything = np.arange(len(source))
     ((found, _),) = image_batches(source, everything, resize=0, size=40, batch_size=len(source))
@@ -361,7 +354,7 @@ def test_every_kind_of_file_is_read_as_the_saliency_pass_reads_it(tmp_path, cut)
         assert np.abs(ours - expected).max() <= 1, source.names[i]
 
 
-def test_a_jpeg_that_only_our_decoder_reads_is_read_by_it(tmp_path, monkeypatch, capfd):
+def test_jpeg_that_tensorflow_cannot_read_is_decoded_by_pillow(tmp_path, monkeypatch, capfd):
     files = [saved(wavy_image(40, 40), "JPEG")] * 3 + [saved(wavy_image(40, 40), "WEBP")] + coloured()[:3]
     source = memory_source(files)
     expected = [images for images, _ in image_batches(source, np.arange(7), resize=0, size=16, batch_size=2)]
@@ -382,16 +375,15 @@ def test_a_jpeg_that_only_our_decoder_reads_is_read_by_it(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("spec", [CROP, SWAP], ids=lambda spec: spec.kind)
-def test_any_number_of_threads_gives_the_same_batches_to_the_byte(spec, monkeypatch):
+def test_batches_do_not_depend_on_the_number_of_threads(spec, monkeypatch):
     found = []
-    for threads in (1, 2, 8):
+    for threads in (1, 8):
         monkeypatch.setattr(workers, "CORES", threads)
         found.append(batches(textured(), spec, range(4), MAPS))
-    assert_same(found[0], found[1])
-    assert_same(found[0], found[2])
+    assert_same(*found)
 
 
-def test_a_file_that_can_be_read_a_moment_later_is_read_then(tmp_path, monkeypatch):
+def test_file_missing_for_a_moment_is_read_later(tmp_path, monkeypatch):
     source = in_files(tmp_path, {f"{k}.png": content for k, content in enumerate(coloured())})
     expected = list(image_batches(source, np.arange(N), resize=10, size=8, batch_size=4))
     away = tmp_path / "away"
@@ -410,7 +402,7 @@ def test_a_file_that_can_be_read_a_moment_later_is_read_then(tmp_path, monkeypat
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_files_that_are_gone_are_named_in_one_line(tmp_path):
+def test_missing_and_truncated_files_are_named_in_one_line(tmp_path):
     source = in_files(tmp_path, {f"{k}.jpg": saved(wavy_image(20, 20), "JPEG") for k in range(6)})
     (tmp_path / "2.jpg").unlink()
     (tmp_path / "4.jpg").write_bytes((tmp_path / "3.jpg").read_bytes()[:-40])
@@ -419,7 +411,7 @@ def test_files_that_are_gone_are_named_in_one_line(tmp_path):
     assert "{{" not in str(caught.value) and "node" not in str(caught.value)
 
 
-def test_an_error_that_is_none_of_an_image_is_told_as_it_is():
+def test_error_of_the_maps_is_raised_unchanged():
     class Broken:
         shape = MAPS.shape
 
@@ -430,7 +422,7 @@ def test_an_error_that_is_none_of_an_image_is_told_as_it_is():
         batches(textured(), SWAP, range(1), Broken())
 
 
-def test_an_error_in_the_middle_is_told_after_the_batches_before_it():
+def test_error_is_raised_after_the_batches_before_it():
     order = Order(BATCH, range(9), SEED)
     third = order.examples(POOL, order.positions(2))
 
@@ -443,37 +435,42 @@ def test_an_error_in_the_middle_is_told_after_the_batches_before_it():
             return MAPS[examples]
 
     found = []
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match=r"^maps-0001\.npz is damaged$"):
         for batch in train_batches(memory_source(textured()), POOL, Broken(), SWAP, order):
             found.append(batch)
     assert len(found) == 2
 
 
-def test_of_two_errors_the_first_in_the_order_is_told(monkeypatch):
-    # The second step is planned, and fails, before an image of the first one is decoded.
+def test_first_of_two_errors_in_the_order_is_raised(monkeypatch):
+    # The plan of the second step fails before an image of the first one is decoded.
     encoded, order = textured(), Order(BATCH, range(2), SEED)
     first, second = (order.examples(POOL, order.positions(step)) for step in range(2))
     encoded[first[0]] = encoded[first[0]][:-30]
-    planned = threading.Event()
+    dataset, planned = Input.dataset, []
 
     class Broken:
         shape = MAPS.shape
 
         def __getitem__(self, examples):
             if np.array_equal(examples, second):
-                planned.set()
+                planned.append(1)
                 raise UserError("maps-0001.npz is damaged")
             return MAPS[examples]
 
-    opened = decode.opened
-    monkeypatch.setattr(decode, "opened", lambda *args: planned.wait(5) and opened(*args))
+    def ahead(self, steps, held=None):
+        with contextlib.suppress(UserError):
+            self._plan(1)
+        assert planned
+        return dataset(self, steps, held)
+
+    monkeypatch.setattr(Input, "dataset", ahead)
     source = memory_source(encoded)
     monkeypatch.setattr(pictures.Headers, "look", lambda self, *args: (np.full((BATCH, 2), 12), np.zeros(BATCH, int)))
     with pytest.raises(UserError, match=rf"image{first[0]}\.png"):
         list(train_batches(source, POOL, Broken(), SWAP, order))
 
 
-def test_a_file_that_is_replaced_meanwhile_is_shown_whole(tmp_path):
+def test_replaced_file_is_read_at_its_new_size(tmp_path):
     source = in_files(tmp_path, {f"{k}.jpg": saved(wavy_image(60, 80), "JPEG") for k in range(3)})
     list(image_batches(source, np.arange(3), resize=0, size=16, batch_size=3))
     for other in (wavy_image(300, 400), wavy_image(20, 30)):
@@ -483,7 +480,7 @@ def test_a_file_that_is_replaced_meanwhile_is_shown_whole(tmp_path):
         assert np.abs(found[1] - expected).max() <= 1
 
 
-def test_a_pipeline_that_has_ended_is_let_go():
+def test_ended_pipelines_are_collected():
     source = memory_source(textured())
     inputs = [Input(source, POOL, lambda step: (POOL[:4], np.arange(4)), WholeImages(0, 8)) for _ in range(3)]
     left = [weakref.ref(one) for one in inputs]
@@ -495,26 +492,3 @@ def test_a_pipeline_that_has_ended_is_let_go():
     del one, inputs, endless
     gc.collect()
     assert [ref() for ref in left] == [None] * 3
-
-
-def test_reason_of_a_cut_off_jpeg_is_the_decoder_s_alone():
-    encoded = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(encoded, "JPEG")
-    with pytest.raises(decode.Unreadable) as reason:
-        decoded(encoded.getvalue()[: len(encoded.getvalue()) // 2])
-    assert "truncated" in str(reason.value)
-    assert "\n" not in str(reason.value)
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "P", "L", "LA", "1", "CMYK", "I;16"])
-def test_images_of_any_mode_become_rgb(mode):
-    levels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
-    grey = Image.fromarray(levels).convert("L")
-    if mode == "I;16":
-        image, expected = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257), grey.convert("RGB")
-    else:
-        image = Image.fromarray(levels).convert(mode)
-        expected = image.convert("RGB")
-    file = io.BytesIO()
-    image.save(file, "TIFF" if mode == "CMYK" else "PNG")
-    np.testing.assert_array_equal(decoded(file.getvalue()), np.asarray(expected))

@@ -27,8 +27,12 @@ def read(encoded: bytes, turn: int, ratio: int) -> np.ndarray:
     return pixels.decoded(tf.constant(encoded), tf.constant(turn), tf.constant(ratio), never).numpy()
 
 
-@pytest.mark.parametrize("options", [{}, {"mode": "L"}, {"progressive": True}, {"subsampling": 0, "quality": 30}])
-def test_jpegs_are_read_as_pillow_reads_them_to_the_byte(options):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"mode": "L"}, {"progressive": True}, {"subsampling": 0, "quality": 30}],
+    ids=["usual", "grey", "progressive", "without subsampling"],
+)
+def test_decoded_jpegs_equal_those_of_pillow(options):
     encoded = jpeg(**options)
     for place, ratio in enumerate(pixels.RATIOS):
         picture = Image.open(io.BytesIO(encoded))
@@ -39,14 +43,14 @@ def test_jpegs_are_read_as_pillow_reads_them_to_the_byte(options):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_jpegs_stand_upright(orientation):
+def test_orientation_of_a_jpeg_is_applied(orientation):
     encoded = jpeg(orientation)
     expected = np.asarray(decode.opened(encoded).pixels())
     np.testing.assert_array_equal(read(encoded, orientation, 0), expected)
     assert (expected.shape[0] > expected.shape[1]) == (orientation >= 5)
 
 
-def test_a_jpeg_is_read_as_small_as_pillow_would_read_it_for_finer_views():
+def test_halvings_give_the_size_that_pillow_reads():
     rng = np.random.default_rng(0)
     for _ in range(60):
         size, least = rng.integers(1, 700, 2), rng.uniform(0.5, 700, 2)
@@ -57,7 +61,7 @@ def test_a_jpeg_is_read_as_small_as_pillow_would_read_it_for_finer_views():
         assert tuple(pixels.read_shapes(size[None], np.array([ratio]))[0].tolist()) == expected
 
 
-def test_boxes_are_resized_as_pillow_does():
+def test_cut_out_resizes_a_box_as_pillow_does():
     image = np.asarray(PHOTOGRAPH.resize((140, 100)))
     rng = np.random.default_rng(0)
     for _ in range(100):
@@ -73,8 +77,12 @@ def test_boxes_are_resized_as_pillow_does():
         assert difference.max() <= 1 and difference.mean() < 0.3
 
 
-@pytest.mark.parametrize("box", [(0, 0, 1, 1), (3, 0, 9, 12), (0, 2, 12, 5), (11, 11, 12, 12), (0, 0, 12, 12)])
-def test_a_part_is_pasted_over_its_box_alone(box):
+@pytest.mark.parametrize(
+    "box",
+    [(11, 11, 12, 12), (3, 0, 9, 12), (0, 2, 12, 5), (0, 0, 12, 12)],
+    ids=["last pixel", "all columns", "all rows", "everything"],
+)
+def test_pasted_part_changes_only_its_box(box):
     rng = np.random.default_rng(0)
     behind, (y0, x0, y1, x1) = rng.integers(0, 256, (12, 12, 3), np.uint8), box
     part = rng.integers(0, 256, (y1 - y0, x1 - x0, 3), np.uint8)

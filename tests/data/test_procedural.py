@@ -109,7 +109,7 @@ def test_procedural_classes_differ_visibly(classes, seed):
         assert sum(a[name] != b[name] for name in visible) >= procedural.MIN_DIFFERENCES
 
 
-def test_procedural_attributes_are_seen():
+def test_procedural_attributes_change_the_bird_alone():
     # Each attribute changes pixels of the bird, and nothing but the bird.
     code = {
         "crown": "red",
@@ -135,7 +135,7 @@ def test_procedural_attributes_are_seen():
         assert name == "beak" or not different[~near].any()
 
 
-def test_procedural_sets_of_before_the_later_choices_are_the_same_sets():
+def test_procedural_fingerprint_is_stable_and_covers_every_choice():
     # As runs and stores of 9bb1e73 and before know them.
     assert load("procedural", "", procedural.Spec(0, 8, 40, 10, 64)).fingerprint == "5305ff5217cd6954"
     prints = {changed(**{key: value}).fingerprint for key, value in LATER.items()} | {fresh(SPEC).fingerprint}
@@ -151,8 +151,8 @@ def test_procedural_scale_is_that_of_the_bird():
     np.testing.assert_allclose(np.divide(*shares[::-1]), 4, rtol=0.25)  # four times the area, but for the pixels' edges
 
 
-def test_telling_backgrounds_tell_the_class_in_the_train_split_alone():
-    spec = {"classes": 6, "train_per_class": 30, "test_per_class": 30, "background": "telling"}
+def test_telling_backgrounds_predict_the_class_in_the_train_split_alone():
+    spec = {"classes": 6, "train_per_class": 20, "test_per_class": 20, "background": "telling"}
     # The class of the nearest mean colour of the border, which the birds never touch.
     right = {}
     for name, source in (("telling", changed(**spec)), ("plain", changed(**(spec | {"background": "plain"})))):
@@ -165,7 +165,7 @@ def test_telling_backgrounds_tell_the_class_in_the_train_split_alone():
     assert max(right["plain"]) < 0.4
 
 
-def test_different_bodies_differ_in_shape_and_not_in_attributes():
+def test_procedural_bodies_differ_in_shape():
     source = changed(bodies="different", train_per_class=8)
     assert all(0.02 < (source.mask(i) > 0).mean() < 0.3 for i in range(len(source)))
     assert len({str(body) for body in procedural.class_bodies(12, 0)}) == 12
@@ -177,7 +177,11 @@ def test_different_bodies_differ_in_shape_and_not_in_attributes():
         assert ((a > 0) ^ (b > 0)).sum() > 0.1 * (a > 0).sum()
 
 
-@pytest.mark.parametrize("values", [{"scale": (0.3, 0.2)}, {"bodies": "other"}, {"background": "blue"}])
-def test_procedural_choices_are_checked(values):
+@pytest.mark.parametrize(
+    "values",
+    [{"scale": (0.3, 0.2)}, {"bodies": "other"}, {"background": "blue"}],
+    ids=["scale", "bodies", "background"],
+)
+def test_wrong_procedural_choices_are_refused(values):
     with pytest.raises(UserError, match="config.data.procedural." + next(iter(values))):
         changed(**values)

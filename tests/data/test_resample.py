@@ -40,7 +40,7 @@ def test_box_of_whole_pixels_at_scale_one_is_an_exact_crop():
 
 
 @pytest.mark.parametrize("height, width", [(90, 150), (20, 33), (64, 21)])
-@pytest.mark.parametrize("source", [[0, 0, 1, 1], [0.13, 0.2, 0.71, 0.94]])
+@pytest.mark.parametrize("source", [[0, 0, 1, 1], [0.13, 0.2, 0.71, 0.94]], ids=["whole", "box"])
 def test_matrices_resize_as_pillow_does(height, width, source):
     # Pillow itself, in floating point.
     image = np.random.default_rng(0).integers(0, 256, (height, width)).astype(np.uint8)
@@ -56,6 +56,7 @@ def test_matrices_resize_as_pillow_does(height, width, source):
 @pytest.mark.parametrize(
     ("source", "target"),
     [([0, 0, 1, 1], [0, 0, 48, 48]), ([0.2, 0.1, 0.9, 0.4], [3, 10, 30, 41]), ([0.4, 0.5, 0.6, 0.55], [1, 0, 48, 7])],
+    ids=["whole", "box", "narrow box"],
 )
 def test_placed_mask_is_the_placed_map_averaged_over_squares(source, target):
     cells = np.random.default_rng(0).integers(0, 256, (GRID, GRID)).astype(np.uint8)

@@ -36,9 +36,7 @@ def box_of(maps: SaliencyMaps, rows: int, cols: int, u: float, where: str = "hos
 
 
 def sums_of_all_positions(saliency: np.ndarray, rows: int, cols: int) -> np.ndarray:
-    h, w = saliency.shape
-    ys, xs = range(h - rows + 1), range(w - cols + 1)
-    return np.array([[saliency[y : y + rows, x : x + cols].astype(int).sum() for x in xs] for y in ys])
+    return np.lib.stride_tricks.sliding_window_view(saliency.astype(int), (rows, cols)).sum((2, 3))
 
 
 def test_integral_image_holds_sums_of_full_uint8_maps():
@@ -48,14 +46,14 @@ def test_integral_image_holds_sums_of_full_uint8_maps():
     assert not integral[:, 0].any()
 
 
-def test_object_is_what_lies_at_the_threshold():
+def test_object_holds_the_cells_at_the_threshold_or_above():
     saliency = np.array([[0, 127], [128, 255]], np.uint8)
     assert map_of(saliency, 0.5).object[0, -1, -1] == 383
     assert map_of(saliency, 0.5).integral[0, -1, -1] == 510
 
 
 @pytest.mark.parametrize("where", SEARCHES)
-@pytest.mark.parametrize("rows, cols", [(1, 1), (1, 12), (12, 1), (3, 5), (7, 2), (11, 11), (12, 12)])
+@pytest.mark.parametrize("rows, cols", [(1, 1), (1, 12), (7, 2), (12, 12)])
 def test_most_salient_box_against_brute_force(rows, cols, where):
     grid = 12
     rng = np.random.default_rng([rows, cols])
@@ -86,15 +84,15 @@ def test_equally_good_positions_are_drawn_equally_often(where):
 
 
 @pytest.mark.parametrize("where", SEARCHES)
-@pytest.mark.parametrize("u_tie", [ALMOST_ONE, 1.0])
-@pytest.mark.parametrize("rows", [1, 30, GRID])
+@pytest.mark.parametrize("u_tie", [ALMOST_ONE, 1.0], ids=["almost one", "one"])
+@pytest.mark.parametrize("rows", [1, 30])
 def test_the_last_tie_is_a_valid_position(u_tie, rows, where):
     box = box_of(map_of(np.full((GRID, GRID), 1, np.uint8)), rows, rows, u_tie, where)
     assert box == (GRID - rows, GRID - rows, GRID, GRID)
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (5, 8), (12, 12), (7, 2)])
-def test_a_map_with_nothing_at_the_threshold_gives_the_box_of_the_centre(rows, cols):
+def test_blank_map_gives_the_box_of_the_centre(rows, cols):
     grid = 12
     saliency = np.random.default_rng(0).integers(0, 127, (grid, grid)).astype(np.uint8)
     saliency[0, 0] = 127  # the highest of all, and below 0.5 · 255
@@ -117,8 +115,8 @@ def blobs(seed: int, grid: int) -> np.ndarray:
     return saliency.astype(np.uint8)
 
 
-@pytest.mark.parametrize("cover", [0.5, 0.9, 0.95])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("cover", [0.5, 0.95], ids=["half", "nearly all"])
+@pytest.mark.parametrize("seed", range(3))
 def test_cover_heights_against_brute_force(seed, cover):
     grid = 14
     saliency = blobs(seed, grid)
@@ -131,13 +129,13 @@ def test_cover_heights_against_brute_force(seed, cover):
         assert heights[wide - 1] == (enough[0] if enough else grid + 1)
 
 
-def test_a_blank_map_is_covered_by_anything():
+def test_blank_map_is_covered_by_any_box():
     heights = cover_heights(object_integral(np.full((1, 9, 9), 127, np.uint8), 0.5, np)[0], 0.95)
     assert heights.tolist() == [1] * 9
 
 
-@pytest.mark.parametrize("most", [0.1, 0.3, 0.6])
-def test_an_object_fills_the_image_where_no_allowed_box_covers_it(most):
+@pytest.mark.parametrize("most", [0.1, 0.3, 0.6], ids=["a tenth", "a third", "most of the image"])
+def test_object_is_too_large_where_no_allowed_box_covers_it(most):
     grid, maps = 14, np.stack([blobs(seed, 14) for seed in range(12)])
     integrals = object_integral(maps, 0.5, np)
     heights = np.stack([cover_heights(integral, 0.9) for integral in integrals])
@@ -155,7 +153,7 @@ def test_an_object_fills_the_image_where_no_allowed_box_covers_it(most):
     assert 0 < too_large.sum() < 12 or most != 0.3
 
 
-def test_maps_are_the_same_on_the_device():
+def test_maps_are_the_same_on_host_and_device():
     cells, rows = np.stack([blobs(0, GRID), blobs(1, GRID)]), np.zeros((2, GRID), np.uint8)
     host = saliency_maps(cells, rows, 0.5, np)
     device = jax.jit(lambda cells, rows: saliency_maps(cells, rows, 0.5, jnp))(cells, rows)

@@ -27,9 +27,7 @@ def boxes_of(u: np.ndarray, shape, saliency: np.ndarray, background_saliency: np
 
 
 def sums_of_all_positions(saliency: np.ndarray, rows: int, cols: int) -> np.ndarray:
-    h, w = saliency.shape
-    ys, xs = range(h - rows + 1), range(w - cols + 1)
-    return np.array([[saliency[y : y + rows, x : x + cols].astype(int).sum() for x in xs] for y in ys])
+    return np.lib.stride_tricks.sliding_window_view(saliency.astype(int), (rows, cols)).sum((2, 3))
 
 
 # Pictures that say of each pixel where it comes from: (x, y, blue), the blue channel naming the picture.
@@ -116,8 +114,8 @@ DRAWS = np.random.default_rng(5).random((4, SWAP_DRAWS)).astype(np.float32)
 
 
 @pytest.mark.parametrize("paste", ["stretch", "keep_aspect"])
-@pytest.mark.parametrize("shape, background_shape", SHAPES)
-def test_swap_shows_the_sources_box_in_the_backgrounds_surroundings(shape, background_shape, paste):
+@pytest.mark.parametrize("shape, background_shape", SHAPES, ids=["wide on wide", "tall on tall", "square"])
+def test_swap_pastes_the_salient_box_into_the_background(shape, background_shape, paste):
     saliency = rectangle_map(18, 33, 40, 50)
     background, background_map = background_with_object(*background_shape)
     for u in DRAWS:
@@ -147,7 +145,7 @@ def test_swap_shows_the_sources_box_in_the_backgrounds_surroundings(shape, backg
         assert expected_range[0] * (1 - rounding) <= width / height <= expected_range[1] * (1 + rounding)
 
 
-@pytest.mark.parametrize("shape, background_shape", SHAPES)
+@pytest.mark.parametrize("shape, background_shape", SHAPES, ids=["wide on wide", "tall on tall", "square"])
 def test_canvas_window_keeps_the_pasted_box_in_the_view(shape, background_shape):
     background, background_map = background_with_object(*background_shape)
     sides = []
@@ -180,7 +178,7 @@ def test_canvas_window_keeps_the_pasted_box_in_the_view(shape, background_shape)
     assert min(sides) < 0.9
 
 
-def test_mask_is_the_sources_saliency_under_the_same_map():
+def test_mask_moves_with_the_pixels_of_the_source():
     rng = np.random.default_rng(3)
     # Red is the map itself, so wherever red goes the mask must go; the background has no red.
     image = np.zeros((GRID, GRID, 3), np.uint8)
@@ -196,7 +194,7 @@ def test_mask_is_the_sources_saliency_under_the_same_map():
             assert not mask[squares(view[..., 2] > 200) == 0].any()
 
 
-@pytest.mark.parametrize("shape, background_shape", SHAPES)
+@pytest.mark.parametrize("shape, background_shape", SHAPES, ids=["wide on wide", "tall on tall", "square"])
 def test_mask_is_full_on_the_object_and_zero_outside_the_pasted_box(shape, background_shape):
     y0, x0, y1, x1 = 18, 33, 40, 50
     background, background_map = background_with_object(*background_shape)
@@ -230,7 +228,7 @@ MANY = np.random.default_rng(6).random((40, SWAP_DRAWS)).astype(np.float32)
 
 
 @pytest.mark.parametrize("paste", ["bounded", "keep_aspect", "stretch"])
-def test_a_covering_hole_is_the_smallest_of_its_aspect_that_holds_the_object(paste):
+def test_covering_hole_is_the_smallest_of_its_aspect_that_holds_the_object(paste):
     spec, grew = dataclasses.replace(SPEC, hole="cover", paste=paste), 0
     for saliency in map(blob, range(5)):
         seen = np.where(saliency >= 127.5, saliency, 0).astype(int)
@@ -254,7 +252,7 @@ def test_a_covering_hole_is_the_smallest_of_its_aspect_that_holds_the_object(pas
     assert grew > 10
 
 
-def test_a_covering_hole_is_enlarged_at_random_up_to_the_range():
+def test_covering_hole_is_enlarged_at_random_up_to_the_range():
     saliency, spec = rectangle_map(10, 20, 42, 50), dataclasses.replace(SPEC, hole="cover", paste_area=(0.1, 0.6))
     areas = np.prod(
         [(b := boxes_of(MANY, (80, 80), blob(1), saliency, spec).hole)[:, k + 2] - b[:, k] for k in (0, 1)], 0
@@ -264,7 +262,7 @@ def test_a_covering_hole_is_enlarged_at_random_up_to_the_range():
     np.testing.assert_allclose(np.corrcoef(areas, MANY[:, 3])[0, 1], 1, atol=0.1)
 
 
-def test_the_hole_of_random_size_leaves_what_the_covering_one_takes():
+def test_covering_hole_removes_more_of_the_object_than_one_of_random_size():
     # A large object in a corner: the old rule's box is often too small for it.
     saliency = rectangle_map(0, 0, 45, 50)
     old = boxes_of(MANY, (80, 80), blob(1), saliency, SPEC).residual
@@ -276,9 +274,9 @@ def test_the_hole_of_random_size_leaves_what_the_covering_one_takes():
     np.testing.assert_allclose(blank.hole[:, :2] + blank.hole[:, 2:], 1, atol=1.01 / GRID)
 
 
-@pytest.mark.parametrize("shape", [(60, 100), (100, 100), (300, 90)])
+@pytest.mark.parametrize("shape", [(60, 100), (100, 100), (300, 90)], ids=["wide", "square", "tall"])
 @pytest.mark.parametrize("hole", ["cover", "size"])
-def test_bounded_distorts_no_more_than_random_resized_crop_and_stretch_does(shape, hole):
+def test_bounded_paste_distorts_no_more_than_random_resized_crop(shape, hole):
     worst = {}
     for paste in ("bounded", "keep_aspect", "stretch"):
         spec = dataclasses.replace(SPEC, paste=paste, hole=hole)
@@ -294,7 +292,7 @@ def test_bounded_distorts_no_more_than_random_resized_crop_and_stretch_does(shap
     assert worst["stretch"] > 1.4
 
 
-def test_backgrounds_are_not_images_whose_object_is_too_large_where_another_can_lend():
+def test_backgrounds_avoid_images_whose_object_is_too_large():
     spec = dataclasses.replace(SPEC, group=4)
     examples = np.array([5, 6, 7, 8, 1, 2, 1, 3])
     too_large = np.array([False, True, False, False, True, True, True, True])

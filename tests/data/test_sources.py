@@ -32,7 +32,7 @@ def test_flat_folder_is_unlabelled(tmp_path):
     assert load("folder", str(tmp_path / "mine")).fingerprint == source.fingerprint
 
 
-@pytest.mark.parametrize("below", ["", "images/"])
+@pytest.mark.parametrize("below", ["", "images/"], ids=["at the root", "below images"])
 def test_sub_folders_are_classes(tmp_path, below):
     write_all(tmp_path, f"{below}wren/1.png", f"{below}owl/2.png", f"{below}owl/deep/1.png")
     source = load("folder", str(tmp_path))
@@ -43,9 +43,7 @@ def test_sub_folders_are_classes(tmp_path, below):
     assert source.read(2) == (tmp_path / below / "wren/1.png").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("val", "kind"), [("val", "val"), ("validation", "val"), ("Valid", "val"), ("test", "test"), ("TESTING", "test")]
-)
+@pytest.mark.parametrize(("val", "kind"), [("val", "val"), ("Valid", "val"), ("TESTING", "test")])
 def test_train_and_val_folders_are_splits(tmp_path, val, kind):
     write_all(tmp_path, "train/owl/1.png", "train/wren/2.png", f"{val}/wren/3.png")
     source = load("folder", str(tmp_path))
@@ -61,13 +59,7 @@ def test_train_and_val_folders_without_classes_are_unlabelled(tmp_path):
     assert split_names(source) == {"train": ["train/1.png"], "val": ["val/2.png"]}
 
 
-def test_a_class_called_train_beside_others_is_a_class(tmp_path):
-    source = load("folder", str(write_all(tmp_path, "train/1.png", "bus/2.png")))
-    assert source.classes == ("bus", "train")
-    assert split_names(source) == {"train": ["bus/2.png", "train/1.png"]}
-
-
-def test_splits_with_labels(tmp_path):
+def test_table_gives_splits_and_labels(tmp_path):
     write_all(tmp_path, "images/x/1.png", "images/x/2.png", "images/y/3.png")
     write_splits(tmp_path, "image,label,split", "y/3.png,red,test", "x/1.png,red,train", "x/2.png,blue,train")
     source = load("folder", str(tmp_path))
@@ -80,8 +72,8 @@ def test_splits_with_labels(tmp_path):
     }
 
 
-@pytest.mark.parametrize("folders", [True, False])
-def test_splits_without_labels_take_classes_from_sub_folders(tmp_path, folders):
+@pytest.mark.parametrize("folders", [True, False], ids=["folders", "no folders"])
+def test_table_without_labels_takes_classes_from_sub_folders(tmp_path, folders):
     names = ["x/1.png", "y/2.png"] if folders else ["1.png", "2.png"]
     write_all(tmp_path, *names)
     write_splits(tmp_path, "split,image", f"train,{names[0]}", f"val,{names[1]}")
@@ -91,16 +83,15 @@ def test_splits_without_labels_take_classes_from_sub_folders(tmp_path, folders):
     assert (source.labels is None) != folders
 
 
-@pytest.mark.parametrize("below", ["", "images/"])
-@pytest.mark.parametrize("mode", ["L", "1", "RGB"])
-def test_masks_mirror_the_images(tmp_path, below, mode):
+@pytest.mark.parametrize("below", ["", "images/"], ids=["at the root", "below images"])
+def test_mask_folders_mirror_the_images(tmp_path, below):
     write_all(tmp_path, f"{below}owl/1.jpg", f"{below}owl/2.jpg")
     pixels = np.zeros((5, 6), np.uint8)
     pixels[1:4, 2:5] = 255
     for name in ("1", "2"):
         path = tmp_path / "masks/owl" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels if name == "1" else pixels[:, ::-1]).convert(mode, dither=Image.Dither.NONE).save(path)
+        Image.fromarray(pixels if name == "1" else pixels[:, ::-1]).save(path)
     source = load("folder", str(tmp_path))
     assert source.names == ("owl/1.jpg", "owl/2.jpg")
     for i, drawn in enumerate((pixels, pixels[:, ::-1])):
@@ -119,7 +110,7 @@ def test_missing_and_broken_masks_are_named(tmp_path):
         source.mask(1)
 
 
-def test_test_images_that_are_train_images_are_warned_of(tmp_path, capsys):
+def test_test_split_that_holds_train_images_is_warned_of(tmp_path, capsys):
     for k in range(3):
         write_image(tmp_path / f"{k}.png")
     source = load("folder", str(tmp_path))
@@ -152,11 +143,10 @@ def test_loose_images_beside_class_folders_are_named(tmp_path):
         ("image,split", ["1.png,train", "2.png,train", "1.png,test"], r"lists images twice: 1\.png in rows 2 and 4"),
         ("image,split", ["1.png,train"], r"1 images .* are not listed in .*splits\.csv: 2\.png"),
         ("image,label", ["1.png,a", "2.png,b"], r"must have the columns image,split; it has \['image', 'label'\]"),
-        ("name,split", ["1.png,train", "2.png,train"], r"must have the columns image,split; .*'name'"),
-        ("image,split", [], r"2 images in .* are not listed in"),
     ],
+    ids=["missing image", "image twice", "image not listed", "column missing"],
 )
-def test_wrong_splits_files_are_errors(tmp_path, columns, rows, message):
+def test_wrong_tables_of_splits_are_refused(tmp_path, columns, rows, message):
     write_all(tmp_path, "1.png", "2.png")
     write_splits(tmp_path, columns, *rows)
     with pytest.raises(UserError, match=message):
@@ -170,7 +160,7 @@ def test_long_lists_of_names_are_cut(tmp_path):
     assert "loose5" not in str(caught.value)
 
 
-def test_fingerprint_follows_the_images(tmp_path):
+def test_fingerprint_changes_with_every_change_of_the_images(tmp_path):
     write_all(tmp_path, "1.png", "2.png")
     prints = [load("folder", str(tmp_path)).fingerprint]
     write_image(tmp_path / "3.png")
@@ -184,7 +174,7 @@ def test_fingerprint_follows_the_images(tmp_path):
     assert len(set(prints)) == 5
 
 
-def test_asking_for_a_split_that_is_not_there(tmp_path):
+def test_missing_split_names_those_there_are(tmp_path):
     source = load("folder", str(write_all(tmp_path / "mine", "train/1.png", "train/2.png")))
     assert source.split("train").tolist() == [0, 1]
     assert source.split("all").tolist() == [0, 1]
@@ -201,8 +191,8 @@ def test_unknown_kind_names_the_known_ones():
 # CUB.
 
 
-@pytest.mark.parametrize("below", ["", "CUB_200_2011"])
-@pytest.mark.parametrize("segmentations", [True, False])
+@pytest.mark.parametrize("below", ["", "CUB_200_2011"], ids=["at the root", "in its folder"])
+@pytest.mark.parametrize("segmentations", [True, False], ids=["masks", "no masks"])
 def test_cub_in_its_official_layout(tmp_path, below, segmentations):
     root = write_cub(tmp_path / below, segmentations=segmentations)
     source = load("cub", str(tmp_path))
@@ -228,7 +218,7 @@ def test_cub_with_a_subset_of_the_classes(tmp_path):
 
 
 @pytest.mark.parametrize("table", CUB_TABLES)
-def test_cub_without_a_table_says_which_and_where_to_get_it(tmp_path, table):
+def test_missing_cub_table_is_named_with_its_download(tmp_path, table):
     write_cub(tmp_path)
     (tmp_path / table).unlink()
     missing = "holds no CUB-200-2011: no images.txt" if table == "images.txt" else f"{table} does not exist"
@@ -245,7 +235,7 @@ def test_cub_tables_must_list_the_same_ids(tmp_path, table):
         load("cub", str(tmp_path))
 
 
-def test_cub_other_errors(tmp_path):
+def test_cub_without_folder_image_or_list_is_refused(tmp_path):
     with pytest.raises(
         UserError, match=r"nowhere does not exist\. CUB-200-2011 is at https://www\.vision\.caltech\.edu"
     ):
@@ -268,7 +258,7 @@ def real(name: str) -> Path:
     return DATA / name
 
 
-def test_butterflies():
+def test_butterflies_splits_labels_and_masks():
     root = real("butterflies")
     source = load("folder", str(root))
     assert source.name == "butterflies"
@@ -285,7 +275,7 @@ def test_butterflies():
         assert 0.01 < (mask > 0).mean() < 0.95
 
 
-def test_cub100():
+def test_cub100_splits_and_labels():
     source = load("cub", str(real("cub100")))
     assert len(source) == 5902
     assert {split: len(members) for split, members in source.splits.items()} == {"train": 2999, "test": 2903}
@@ -297,7 +287,7 @@ def test_cub100():
     assert source.read(5901)[:2] == b"\xff\xd8"
 
 
-def test_copies_of_train_images_among_the_test_images_are_said(tmp_path, capsys):
+def test_test_images_equal_to_train_images_are_reported(tmp_path, capsys):
     write_all(tmp_path, "train/1.png", "train/2.png", "test/3.png")
     (tmp_path / "test" / "again.png").write_bytes((tmp_path / "train" / "2.png").read_bytes())
     source = load("folder", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Training images kept decoded on disk: what is cut out of them, and what is refused."""
+"""Training images kept decoded on disk: views cut out of them, and what is refused."""
 
 import dataclasses
 import io
@@ -55,7 +55,7 @@ def unread(source: Source) -> Source:
     return dataclasses.replace(source, read=lambda i: pytest.fail("a file was read"))
 
 
-def test_squares_of_the_images_own_size_give_the_same_batches_and_no_file_is_read():
+def test_squares_of_the_images_size_give_the_same_batches():
     source, saliency = images_of(SIDE, SIDE), maps()
     squares = Squares(source, POOL, SIDE)
     expected = list(train_batches(source, POOL, saliency, SWAP, ORDER, LABELS))
@@ -69,7 +69,7 @@ def test_squares_of_the_images_own_size_give_the_same_batches_and_no_file_is_rea
             np.testing.assert_array_equal(ours[key], value)
 
 
-def test_images_of_another_shape_are_cut_at_the_same_places():
+def test_squares_of_other_shapes_are_cut_at_the_same_places():
     source, saliency = images_of(96, 160), maps()
     squares = Squares(source, POOL, 160)
     expected = list(train_batches(source, POOL, saliency, SWAP, ORDER))
@@ -82,12 +82,12 @@ def test_images_of_another_shape_are_cut_at_the_same_places():
             assert difference.mean() < 1 and difference.max() < 24  # at the edge of a box
 
 
-def test_an_image_that_is_not_stored_is_an_error_and_not_another_image():
+def test_image_that_is_not_stored_is_an_error():
     with pytest.raises(IndexError, match="image 0 is none"):
         Squares(images_of(SIDE, SIDE), POOL, SIDE).of(np.array([3, 0]))
 
 
-def test_a_disk_too_small_is_refused_before_an_image_is_read(monkeypatch, cache):
+def test_small_disk_is_refused_before_an_image_is_read(monkeypatch, cache):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 0, 9999))
     needed = len(POOL) * 3 * SIDE**2
@@ -96,7 +96,7 @@ def test_a_disk_too_small_is_refused_before_an_image_is_read(monkeypatch, cache)
     assert not [path for path in cache.iterdir() if path.is_dir()]
 
 
-def test_a_cache_of_which_a_file_is_gone_is_made_again(cache):
+def test_incomplete_cache_is_made_again(cache):
     source = images_of(SIDE, SIDE)
     before = Squares(source, POOL, SIDE).images[:].copy()
     (folder,) = (path for path in cache.iterdir() if path.is_dir())

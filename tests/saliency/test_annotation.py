@@ -44,16 +44,10 @@ def test_boxes_are_soft_rectangles_with_a_half_on_their_edges():
 
 @pytest.mark.parametrize(
     "box",
-    [
-        (0, 0, 1, 1),
-        (0.1, 0.2, 0.8, 0.6),
-        (0.013, 0.517, 0.333, 0.999),
-        (0, 0.4, 0.1, 1),
-        (0.47, 0.1, 0.53, 0.9),
-        (0, 0.1, 0.026, 0.9),
-    ],
+    [(0, 0, 1, 1), (0.1, 0.2, 0.8, 0.6), (0.013, 0.517, 0.333, 0.999), (0, 0.1, 0.026, 0.9)],
+    ids=["whole image", "inside", "nearly at the border", "narrow at the border"],
 )
-def test_boxes_come_back_from_their_maps(box):
+def test_box_is_recovered_from_its_map(box):
     detector = boxes(boxed((0.4, 0.4, 0.6, 0.6), box))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -63,18 +57,18 @@ def test_boxes_come_back_from_their_maps(box):
     assert detection.confidence == detection.saliency.max()
 
 
-def test_the_box_detector_needs_boxes():
+def test_box_detector_needs_boxes():
     with pytest.raises(UserError, match=r"memory has no boxes .*--detector"):
         boxes(source_of(1))
 
 
-def test_the_centre_prior_is_a_gaussian_of_a_quarter_of_the_side():
-    detector = center(source_of(2))
+def test_centre_prior_is_a_gaussian_of_a_quarter_of_the_side():
+    detector = center(dataclasses.replace(source_of(2), mask=None))
     rows, cols = (np.mgrid[:GRID, :GRID] + 0.5) / GRID - 0.5
     expected = np.exp(-(rows**2 + cols**2) / (2 * 0.25**2))
     for i in range(2):
         np.testing.assert_allclose(detected(detector, i), expected, atol=1e-6)
-    assert detector.settings == {"sigma": 0.25}
+    assert (detector.name, detector.supervision, detector.settings) == ("center", "prior", {"sigma": 0.25})
 
 
 # The user's maps.
@@ -113,10 +107,9 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("shape", [(5, 7), (1, 1), (130, 70)])
-def test_maps_of_all_formats_and_sizes(tmp_path, form, shape):
+def test_maps_of_every_format_are_read(tmp_path, form):
     full, save = FORMATS[form]
-    values = np.random.default_rng(0).uniform(0, full, shape)
+    values = np.random.default_rng(0).uniform(0, full, (5, 7))
     # Its ends, and, in 16 bits, what 8 bits would lose.
     values.flat[:3] = [full, 0, 0.3 * full]
     values = values if "float" in form else (values > full / 2 if full == 1 else np.round(values)).astype(float)
@@ -125,10 +118,9 @@ def test_maps_of_all_formats_and_sizes(tmp_path, form, shape):
     assert saliency.dtype == np.float32
     tolerance = 1e-3 if form == "npy float16" else 1e-6
     np.testing.assert_allclose(saliency, values / full, atol=tolerance)
-    assert saliency.shape == shape
 
 
-def test_maps_lie_in_folders_that_mirror_the_images(tmp_path):
+def test_folders_of_maps_mirror_those_of_the_images(tmp_path):
     source = named("owl/a.jpg", "wren/a.png", "b.jpeg", "c.d.jpg")
     for k, name in enumerate(("owl/a.png", "wren/a.npy", "b.png", "c.d.png")):
         write_map(tmp_path / name, np.full((2, 3), 10 * k, np.uint8))
@@ -141,7 +133,7 @@ def test_maps_lie_in_folders_that_mirror_the_images(tmp_path):
     assert detection.confidence == pytest.approx(0.6)
 
 
-def test_images_without_a_map_are_all_named(tmp_path):
+def test_images_without_a_map_are_named(tmp_path):
     write_map(tmp_path / "owl/b.png", np.zeros((2, 3), np.uint8))
     write_map(tmp_path / "a.png", np.zeros((2, 3), np.uint8))
     with pytest.raises(UserError, match=r"no map .* of 3 of 4 images: owl/a\.jpg, wren/b\.jpg, d\.png$"):
@@ -158,26 +150,23 @@ def test_images_without_a_map_are_all_named(tmp_path):
     "ending, content, message",
     [
         ("npy", np.zeros((4, 5, 3)), r"has shape \(4, 5, 3\); it must be \(height, width\)"),
-        ("npy", np.zeros(4), r"has shape \(4,\)"),
         ("npy", np.zeros((0, 4)), r"has shape \(0, 4\)"),
         ("npy", np.array([[0.5, np.nan]]), r"values from nan to nan; they must lie in \[0, 1\]"),
-        ("npy", np.array([[0.5, np.inf]]), r"values from 0\.5 to inf"),
         ("npy", np.array([[0.5, 255.0]]), r"values from 0\.5 to 255"),
         ("npy", np.array([[-0.25, 1.0]], np.float32), r"values from -0\.25 to 1;"),
-        ("npy", np.array([[-1, 1]], np.int16), "saliency map"),
-        ("npy", b"no array", "cannot read the saliency map"),
         ("npy", np.array([["a"]], object), "cannot read the saliency map"),
         ("png", b"no image", "cannot read the saliency map"),
-        ("png", b"", "cannot read the saliency map"),
         ("png", "cut", "cannot read the saliency map"),
         ("npy", "cut", "cannot read the saliency map"),
-        ("npy", b"", "cannot read the saliency map"),
-        ("npy", np.array([["a"]]), "saliency map"),
-        ("npy", np.array([[0, 255]]), "saliency map"),
-        ("png", np.full((2, 2, 3), [255, 0, 0], np.uint8), "saliency map"),
+        ("npy", np.array([[0, 255]]), "of type int64; it must be float"),
+        ("png", np.full((2, 2, 3), [255, 0, 0], np.uint8), r"has shape \(2, 2, 3\)"),
+    ],
+    ids=[
+        *("channels", "no pixel", "NaN", "above 1", "negative", "pickled", "no PNG", "half a PNG", "half an array"),
+        *("integers", "colours"),
     ],
 )
-def test_files_that_are_no_maps_are_named(tmp_path, ending, content, message):
+def test_files_that_are_no_maps_are_refused(tmp_path, ending, content, message):
     path = tmp_path / f"image0.{ending}"
     if isinstance(content, np.ndarray):
         write_map(path, content)
@@ -192,7 +181,7 @@ def test_files_that_are_no_maps_are_named(tmp_path, ending, content, message):
     assert f"saliency map {path}" in str(caught.value)
 
 
-def test_settings_follow_the_maps(tmp_path):
+def test_settings_change_with_the_maps(tmp_path):
     def settings(below: str) -> dict:
         return folder(source_of(2), tmp_path / below, "human").settings
 
@@ -216,7 +205,7 @@ def test_settings_follow_the_maps(tmp_path):
     assert settings("there") == found[2]
 
 
-def test_a_box_narrower_than_a_cell_leaves_a_map_there():
+def test_box_narrower_than_a_cell_is_kept():
     record = make_record(detected(boxes(boxed((0.2, 0.311, 0.8, 0.312)))), 1.0, 0.5)
     assert record["area"] > 0
     # 0.311 is in the 20th of 64 columns.
@@ -237,7 +226,7 @@ def test_images_of_one_stem_have_maps_of_their_own(tmp_path):
         annotation.folder(source, maps, "human")
 
 
-def test_masks_of_degrees_are_maps_of_degrees_and_that_is_said(tmp_path, capsys):
+def test_graded_masks_are_graded_maps_and_reported(tmp_path, capsys):
     for name in ("1", "2"):
         write_image(tmp_path / f"images/owl/{name}.png", 64, 64)
     ramp = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))

@@ -1,4 +1,4 @@
-"""A pass of a detector that is interrupted in the middle of a file goes on from the image it had come to."""
+"""A pass of a detector that is interrupted in the middle of a file resumes at the next image."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ def maps(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("shard-*")}
 
 
-def test_an_interruption_loses_nothing(tmp_path):
+def test_interrupted_pass_resumes_at_its_image(tmp_path):
     make(source_of(), tmp_path / "whole")
     stopped(tmp_path / "run", Interrupted("now", 130))
     assert len(np.load(tmp_path / "run" / "shard-00001.begun")) == AT - SHARD
@@ -34,7 +34,7 @@ def test_an_interruption_loses_nothing(tmp_path):
     assert maps(tmp_path / "run") == maps(tmp_path / "whole")
 
 
-def test_a_kill_loses_what_came_after_the_last_writing(tmp_path, monkeypatch):
+def test_killed_pass_resumes_after_its_last_write(tmp_path, monkeypatch):
     make(source_of(), tmp_path / "whole")
     stopped(tmp_path / "late", KeyboardInterrupt())
     assert not list((tmp_path / "late").glob("*.begun"))
@@ -46,25 +46,25 @@ def test_a_kill_loses_what_came_after_the_last_writing(tmp_path, monkeypatch):
     assert maps(tmp_path / "run") == maps(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", "cut", "longer", "others"])
-def test_what_cannot_be_what_was_begun_is_made_again(tmp_path, content):
+@pytest.mark.parametrize("content", ["empty", "cut", "longer", "of another type"])
+def test_damaged_unfinished_file_is_made_again(tmp_path, content):
     make(source_of(), tmp_path / "whole")
     stopped(tmp_path / "run", Interrupted("now", 130))
     begun = tmp_path / "run" / "shard-00001.begun"
     if content == "longer":
         longer = np.repeat(np.load(begun), SHARD)
         np.save(begun.open("wb"), longer)
-    elif content == "others":
+    elif content == "of another type":
         np.save(begun.open("wb"), np.zeros(2, np.float32))
     else:
-        begun.write_bytes(begun.read_bytes()[:-10] if content == "cut" else content)
+        begun.write_bytes(begun.read_bytes()[:-10] if content == "cut" else b"")
     detector, seen = watched(source_of())
     make(source_of(), tmp_path / "run", detector)
     assert sorted(seen) == list(range(SHARD, N))
     assert maps(tmp_path / "run") == maps(tmp_path / "whole")
 
 
-def test_a_file_that_was_begun_to_its_end_is_finished(tmp_path):
+def test_unfinished_file_with_all_records_is_finished(tmp_path):
     make(source_of(), tmp_path / "whole")
     stopped(tmp_path / "run", Interrupted("now", 130))
     np.save(tmp_path / "run" / "shard-00001", np.load(tmp_path / "whole" / "shard-00001.npy"))
@@ -76,7 +76,7 @@ def test_a_file_that_was_begun_to_its_end_is_finished(tmp_path):
     assert not list((tmp_path / "run").glob("*.begun"))
 
 
-def test_what_comes_before_an_unreadable_image_is_kept(tmp_path):
+def test_records_before_an_unreadable_image_are_kept(tmp_path):
     source = source_of(bad=(SHARD + 1,))
     detector, _ = watched(source, dies_at=AT, error=Interrupted("now", 130))
     with pytest.raises(Interrupted):

@@ -14,7 +14,7 @@ from configs import saliency_unet as unet_config
 from cvsa_jax import settings
 from cvsa_jax.data.reading import load_image
 from cvsa_jax.models.activation import READOUTS, channel_mean, first_component
-from cvsa_jax.runs import linear, pretrain, saliency_unet
+from cvsa_jax.runs import feed, linear, pretrain, saliency_unet
 from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.compute import compute
@@ -73,8 +73,16 @@ def unet_run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def byol_run(tmp_path_factory):
+    """A pre-training whose network stays as it begins: its step would take most of the time to compile."""
     workdir = tmp_path_factory.mktemp("byol") / "run"
-    pretrain.train(tiny_pretrain(), workdir)
+
+    def count(state, batch):
+        return dataclasses.replace(state, step=state.step + 1), dict.fromkeys(("loss", "grad_norm"), jnp.zeros(()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "make_train_step", lambda *args, **kwargs: Step(count))
+        patch.setattr(pretrain, "report_run", lambda *args, **kwargs: {})
+        pretrain.train(tiny_pretrain(), workdir)
     return workdir
 
 
@@ -88,7 +96,7 @@ def parameters(workdir):
     return checkpoint.restore_item(workdir, "params", like, make_mesh(jax.devices()[:1]))[0]
 
 
-def test_six_steps_are_three_and_a_kill_and_three(tmp_path, unet_run, monkeypatch):
+def test_killed_unet_run_resumes_to_the_same_parameters(tmp_path, unet_run, monkeypatch):
     real = saliency_unet.make_unet_step
 
     def dying(*args, **kwargs):
@@ -110,7 +118,7 @@ def test_six_steps_are_three_and_a_kill_and_three(tmp_path, unet_run, monkeypatc
         np.testing.assert_array_equal(once, resumed)
 
 
-def test_a_unet_run_leaves_its_figures(unet_run, source):
+def test_unet_run_reports_its_figures(unet_run, source):
     figures = json.loads((unet_run / "report" / "results.json").read_text())
     assert figures.keys() == {"mae", "iou", "box_iou", "pointing_game", "max_f"}
     detector = unet.unet(unet_run)
@@ -126,7 +134,7 @@ def test_a_unet_run_leaves_its_figures(unet_run, source):
 
 def test_unet_trains_on_the_procedural_set_too(tmp_path, capsys):
     config = tiny_unet()
-    config.with_procedural, config.total_steps = True, 2
+    config.with_procedural = True
     saliency_unet.train_unet(config, tmp_path)
     # The set is procedural itself, so its 12 images come twice.
     assert "24 images with masks" in capsys.readouterr().out
@@ -141,15 +149,16 @@ def test_unet_trains_on_the_procedural_set_too(tmp_path, capsys):
         ({"augment.composite_prob": 1.5}, r"composite_prob=1\.5 does not lie in \[0, 1\]"),
         ({"data.kind": "folder"}, r"config\.data\.root is not set"),
     ],
+    ids=["size", "channels", "range of sides", "probability", "no data"],
 )
-def test_unet_settings_that_cannot_work(tmp_path, change, message):
+def test_impossible_unet_settings_are_refused(tmp_path, change, message):
     config = tiny_unet()
     config.update_from_flattened_dict(change)
     with pytest.raises(UserError, match=message):
         saliency_unet.train_unet(config, tmp_path)
 
 
-def test_unet_workdir_of_another_size(unet_run):
+def test_unet_workdir_of_another_size_is_refused(unet_run):
     config = tiny_unet()
     config.size = 64
     with pytest.raises(UserError, match=r"size: 32 -> 64"):
@@ -188,7 +197,7 @@ def test_first_component_against_svd():
         assert float(shares[k]) == pytest.approx(s[0] ** 2 / (s**2).sum(), rel=1e-3)
 
 
-def test_channel_mean():
+def test_channel_mean_and_its_contrast():
     features = np.random.default_rng(0).random((2, 3, 4, 5)).astype(np.float32)
     mean, contrast = channel_mean(jnp.asarray(features))
     expected = features.mean(-1)
@@ -243,7 +252,7 @@ def test_tree_hash_changes_with_any_value():
     assert tree_hash(tree) != before
 
 
-def test_rbd_detector_looks_at_the_reduced_image(source):
+def test_rbd_detector_reads_the_reduced_image(source):
     detector = build("rbd", source, Options())
     found = detect(detector, source, range(5))
     for i, detection in enumerate(found):
@@ -253,7 +262,7 @@ def test_rbd_detector_looks_at_the_reduced_image(source):
         assert detection.confidence == pytest.approx(expected.confidence)
 
 
-@pytest.mark.parametrize(("area", "warned"), [(0.9, True), (0.7, False)])
+@pytest.mark.parametrize(("area", "warned"), [(0.9, True), (0.7, False)], ids=["nine tenths", "seven tenths"])
 def test_maps_that_are_mostly_object_are_warned_of(tmp_path, source, capsys, area, warned):
     side = round(64 * area**0.5)
     map_of = np.pad(np.ones((side, side), np.float32), (0, 64 - side))
@@ -263,15 +272,15 @@ def test_maps_that_are_mostly_object_are_warned_of(tmp_path, source, capsys, are
     assert ("of the image: are they inverted?" in capsys.readouterr().out) == warned
 
 
-def test_trainer_warns_of_many_fallbacks(tmp_path, source, capsys):
+def test_training_warns_of_more_fallbacks_than_configured(tmp_path, source, capsys):
     config = tiny_pretrain()
     config.views.kind, config.saliency.threshold = "saliency_swap", 2.0
-    config.saliency.store, config.total_steps = str(tmp_path / "store"), 2
+    config.saliency.store = str(tmp_path)
     # Nothing of a map whose maximum is about 1 reaches 2.
-    compute(source, center(source), tmp_path / "store", threshold=2.0, on_bad_image="stop")
-    assert SaliencyStore(tmp_path / "store", source).fallback_share == 1
-    pretrain.train(config, tmp_path / "run")
+    compute(source, center(source), tmp_path, threshold=2.0, on_bad_image="stop")
+    assert SaliencyStore(tmp_path, source).fallback_share == 1
+    feed.maps_of(config, source)
     assert "warning: 100% of the maps" in capsys.readouterr().out
     config.saliency.warn_fallback = 1.0
-    pretrain.train(config, tmp_path / "other")
+    feed.maps_of(config, source)
     assert "of the maps" not in capsys.readouterr().out

@@ -80,14 +80,20 @@ def test_a_perfect_map_has_perfect_figures():
     assert figures == {"mae": 0, "iou": 1, "box_iou": 1, "pointing_game": 1, "max_f": 1}
 
 
-@pytest.mark.parametrize("threshold, iou", [(0.2, 32 / 64), (0.4, 32 / 64), (0.45, 1), (0.8, 1), (0.81, 0)])
+@pytest.mark.parametrize(
+    "threshold, iou",
+    [(0.4, 32 / 64), (0.45, 1), (0.8, 1), (0.81, 0)],
+    ids=["at the lower", "between", "at the higher", "above"],
+)
 def test_iou_is_of_the_map_at_or_above_the_threshold(threshold, iou):
     saliency = np.maximum(band(0, 32, 0.8), band(0, 64, 0.4))
     assert figures_of(source_of([band(0, 32) > 0]), [saliency], threshold)["iou"] == pytest.approx(iou)
 
 
 @pytest.mark.parametrize(
-    "shapes", [[(64, 64)] * 3, [(128, 64), (64, 256), (32, 128)], [(50, 96), (131, 40), (64, 64), (7, 300)]]
+    "shapes",
+    [[(64, 64)] * 3, [(128, 64), (64, 256), (32, 128)], [(50, 96), (131, 40), (64, 64), (7, 300)]],
+    ids=["the grid", "multiples of the grid", "any"],
 )
 def test_figures_are_those_of_brute_force_on_full_size_masks(shapes):
     rng = np.random.default_rng(len(shapes))
@@ -148,8 +154,8 @@ def test_equal_maxima_share_the_image():
     assert figures_of(source_of([band(0, 5, shape=(20, 30)) > 0]), [blank])["pointing_game"] == pytest.approx(5 / 20)
 
 
-@pytest.mark.parametrize("boxes", [None, [[0.0, 0.0, 0.5, 1.0]] * 3])
-def test_an_image_with_an_empty_mask_counts_for_mae_only(boxes):
+@pytest.mark.parametrize("boxes", [None, [[0.0, 0.0, 0.5, 1.0]] * 3], ids=["masks", "masks and boxes"])
+def test_image_with_an_empty_mask_counts_for_mae_only(boxes):
     masks = [band(0, 32) > 0, band(0, 0) > 0, band(0, 32) > 0]
     maps = [band(0, 32), band(0, 64, 0.6), band(0, 32)]
     figures = figures_of(source_of(masks, boxes), maps)
@@ -203,7 +209,7 @@ def test_sources_with_boxes_only():
     assert figures_of(source_of(boxes=[[0.6, 0.6, 1, 1]]), [saliency]) == {"box_iou": 0, "pointing_game": 0}
 
 
-def test_sources_with_neither_have_no_figures():
+def test_sources_without_masks_and_boxes_have_no_figures():
     def record_of(i: int):
         raise AssertionError("nothing to look at")
 
@@ -225,7 +231,7 @@ def test_overlap_of_boxes():
     assert box_overlap(np.array([0, 0, 0.2, 0.2]), np.array([0.5, 0.6, 1, 1])) == 0
 
 
-def test_true_boxes():
+def test_true_box_is_the_source_box_or_that_of_the_mask():
     mask = np.zeros((10, 40), bool)
     mask[2:5, 8] = mask[4, 8:20] = True
     around = [2 / 10, 8 / 40, 5 / 10, 20 / 40]

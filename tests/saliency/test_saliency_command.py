@@ -46,22 +46,29 @@ def source():
         ),
         ("boxes", {}, r"procedural has no boxes"),
     ],
+    ids=["unknown", "needs a run", "needs supervision", "foreign flags", "unknown preset", "preset's size", "no boxes"],
 )
-def test_flags_that_do_not_fit_the_detector(source, name, options, message):
+def test_flags_that_do_not_fit_the_detector_are_refused(source, name, options, message):
     with pytest.raises(UserError, match=message):
         build(name, source, Options(**options))
 
 
-def test_every_flag_is_taken_by_a_detector():
+def test_every_flag_belongs_to_a_detector():
     taken = {flag for entry in DETECTORS.values() for flag in (*entry.needed, *entry.optional)}
     assert taken == set(Options.__dataclass_fields__)
 
 
-# The command itself, with files of 8 images and the small procedural set.
+# The command itself, with files of 8 images and the small procedural set; before one of them it hangs on request.
 COMMAND = """
-import sys
+import os, time
 from cvsa_jax.saliency import store, compute
 store.SHARD_SIZE = compute.SHARD_SIZE = 8
+write = compute._write
+def hanging(rows, path):
+    if path.name == os.environ.get("HANG_BEFORE"):
+        time.sleep(600)
+    write(rows, path)
+compute._write = hanging
 from cvsa_jax.runtime import cli
 from cvsa_jax.saliency.__main__ import main
 cli.run(main)
@@ -72,9 +79,9 @@ SMALL_SET = [
 ]
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
+def start(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen:
     command = [sys.executable, "-c", COMMAND, "--config=configs/demo.py", *SMALL_SET, *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     command.append(f"--config.saliency.store={folder}")
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -85,13 +92,21 @@ def content(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and p.name != "timing.json"}
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The store of one command alone, and what it printed."""
+    folder = tmp_path_factory.mktemp("whole") / "store"
+    alone = start(folder, "--detector=rbd")
+    printed, _ = alone.communicate(timeout=300)
+    assert alone.returncode == 0, printed
+    return folder, printed
+
+
 @pytest.mark.slow
-def test_the_command_killed_and_given_again_and_in_shards(tmp_path):
-    whole = start(tmp_path / "whole", "--detector=rbd")
+def test_killed_and_sharded_commands_make_the_same_store(tmp_path, whole):
+    folder, printed = whole
     shards = [start(tmp_path / "shards", "--detector=rbd", f"--shard={k}/2") for k in (0, 1)]
-    printed, _ = whole.communicate(timeout=300)
-    assert whole.returncode == 0, printed
-    killed = start(tmp_path / "killed", "--detector=rbd")
+    killed = start(tmp_path / "killed", "--detector=rbd", HANG_BEFORE="shard-00003.npy")
     third = tmp_path / "killed" / "shard-00002.npy"
     while not third.exists():
         assert killed.poll() is None
@@ -103,7 +118,7 @@ def test_the_command_killed_and_given_again_and_in_shards(tmp_path):
     again, _ = start(tmp_path / "killed", "--detector=rbd").communicate(timeout=300)
     halves = [shard.communicate(timeout=300)[0] for shard in shards]
 
-    expected = content(tmp_path / "whole")
+    expected = content(folder)
     assert sorted(expected) == [
         "identity.json",
         "manifest.json",
@@ -113,17 +128,17 @@ def test_the_command_killed_and_given_again_and_in_shards(tmp_path):
     assert content(tmp_path / "killed") == expected
     assert content(tmp_path / "shards") == expected
     assert sum("the store is finished when all are" in half for half in halves) >= 1
-    figures = json.loads((tmp_path / "whole" / "report" / "saliency.json").read_text())
+    figures = json.loads((folder / "report" / "saliency.json").read_text())
     assert figures.keys() == {
         *("mae", "max_f", "iou", "box_iou", "pointing_game", "ms_per_image", "blank", "full", "fallback")
     }
     assert f"{figures['iou']:.3f}" in printed and f"{figures['iou']:.3f}" in again
-    assert (tmp_path / "whole" / "report" / "saliency.png").stat().st_size > 10_000
-    page = (tmp_path / "whole" / "report" / "saliency.html").read_text()
+    assert (folder / "report" / "saliency.png").stat().st_size > 10_000
+    page = (folder / "report" / "saliency.html").read_text()
     assert page.count("png;base64") == 2 and "unsupervised" in page
 
 
-def test_stores_side_by_side(tmp_path, source):
+def test_comparison_of_stores_shows_their_figures(tmp_path, source):
     test = source.split("test")
     stores = {}
     for name, detector in (("masks", masks(source)), ("center", center(source))):
@@ -155,7 +170,7 @@ def test_unreadable_images_do_not_count_in_the_figures(tmp_path, source):
     assert expected.items() <= pages.figures_of(store, bad, bad.split("test")).items()
 
 
-def test_the_page_of_a_store_without_truth_and_with_unreadable_images(tmp_path, source):
+def test_page_of_a_store_without_truth_and_with_unreadable_images(tmp_path, source):
     blind = dataclasses.replace(
         source, mask=None, read=lambda i: b"no image" if i in (0, 13) else source.read(i), identify=lambda kind: "blind"
     )
@@ -184,7 +199,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-def test_two_processes_of_a_cluster_share_the_files_and_the_first_finishes_the_store(tmp_path):
+def test_processes_of_a_cluster_share_the_files(tmp_path, whole):
     port = free_port()
     place = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
     both = [start(tmp_path / "both", "--detector=rbd", *place, f"--process_id={k}") for k in (0, 1)]
@@ -192,19 +207,15 @@ def test_two_processes_of_a_cluster_share_the_files_and_the_first_finishes_the_s
     assert [process.returncode for process in both] == [0, 0], printed
     assert "60 maps by rbd" in printed[0]
     assert "maps by rbd" not in printed[1]  # one speaks
-    alone = start(tmp_path / "alone", "--detector=rbd")
-    assert alone.communicate(timeout=300)[0] and alone.returncode == 0
-    assert content(tmp_path / "both") == content(tmp_path / "alone")
+    assert content(tmp_path / "both") == content(whole[0])
     # Each made half of the eight files: the first its own four, from 0 on in twos.
     made = json.loads((tmp_path / "both" / "timing.json").read_text())["images"]
-    assert made < json.loads((tmp_path / "alone" / "timing.json").read_text())["images"]
+    assert made < json.loads((whole[0] / "timing.json").read_text())["images"]
 
 
 @pytest.mark.slow
-def test_the_same_command_from_two_shells_at_once(tmp_path):
+def test_simultaneous_commands_make_the_same_store(tmp_path, whole):
     both = [start(tmp_path / "both", "--detector=rbd") for _ in range(2)]
     printed = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
-    alone = start(tmp_path / "alone", "--detector=rbd")
-    assert alone.communicate(timeout=300)[0] and alone.returncode == 0
-    assert content(tmp_path / "both") == content(tmp_path / "alone")
+    assert content(tmp_path / "both") == content(whole[0])

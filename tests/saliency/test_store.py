@@ -30,7 +30,7 @@ def on_grid(detector) -> np.ndarray:
     return make_record(saliency, 1.0, 0.5)["map"] / 255
 
 
-def test_round_trip(tmp_path):
+def test_store_returns_the_maps_it_was_made_from(tmp_path):
     source = source_of()
     manifest = make(source, tmp_path / "store")
     store = SaliencyStore(tmp_path / "store", source)
@@ -48,7 +48,7 @@ def test_round_trip(tmp_path):
     assert not list((tmp_path / "store").glob("*.part"))
 
 
-def test_boxes_areas_and_confidences(tmp_path):
+def test_store_has_boxes_areas_and_confidences(tmp_path):
     source = source_of()
     make(source, tmp_path)
     store = SaliencyStore(tmp_path, source)
@@ -65,7 +65,7 @@ def test_boxes_areas_and_confidences(tmp_path):
     assert (store.areas[3], store.confidences[3]) == (0, 0)
 
 
-def test_manifest_counts(tmp_path):
+def test_manifest_describes_the_store(tmp_path):
     source = source_of()
     manifest = make(source, tmp_path)
     assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
@@ -124,7 +124,7 @@ def test_record_without_a_cell_at_the_threshold_has_the_centre_box():
     assert (record["map"] == 102).all()
 
 
-def test_a_killed_pass_goes_on_to_the_same_files(tmp_path):
+def test_killed_pass_resumes_to_the_same_files(tmp_path):
     source = source_of()
     whole = make(source, tmp_path / "whole")
     dying, _ = watched(source, dies_at=5)
@@ -146,7 +146,7 @@ def test_a_killed_pass_goes_on_to_the_same_files(tmp_path):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_finished_store_is_only_read(tmp_path):
+def test_finished_store_is_not_made_again(tmp_path):
     source = source_of()
     manifest = make(source, tmp_path)
     detector, seen = watched(source)
@@ -154,7 +154,7 @@ def test_a_finished_store_is_only_read(tmp_path):
     assert seen == []
 
 
-def test_a_file_half_written_is_not_taken_for_a_shard(tmp_path):
+def test_half_written_file_is_no_shard(tmp_path):
     source = source_of()
     make(source, tmp_path / "whole")
     dying, _ = watched(source, dies_at=0)
@@ -181,7 +181,7 @@ def test_store_of_another_data_set_is_refused(tmp_path):
         SaliencyStore(tmp_path, other)
 
 
-def test_images_that_came_or_went_or_changed_are_named(tmp_path):
+def test_added_removed_and_changed_images_are_named(tmp_path):
     make(source_of(), tmp_path)
     with pytest.raises(UserError, match=r"2 images have no map: image10\.png, image11\.png\."):
         SaliencyStore(tmp_path, source_of(N + 2))
@@ -206,7 +206,7 @@ def test_store_of_another_version_is_refused(tmp_path, file):
             SaliencyStore(tmp_path, source) if file == "manifest.json" else make(source, tmp_path)
 
 
-@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "unfinished"])
 def test_another_pass_into_the_same_folder_is_refused(tmp_path, finished):
     source = source_of()
     detector, _ = watched(source, dies_at=None if finished else 5)
@@ -225,7 +225,7 @@ def test_another_pass_into_the_same_folder_is_refused(tmp_path, finished):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_all_corrupt_images_are_named_and_no_store_is_finished(tmp_path):
+def test_corrupt_images_are_named_and_leave_the_store_unfinished(tmp_path):
     source = source_of(bad=(2, 7, 8))
     with pytest.raises(UserError, match=r"3 of 10 images .*image2\.png .*image7\.png .*image8\.png .*skip"):
         make(source, tmp_path)
@@ -257,41 +257,24 @@ def test_skipped_images_are_listed_and_not_usable(tmp_path):
     np.testing.assert_array_equal(store[np.array([8])][0], rectangle(8)[::2, ::2])
 
 
-def test_the_mask_detector_needs_masks():
+def test_mask_detector_needs_masks():
     with pytest.raises(UserError, match=r"memory has no masks .*--detector"):
         masks(dataclasses.replace(source_of(), mask=None))
 
 
-def test_the_centre_prior_peaks_in_the_middle():
-    detector = center(dataclasses.replace(source_of(), mask=None))
-    prior = detected(detector)
-    assert prior.shape == (GRID, GRID)
-    assert prior.dtype == np.float32
-    assert prior.min() >= 0
-    assert 0.99 < prior.max() <= 1
-    middle = slice(GRID // 2 - 1, GRID // 2 + 1)
-    assert (prior[middle, middle] == prior.max()).all()
-    assert (prior == prior.max()).sum() == 4
-    np.testing.assert_allclose(prior, prior[::-1, ::-1], atol=1e-6)
-    np.testing.assert_allclose(prior, prior.T, atol=1e-6)
-    # One standard deviation, a quarter of the side, from the middle.
-    assert prior[GRID // 2, 3 * GRID // 4] == pytest.approx(np.exp(-0.5), abs=0.03)
-    assert (detector.name, detector.supervision) == ("center", "prior")
-
-
-def test_store_path():
+def test_store_path_is_the_configured_one_or_that_of_set_and_detector():
     assert store_path("", "birds", "masks") == Path("saliency/birds/masks")
     assert store_path("there", "birds", "masks") == Path("there")
 
 
-def test_a_file_that_is_not_there_is_named_at_the_start(tmp_path):
+def test_missing_file_is_named_at_the_start(tmp_path):
     make(source_of(), tmp_path)
     (tmp_path / "shard-00001.npy").unlink()
     with pytest.raises(UserError, match=r"lacks 1 files: shard-00001\.npy\. Make it again"):
         SaliencyStore(tmp_path, source_of())
 
 
-def test_a_store_deleted_in_use_stops_the_batches_with_its_name(tmp_path):
+def test_store_deleted_in_use_stops_the_batches(tmp_path):
     source = source_of()
     make(source, tmp_path)
     store = SaliencyStore(tmp_path, source)
@@ -305,7 +288,7 @@ def test_a_store_deleted_in_use_stops_the_batches_with_its_name(tmp_path):
         list(batches)
 
 
-def test_more_files_than_may_be_open(tmp_path, monkeypatch):
+def test_store_of_more_files_than_may_be_open_is_read(tmp_path, monkeypatch):
     source = source_of()
     make(source, tmp_path)
     expected = SaliencyStore(tmp_path, source)[np.arange(N)]
@@ -334,7 +317,7 @@ def other_threads_at_once():
     gc.callbacks.remove(let_run)
 
 
-def test_threads_that_open_files_at_once(tmp_path, monkeypatch, other_threads_at_once):
+def test_threads_open_files_at_once(tmp_path, monkeypatch, other_threads_at_once):
     """Python's parser reads their headers; that of CPython 3.11 must not be interrupted (others were not tried)."""
     source = source_of()
     make(source, tmp_path)
@@ -349,7 +332,7 @@ def test_threads_that_open_files_at_once(tmp_path, monkeypatch, other_threads_at
         np.testing.assert_array_equal(found, rectangle(2) / np.float32(255))
 
 
-def test_the_rate_of_a_pass_counts_the_time_of_its_first_batch(tmp_path, monkeypatch, capsys):
+def test_rate_of_a_pass_counts_the_time_of_its_first_batch(tmp_path, monkeypatch, capsys):
     # A batch takes 10 s and its images come out at once; a clock that began with the first image would see none.
     now = [0.0]
     monkeypatch.setattr("cvsa_jax.runtime.progress.time", types.SimpleNamespace(monotonic=lambda: now[0]))

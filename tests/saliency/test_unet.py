@@ -42,6 +42,12 @@ def augmented(images, masks, key: int, geometry: Geometry):
     return [np.asarray(a) for a in out]
 
 
+@pytest.fixture
+def without_colour(monkeypatch):
+    """Colours take most of the time to compile, and have tests of their own."""
+    monkeypatch.setattr(photometric, "apply", lambda images, drawn: images)
+
+
 def setup(mesh, geometry=STILL, channels=(8, 16), rate=3e-3, steps=100):
     model = UNet(channels)
     optimizer = optim.make_optimizer(optim.learning_rate(rate, 256, 5, steps), optim.OptimizerSpec("adam", 0.0, 0.9))
@@ -59,7 +65,7 @@ def test_logits_at_every_scale_of_the_decoder():
     assert [scale.shape for scale in logits] == [(2, 24, 24), (2, 12, 12), (2, 6, 6)]
 
 
-def test_a_map_does_not_depend_on_the_other_images():
+def test_map_does_not_depend_on_the_other_images():
     model = UNet((8, 16))
     images = jax.random.normal(jax.random.key(1), (3, 16, 16, 3))
     logits, variables = jax.jit(model.init_with_output)(jax.random.key(0), images)
@@ -87,7 +93,7 @@ def test_masks_are_averaged_over_blocks():
     np.testing.assert_allclose(unet_step.reduced(jnp.asarray(masks), 3), expected, rtol=1e-5)
 
 
-def test_without_strength_augmentation_only_flips(eight):
+def test_augmentation_without_strength_only_flips(eight):
     images, masks = (np.asarray(a) for a in eight)
     out_images, out_masks = augmented(images, masks, 0, STILL)
     flipped = 0
@@ -100,8 +106,8 @@ def test_without_strength_augmentation_only_flips(eight):
     assert 0 < flipped < 8
 
 
-@pytest.mark.parametrize("side", [(0.4, 0.6), (1.2, 1.4)])
-def test_masks_move_with_their_images(eight, side):
+@pytest.mark.parametrize("side", [(0.4, 0.6), (1.2, 1.4)], ids=["enlarged", "reduced"])
+def test_masks_move_with_their_images(eight, side, without_colour):
     # Each image shows its own mask.
     masks = np.asarray(eight[1])
     shown = np.repeat(masks[..., None], 3, -1)
@@ -114,7 +120,7 @@ def test_masks_move_with_their_images(eight, side):
     assert larger.mean() > 0.7 if side[1] < 1 else not larger.any()
 
 
-def test_windows_are_of_the_drawn_size_and_stay_inside():
+def test_windows_are_of_the_drawn_size_and_stay_inside(without_colour):
     # The image's values are its own coordinates.
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.uint8) * 4
     images = np.stack([np.stack([y, x, x], -1)] * 64)
@@ -129,7 +135,7 @@ def test_windows_are_of_the_drawn_size_and_stay_inside():
     assert 1.7 < ratio.max() < 2.2
 
 
-def test_composites_show_both_objects():
+def test_composites_show_both_objects(without_colour):
     images = np.zeros((4, SIZE, SIZE, 3), np.uint8)
     masks = np.zeros((4, SIZE, SIZE), np.uint8)
     for k in range(4):
@@ -145,7 +151,7 @@ def test_composites_show_both_objects():
         np.testing.assert_array_equal(union[k, :, 0] > 0.5, (masks[k] | masks[behind])[:, 0] > 0)
 
 
-def test_share_of_composites():
+def test_share_of_composites_is_their_probability(without_colour):
     masks = np.zeros((400, 8, 8), np.uint8)
     masks[::2, :4] = 255  # laid over an image without an object, or the other way round
     images = np.repeat(masks[..., None], 3, -1)
@@ -155,7 +161,8 @@ def test_share_of_composites():
     assert changed == pytest.approx(0.3, abs=0.1)
 
 
-def test_steps_are_the_same_on_four_devices_as_on_one(eight, mesh_of):
+@pytest.mark.slow
+def test_steps_are_the_same_on_one_device_and_four(eight, mesh_of):
     batch = {"image": np.asarray(eight[0]), "mask": np.asarray(eight[1])}
     states = []
     for mesh in (mesh_of(1), mesh_of(4)):
@@ -169,7 +176,7 @@ def test_steps_are_the_same_on_four_devices_as_on_one(eight, mesh_of):
 
 
 @pytest.mark.slow
-def test_overfits_eight_images(eight, mesh_of):
+def test_unet_overfits_eight_images(eight, mesh_of):
     mesh = mesh_of(1)
     steps = 400
     model, state, step = setup(mesh, channels=(16, 24, 32), rate=1e-2, steps=steps)
@@ -220,7 +227,7 @@ def numbers(stream) -> np.ndarray:
     return np.stack([batch["image"].ravel() for batch in batches])
 
 
-def test_every_epoch_sees_each_pair_once():
+def test_epoch_holds_each_pair_once():
     drawn = numbers(pair_batches(numbered(10), 4, range(10), 0)).reshape(4, 10)
     for epoch in drawn:
         assert sorted(epoch) == list(range(10))
@@ -230,7 +237,6 @@ def test_every_epoch_sees_each_pair_once():
 
 
 def test_batches_are_a_function_of_the_step():
-
     def draw(steps):
         return numbers(pair_batches(numbered(10), 4, steps, 0))
 
