@@ -95,7 +95,9 @@ def read(source: Source, i: int) -> bytes:
         return source.read(i)
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
-    except OSError:
+    except OSError as error:
+        if error.errno is None:  # not the system's: what was read makes no sense, and will not later
+            raise
         time.sleep(PAUSE)
         return source.read(i)
 

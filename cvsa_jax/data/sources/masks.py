@@ -189,7 +189,7 @@ def _one_channel(image: Image.Image) -> _Channel | None:
     if image.mode == "P":
         places = np.asarray(image)
         used, first = np.unique(places, return_index=True)
-        shown = np.asarray(image.convert("RGB")).reshape(-1, 3)[first]
+        shown = np.asarray(image.convert("RGBA"))[..., :3].reshape(-1, 3)[first]
         if (shown == shown[0]).all():
             return _Channel(places)  # of equal colours the place alone tells one from the other
         if _are_of_pascal(used, shown):
