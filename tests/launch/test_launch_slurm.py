@@ -1,5 +1,7 @@
 """slurm.sbatch on a stand-in for Slurm."""
 
+import re
+
 import pytest
 from support.launch_site import (
     RECORDER,
@@ -12,47 +14,54 @@ from support.launch_site import (
     UV_GPU,
 )
 
-SRUN_LINE = "JAX_PLATFORMS=cuda,cpu SRUN_CPUS_PER_TASK=8 srun --kill-on-bad-exit=0 --wait=300 {} " + TRAINING
-
 
 def submit(site, *arguments):
     site.stand_in(sbatch=SBATCH, srun=SRUN, scontrol=RECORDER)
     return site.run("sbatch launch/slurm.sbatch", *TRAIN, *arguments)
 
 
-def test_slurm_installs_and_trains(site):
+def steps(site) -> list[str]:
+    """The programs that the job called."""
+    return [re.sub(r"^(\w+=\S+ )*", "", line).split()[0] for line in site.record()[1:]]
+
+
+def test_slurm_job_installs_and_trains(site):
     site.stand_in(uv=UV)
     site.write(ends_0=[0])
     assert submit(site).returncode == 0
-    assert site.record()[1:] == [*UV_GPU, SRUN_LINE.format(".venv/bin/python")]
+    *installed, trained = site.record()[1:]
+    assert installed == UV_GPU
+    assert trained.startswith("JAX_PLATFORMS=cuda,cpu SRUN_CPUS_PER_TASK=8 srun ")
+    assert trained.endswith(f" .venv/bin/python {TRAINING}")
 
 
-def test_slurm_queues_an_interrupted_job_again(site):
+def test_slurm_requeues_an_interrupted_job(site):
     site.own_python()
     site.write(ends_0=[42])
     assert submit(site).returncode == 42
-    assert site.record()[1:] == [SRUN_LINE.format("SITE/bin/python"), "scontrol requeue 7"]
+    assert steps(site) == ["srun", "scontrol"]
+    assert site.record()[-1] == "scontrol requeue 7"
 
 
-@pytest.mark.parametrize("code", (1, 2, 137))
-def test_slurm_gives_back_a_failure(site, code):
+@pytest.mark.parametrize("code", (1, 137))
+def test_slurm_returns_the_code_of_a_failure(site, code):
     site.own_python()
     site.write(ends_0=[code])
     assert submit(site).returncode == code
-    assert site.record()[1:] == [SRUN_LINE.format("SITE/bin/python")]
+    assert steps(site) == ["srun"]
 
 
-def test_slurm_queues_again_only_so_often(site):
+def test_slurm_limits_the_requeues(site):
     site.own_python()
     site.write(ends_0=[42])
     site.environment["SLURM_RESTART_COUNT"] = "3"
     done = submit(site, "--max-restarts=3")
     assert done.returncode == 42
     assert done.stderr == "interrupted once more after 3 restarts (--max-restarts); the same command goes on\n"
-    assert site.record()[1:] == [SRUN_LINE.format("SITE/bin/python")]
+    assert steps(site) == ["srun"]
 
 
-def test_slurm_wants_a_task_for_each_gpu(site):
+def test_slurm_needs_a_task_for_each_gpu(site):
     site.environment.update(SLURM_NTASKS_PER_NODE="1", SLURM_GPUS_ON_NODE="4")
     answer = submit(site)
     assert answer.returncode == 2
@@ -60,7 +69,7 @@ def test_slurm_wants_a_task_for_each_gpu(site):
     assert len(site.record()) == 1
 
 
-def test_slurm_submitted_from_elsewhere(site):
+def test_slurm_refuses_submission_from_another_folder(site):
     site.stand_in(sbatch=SBATCH)
     answer = site.run("env --chdir=configs sbatch ../launch/slurm.sbatch", *TRAIN)
     assert answer.returncode == 2

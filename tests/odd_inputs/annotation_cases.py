@@ -164,13 +164,10 @@ add("official sets", "an unknown kind", lambda r: None, refused="is unknown; tak
 # Numbers of the config.
 
 for key, value, reason in (
-    ("batch_size", 0, "out of range"), ("batch_size", -8, "out of range"), ("optim.lr", float("nan"), "finite"),
-    ("optim.lr", float("inf"), "finite"), ("optim.lr", -1.0, "out of range"), ("views.size", 0, "out of range"),
-    ("views.swap_prob", 1.5, "out of range"), ("total_steps", -1, "out of range"), ("seed", -1, "out of range"),
-    ("eval.batch_size", 0, "out of range"), ("align.weight", float("nan"), "finite"), ("log_steps", 0, "out of range"),
-    ("views.crop_area", (0.1, float("inf")), "finite"), ("views.crop_area", ("(a)",), "no list of numbers"),
-    ("model.width", 0, "out of range"), ("target.tau", 2.0, "out of range"),
-):  # fmt: skip
+    ("batch_size", 0, "out of range"),
+    ("optim.lr", float("nan"), "finite"),
+    ("views.crop_area", ("(a)",), "no list of numbers"),
+):
     add(
         "numbers",
         f"{key}={value}",

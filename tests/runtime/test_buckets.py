@@ -67,16 +67,21 @@ def no_board(monkeypatch):
 
 @pytest.mark.parametrize(
     ("location", "local"),
-    [("runs/a", True), ("/runs/a", True), ("gs://bucket/runs/a", False), (as_path("gs://bucket/runs/a"), False)],
+    [
+        pytest.param("runs/a", True, id="relative"),
+        pytest.param("/runs/a", True, id="absolute"),
+        pytest.param("gs://bucket/runs/a", False, id="bucket"),
+        pytest.param(as_path("gs://bucket/runs/a"), False, id="bucket as a path"),
+    ],
 )
-def test_what_lies_in_a_bucket(location, local):
+def test_is_local_tells_bucket_paths_from_disk_paths(location, local):
     path = as_path(location)
     assert is_local(path) == local
     assert str(path) == str(location)
     assert str(path / "b") == f"{location}/b"
 
 
-def test_an_object_is_written_whole_or_not_at_all(bucket):
+def test_object_is_written_whole_or_not_at_all(bucket):
     path = bucket / "file"
     write_atomically(path, lambda file: file.write(b"first"))
 
@@ -92,7 +97,7 @@ def test_an_object_is_written_whole_or_not_at_all(bucket):
     assert [p.name for p in bucket.iterdir()] == ["file"]
 
 
-def test_the_log_goes_on(bucket, no_board):
+def test_log_is_continued(bucket, no_board):
     workdir = bucket / "run"
     with run_log(workdir, 0) as writer:
         for step in range(1, 5):
@@ -104,7 +109,7 @@ def test_the_log_goes_on(bucket, no_board):
     assert read_metrics(workdir) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 0.0}]
 
 
-def test_config_of_a_run(bucket):
+def test_config_is_written_and_read(bucket):
     config = ConfigDict({"mode": "pretrain", "seed": 3})
     write_config(config, bucket / "run")
     assert read_config("gs://bucket/run").to_dict() == config.to_dict()
@@ -112,7 +117,7 @@ def test_config_of_a_run(bucket):
         read_config("gs://bucket/other")
 
 
-def test_page_with_a_picture(bucket):
+def test_report_page_embeds_its_picture(bucket):
     folder = bucket / "run" / "report"
     drawn = pictures.histograms_picture(folder / "areas.png", {"area": np.arange(4.0)}, "Areas.")
     write_json_atomically(folder / "results.json", {"iou": 0.5})
@@ -123,7 +128,7 @@ def test_page_with_a_picture(bucket):
     assert json.loads((folder / "results.json").read_text()) == {"iou": 0.5}
 
 
-def test_store_is_copied_and_the_copy_goes_with_it(bucket, tmp_path):
+def test_store_is_read_through_a_temporary_copy(bucket, tmp_path):
     source = source_of()
     make(source, tmp_path)
     folder = store_path("gs://bucket/maps", source.name, "masks")
@@ -142,12 +147,12 @@ def test_store_is_copied_and_the_copy_goes_with_it(bucket, tmp_path):
     assert LocalCopy(tmp_path).path == tmp_path
 
 
-def test_store_cannot_be_made_there(bucket):
+def test_store_cannot_be_made_in_a_bucket(bucket):
     with pytest.raises(UserError, match=r"gs://bucket/maps must be made on a disk"):
         make(source_of(), bucket / "maps")
 
 
-def test_a_folder_that_cannot_be_made(bucket, monkeypatch):
+def test_folder_that_cannot_be_made_is_an_error(bucket, monkeypatch):
     def refused(*args, **kwargs):
         raise PermissionError("403: no access to the bucket")
 
@@ -157,7 +162,7 @@ def test_a_folder_that_cannot_be_made(bucket, monkeypatch):
         check_shared(bucket / "run")
 
 
-def test_checkpoints_there_need_google_s_library(bucket, monkeypatch):
+def test_checkpoints_need_the_gcs_library(bucket, monkeypatch):
     def manager(*args, **kwargs):
         raise ImportError("cannot import name 'storage' from 'google.cloud'")
 
@@ -166,7 +171,7 @@ def test_checkpoints_there_need_google_s_library(bucket, monkeypatch):
         Checkpointer(bucket / "run")
 
 
-def test_traces_stay_on_the_machine(bucket, monkeypatch, capsys):
+def test_traces_are_written_to_the_local_disk(bucket, monkeypatch, capsys):
     folders = []
     monkeypatch.setattr(jax.profiler, "start_trace", folders.append)
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: None)

@@ -14,12 +14,10 @@ WRONG = {
     "no workdir": (("-m", "cvsa_jax.main", CONFIG), "--workdir"),
     "file that is not there": ((*LIGHT, "--config=configs/nope.py"), "configs/nope.py"),
     "name that no config has": ((*LIGHT, "--config=nope:small"), "there is no config 'nope': give"),
-    "file that is not there, and a key": ((*LIGHT, "--config=configs/nope.py", "--config.seed=1"), "configs/nope.py"),
     "argument that the file does not know": (
         (*LIGHT, f"{CONFIG}:huge"),
         "unknown option huge; known: small, scratch, cvsa, same, byol",
     ),
-    "no config": (LIGHT, "--config is missing"),
     "a key and no config": ((*LIGHT, "--config.seed=1"), "--config is missing"),
     "a file whose folder is no run's": (
         ("-m", "cvsa_jax.main", "--config=configs/folder_linear.py", "--config.init_from=README.md"),
@@ -36,7 +34,6 @@ WRONG = {
     "type of a part": ((*LIGHT, CONFIG, "--config.views=3"), "--config.views=3"),
     "flag": ((*LIGHT, CONFIG, "--configs=3"), "'configs'"),
     "key before the config": ((*LIGHT, "--config.seed=1", CONFIG), "--config.seed=1"),
-    "a number out of its range": ((*LIGHT, CONFIG, "--config.batch_size=0"), "config.batch_size=0 is out of range"),
     "no number": ((*LIGHT, CONFIG, "--config.optim.lr=nan"), "config.optim.lr=nan is not a finite number"),
     "more than the memory holds": (
         ("-c", "import jax.numpy as jnp; from cvsa_jax.runtime import cli; cli.run(lambda: jnp.zeros((10**8, 10**8)))"),
@@ -64,7 +61,7 @@ def commands():
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_command_line_gives_one_line_that_names_what_is_wrong(commands, name):
+def test_wrong_command_line_is_one_line_that_names_the_fault(commands, name):
     process = commands[name]
     out, error = process.communicate(timeout=120)
     assert out == ""
@@ -76,20 +73,20 @@ def test_wrong_command_line_gives_one_line_that_names_what_is_wrong(commands, na
     assert process.returncode == 2
 
 
-def test_right_command_line():
+def test_right_command_line_runs():
     process = start(RIGHT)
     assert process.communicate(timeout=120) == ("pretrain\n", "")
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("command", ["main", "evaluate", "saliency", "look", "data"])
-def test_help_shows_the_flag_of_the_config_with_an_example_and_the_names(command):
+@pytest.mark.parametrize("command", ["main", "saliency"])
+def test_help_shows_the_config_flag_and_the_names(command):
     out, error = start(("-m", f"cvsa_jax.{command}", "--help")).communicate(timeout=60)
     assert error == "" and "--config=folder:small" in out
     assert {"cub,", "folder_linear,", "saliency_unet."} <= set(out.split())
 
 
-def test_compiled_programs_are_kept_below_the_users_cache_or_where_the_environment_says(tmp_path):
+def test_compilation_cache_is_in_the_users_cache_unless_set(tmp_path):
     show = (
         "import os; from cvsa_jax.runtime import cli; cli.run(lambda: print(os.environ['JAX_COMPILATION_CACHE_DIR']))"
     )
@@ -104,7 +101,7 @@ def test_compiled_programs_are_kept_below_the_users_cache_or_where_the_environme
     assert named.strip() == "/elsewhere"
 
 
-def test_of_a_key_that_is_given_twice_the_last_counts():
+def test_last_value_of_a_repeated_key_counts():
     shown = ("-c", "from cvsa_jax.runtime import cli; cli.run(lambda: print(cli.config().views.crop_area))")
     process = start((*shown, CONFIG, "--config.views.crop_area=(0.1,0.2)", "--config.views.crop_area=(0.3,0.4)"))
     out, error = process.communicate(timeout=60)
@@ -116,11 +113,11 @@ def test_of_a_key_that_is_given_twice_the_last_counts():
     [
         ("x = 1\nconfig = f(\n", 2, "'(' was never closed"),
         ("import nosuchmodule\n", 1, "No module named 'nosuchmodule'"),
-        ("def get_config():\n    return 3 + 'a'\n", 2, "unsupported operand"),
         ("def get_config():\n    x = 1\n    return nosuchname\n", 3, "name 'nosuchname' is not defined"),
     ],
+    ids=["syntax", "import", "call"],
 )
-def test_a_broken_config_file_is_one_line_with_its_place(tmp_path, content, line, reason):
+def test_broken_config_file_is_one_line_with_its_place(tmp_path, content, line, reason):
     file = tmp_path / "broken.py"
     file.write_text(content)
     process = start((*LIGHT, f"--config={file}"))

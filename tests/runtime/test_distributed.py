@@ -20,13 +20,13 @@ def joined(monkeypatch) -> list:
     return calls
 
 
-def test_alone_nothing_is_joined(joined, capsys):
+def test_initialize_joins_nothing_without_flags_or_launcher(joined, capsys):
     distributed.initialize()
     assert joined == [] and capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("launcher", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
-def test_a_launcher_of_several_processes_is_asked_by_jax(joined, monkeypatch, launcher):
+def test_initialize_joins_the_processes_of_a_launcher(joined, monkeypatch, launcher):
     monkeypatch.setenv(launcher, "1")
     distributed.initialize()
     assert joined == []
@@ -35,13 +35,13 @@ def test_a_launcher_of_several_processes_is_asked_by_jax(joined, monkeypatch, la
     assert joined == [(None, None, None)]
 
 
-def test_the_batch_script_of_slurm_is_no_member(joined, monkeypatch):
+def test_batch_script_of_slurm_joins_nothing(joined, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "4")  # there outside of srun too
     distributed.initialize()
     assert joined == []
 
 
-def test_flags_come_before_the_launcher_and_a_process_says_hello(joined, monkeypatch, capsys):
+def test_flags_override_the_launcher_and_the_process_is_announced(joined, monkeypatch, capsys):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     distributed.initialize("host:1234", 3, 2)
     assert joined == [("host:1234", 3, 2)]
@@ -49,21 +49,23 @@ def test_flags_come_before_the_launcher_and_a_process_says_hello(joined, monkeyp
     assert said.startswith("process 0 of 1 on ") and said.endswith(": 8 of 8 cpu device(s)\n")
 
 
-@pytest.mark.parametrize("given", [("host:1", None, None), (None, 2, None), ("host:1", 2, None), (None, None, 0)])
-def test_flags_that_belong_together(joined, given):
+@pytest.mark.parametrize(
+    "given", [("host:1", None, None), ("host:1", 2, None), (None, None, 0)], ids=["one", "two", "zero"]
+)
+def test_incomplete_flags_are_refused(joined, given):
     with pytest.raises(UserError, match="--coordinator, --num_processes and --process_id belong together"):
         distributed.initialize(*given)
     assert joined == []
 
 
-@pytest.mark.parametrize("index", [-1, 2, 7])
-def test_a_process_beyond_their_number(joined, index):
+@pytest.mark.parametrize("index", [-1, 2])
+def test_process_id_out_of_range_is_refused(joined, index):
     with pytest.raises(UserError, match=rf"--process_id={index} does not lie in 0 … 1 \(--num_processes=2\)"):
         distributed.initialize("host:1", 2, index)
     assert joined == []
 
 
-def test_processes_that_cannot_be_reached(monkeypatch):
+def test_unreachable_coordinator_is_one_error(monkeypatch):
     def unreachable(*given):
         raise RuntimeError("DEADLINE_EXCEEDED")
 
@@ -72,13 +74,13 @@ def test_processes_that_cannot_be_reached(monkeypatch):
         distributed.initialize("host:1", 2, 0)
 
 
-def test_one_process_makes_its_workdir(tmp_path):
+def test_check_shared_makes_the_workdir(tmp_path):
     distributed.check_shared(tmp_path / "a" / "b")
     assert list((tmp_path / "a").iterdir()) == [tmp_path / "a" / "b"]
     distributed.check_shared(tmp_path / "a" / "b")
 
 
-def test_batches_divide_over_devices_micro_batches_and_processes(monkeypatch, mesh_of):
+def test_batch_size_must_divide_by_devices_micro_batches_and_processes(monkeypatch, mesh_of):
     distributed.check_batch_size(48, 4, mesh_of(4), accumulate=3)
     with pytest.raises(
         UserError, match=r"=20 does not divide by the 4 devices and config\.accumulate_steps=3: take 12 or 24"
@@ -92,7 +94,7 @@ def test_batches_divide_over_devices_micro_batches_and_processes(monkeypatch, me
 
 @pytest.mark.parametrize("devices", [2, 3, 4])
 @pytest.mark.parametrize("where", ["host", "device"])
-def test_the_batch_that_is_advised_is_taken(mesh_of, devices, where):
+def test_advised_batch_sizes_are_valid(mesh_of, devices, where):
     for wrong in range(1, 40):
         try:
             distributed.check_batch_size(wrong, 4, mesh_of(devices), accumulate=2, where=where)
@@ -103,7 +105,7 @@ def test_the_batch_that_is_advised_is_taken(mesh_of, devices, where):
                 distributed.check_batch_size(batch, 4, mesh_of(devices), accumulate=2, where=where)
 
 
-def test_rows_go_to_the_mesh_and_come_back(mesh_of):
+def test_rows_on_a_mesh_return_unchanged(mesh_of):
     rows = {"a": np.arange(24).reshape(8, 3), "b": np.arange(8)}
     placed = distributed.to_mesh(rows, mesh_of(4))
     assert [shard.data.shape for shard in placed["a"].addressable_shards] == [(2, 3)] * 4
@@ -112,7 +114,7 @@ def test_rows_go_to_the_mesh_and_come_back(mesh_of):
     jax.tree.map(np.testing.assert_array_equal, back, rows)
 
 
-def test_tpu_devices_need_libtpu_too(joined, monkeypatch):
+def test_tpu_is_joined_only_with_libtpu(joined, monkeypatch):
     monkeypatch.setattr(distributed.glob, "glob", lambda pattern: ["/dev/accel0"] if "accel" in pattern else [])
     monkeypatch.setitem(sys.modules, "libtpu", None)  # not installed
     distributed.initialize()

@@ -8,8 +8,12 @@ from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.files import absolute, cache_folder, write_atomically, write_json_atomically
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "broken"), KeyboardInterrupt()])
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, error):
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "broken"), KeyboardInterrupt()],
+    ids=["disk full", "disk error", "ctrl-c"],
+)
+def test_file_is_replaced_whole_or_not_at_all(tmp_path, error):
     path = tmp_path / "file"
     write_atomically(path, lambda file: file.write(b"first"))
 
@@ -28,7 +32,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, error):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_two_that_write_the_same_file_do_not_meet(tmp_path):
+def test_concurrent_writers_of_one_file_do_not_mix(tmp_path):
     path = tmp_path / "file"
 
     def slow(file):
@@ -41,24 +45,24 @@ def test_two_that_write_the_same_file_do_not_meet(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_json_makes_its_folder(tmp_path):
+def test_write_json_makes_the_folder(tmp_path):
     path = tmp_path / "new" / "report" / "results.json"
     figures = {"cvsa": {"linear_top1": 0.5}, "chance": {}}
     write_json_atomically(path, figures)
     assert json.loads(path.read_text()) == figures
 
 
-@pytest.mark.parametrize("told", ["", None])
-def test_the_cache_is_at_home_where_no_other_place_is_told(monkeypatch, told):
+@pytest.mark.parametrize("variable", ["", None], ids=["empty", "unset"])
+def test_cache_folder_is_in_the_home_by_default(monkeypatch, variable):
     monkeypatch.setenv("HOME", "/home/me")
-    if told is None:
+    if variable is None:
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     else:
-        monkeypatch.setenv("XDG_CACHE_HOME", told)
+        monkeypatch.setenv("XDG_CACHE_HOME", variable)
     assert cache_folder() == Path("/home/me/.cache/cvsa_jax")
 
 
-def test_a_place_is_the_same_from_every_folder(monkeypatch, tmp_path):
+def test_absolute_resolves_local_paths_and_keeps_buckets(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     places = [str(absolute(place)) for place in ("runs/x", "~/x", "/x", "gs://bucket/x")]

@@ -16,21 +16,21 @@ ROOT = Path(__file__).parents[2]
 HELP = (sys.executable, "-m", "cvsa_jax.main", "--help")
 
 
-def test_without_a_home_the_cache_lies_among_temporary_files(monkeypatch):
+def test_cache_folder_without_a_home_is_temporary(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where no home can be told
     folder = files.cache_folder()
     assert not str(folder).startswith("~") and str(os.getuid()) in str(folder)
 
 
-@pytest.mark.parametrize("home", ["/nonexistent/home", "/dev/null", ""])
+@pytest.mark.parametrize("home", ["/nonexistent/home", "/dev/null", ""], ids=["missing", "no folder", "empty"])
 def test_help_needs_no_home(home):
     environment = {key: value for key, value in os.environ.items() if key not in ("XDG_CACHE_HOME", "HOME")}
     ended = subprocess.run(HELP, cwd=ROOT, env=environment | {"HOME": home}, capture_output=True, text=True)
     assert "--workdir" in ended.stdout and "Traceback" not in ended.stderr
 
 
-def test_an_unusable_cache_folder_is_one_error(tmp_path, monkeypatch):
+def test_unusable_cache_folder_is_one_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     source = cvsa_jax.load_source(cvsa_jax.load_config("configs/demo.py"))
@@ -38,7 +38,7 @@ def test_an_unusable_cache_folder_is_one_error(tmp_path, monkeypatch):
         stored.stored_squares(source, source.split("train")[:2], 8)
 
 
-def test_another_package_called_configs_is_not_taken_for_ours(tmp_path, monkeypatch):
+def test_configs_package_of_another_project_is_left_alone(tmp_path, monkeypatch):
     other = tmp_path / "configs"
     other.mkdir()
     (other / "__init__.py").write_text("")

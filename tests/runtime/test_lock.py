@@ -8,7 +8,7 @@ from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.runtime.lock import NAME, Lock
 
 
-def test_a_second_writer_is_told_of_the_first(tmp_path):
+def test_second_writer_is_refused_with_the_first_ones_name(tmp_path):
     lock = Lock(tmp_path / "run")
     with pytest.raises(
         UserError, match=rf"run is being written by process {os.getpid()} on .* since 20.*: wait for it"
@@ -19,7 +19,7 @@ def test_a_second_writer_is_told_of_the_first(tmp_path):
     Lock(tmp_path / "run").release()
 
 
-def test_another_process_is_refused_and_one_that_was_killed_holds_nothing(tmp_path):
+def test_killed_process_holds_no_lock(tmp_path):
     script = (
         "import sys, time\nfrom pathlib import Path\nfrom cvsa_jax.runtime.lock import Lock\n"
         "lock = Lock(Path(sys.argv[1]))\nprint('held', flush=True)\ntime.sleep(300)\n"

@@ -8,7 +8,7 @@ from cvsa_jax.runtime.progress import Progress
 
 
 class Clock:
-    """Stands still unless told."""
+    """Moves only when a test moves it."""
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
@@ -37,7 +37,7 @@ def test_progress_line(clock, capsys):
     assert capsys.readouterr().out == "train 1000/1000  3.5 images/s  17:20 in all\n"
 
 
-def test_what_is_done_at_once_has_no_rate(clock, capsys):
+def test_progress_of_a_single_update_has_no_rate(clock, capsys):
     line = Progress("features", 40)
     clock.now += 6
     line.update(40)
@@ -52,7 +52,7 @@ def test_progress_with_hours_left(clock, capsys):
     assert capsys.readouterr().out == "maps 60/7200  1.0 maps/s  1:59:00 left\n"
 
 
-def test_quick_work_leaves_no_line(clock, capsys):
+def test_progress_of_quick_work_prints_nothing(clock, capsys):
     line = Progress("features", 3)
     for done in (1, 2, 3):
         clock.now += 0.9

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,14 +18,14 @@ from cvsa_jax.runtime.workers import CORES, in_threads, over_cores
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_results_come_in_the_order_of_the_items(alone):
+@pytest.mark.parametrize("alone", [True, False], ids=["one process", "processes"])
+def test_results_keep_the_order_of_the_items(alone):
     items = ((k, 2) for k in range(23))
     assert list(over_cores(pow, items, chunk=4, alone=alone)) == [k**2 for k in range(23)]
 
 
 @pytest.mark.skipif(CORES == 1, reason="one core: no other processes")
-def test_other_processes_do_the_work_and_import_no_script(tmp_path):
+def test_work_is_done_by_other_processes_that_do_not_import_the_script(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import os\nfrom cvsa_jax.runtime.workers import over_cores\nprint('script')\n"
@@ -36,17 +37,17 @@ def test_other_processes_do_the_work_and_import_no_script(tmp_path):
 
 
 @pytest.mark.skipif(CORES == 1 or not os.path.isdir("/proc"), reason="needs two cores and /proc")
-def test_processes_end_with_a_parent_that_is_killed(tmp_path):
+def test_processes_end_when_their_parent_is_killed(tmp_path):
     script = "import os, time\nfrom cvsa_jax.runtime.workers import over_cores\n"
-    script += "print(*set(over_cores(os.getpid, [()] * 8, chunk=1)), flush=True)\ntime.sleep(60)"
+    script += "print(*set(over_cores(os.getpid, [()] * 8, chunk=1)), flush=True)\ntime.sleep(300)"
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     children = list(map(int, parent.stdout.readline().split()))
     assert children and all(os.path.exists(f"/proc/{child}") for child in children)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while any(_runs(child) for child in children) and time.monotonic() < until:
-        time.sleep(0.2)
+        time.sleep(0.05)
     assert not any(_runs(child) for child in children)
 
 
@@ -59,7 +60,7 @@ def _runs(process: int) -> bool:
         return False
 
 
-def test_localisation_is_the_same_over_processes_and_alone(monkeypatch):
+def test_localisation_is_the_same_in_one_process_and_in_several(monkeypatch):
     rng = np.random.default_rng(0)
     maps = rng.normal(size=(9, 4, 4)).astype(np.float32)
     masks = rng.random((9, 16, 16)) < 0.3
@@ -71,7 +72,7 @@ def test_localisation_is_the_same_over_processes_and_alone(monkeypatch):
     assert localization.score(maps, masks) | box_score(maps, boxes, 16) == alone
 
 
-def test_threads_keep_the_order_and_stay_a_little_ahead():
+def test_threads_keep_the_order_and_read_only_a_little_ahead():
     taken, done = [], []
 
     def items():
@@ -79,17 +80,22 @@ def test_threads_keep_the_order_and_stay_a_little_ahead():
             taken.append(k)
             yield k
 
-    def slower_at_first(k: int) -> int:
-        time.sleep(0.02 if k % 5 == 0 else 0)
+    second_done = threading.Event()
+
+    def later_ones_end_sooner(k: int) -> int:
+        if k == 0 and CORES > 1:
+            assert second_done.wait(timeout=60)
+        if k == 1:
+            second_done.set()
         return k**2
 
-    for result in in_threads(slower_at_first, items(), ahead=3):
+    for result in in_threads(later_ones_end_sooner, items(), ahead=3):
         done.append(result)
         assert len(taken) <= len(done) + 3 + CORES
     assert done == [k**2 for k in range(100)]
 
 
-def test_threads_end_with_who_stops_asking_and_with_an_error():
+def test_threads_end_with_their_consumer_and_at_an_error():
     def work(k: int) -> int:
         if k == 3:
             raise ValueError("three")

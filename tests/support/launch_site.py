@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPTS = ("local.sh", "gpu.sh", "tpu_pod.sh", "gke.sh", "slurm.sbatch")
 SHELL_FILES = (*SCRIPTS, "common.sh", "tpu_host.sh")
 TRAIN = ("--config=configs/folder.py:small", "--workdir=runs/x")
@@ -27,11 +27,16 @@ echo "JAX_PLATFORMS=$JAX_PLATFORMS$gpus python $*" >>"$RECORD"
 arguments=$* number=${HOST-0}
 [[ $arguments != *--process_id=* ]] || number=${arguments##*--process_id=}
 echo "training $number"
+echo $$ >>"$SITE/processes"
 read -r end file <"$SITE/ends/$number"
 sed -i 1d "$SITE/ends/$number"
 case $end in
-    hang) exec sleep 30 ;;
-    deaf) trap '' TERM; exec sleep 30 ;;
+    hang) exec sleep 120 ;;
+    deaf)
+        trap '' TERM
+        touch "$SITE/up$number"
+        exec sleep 120
+        ;;
     save)
         trap 'echo "$number saved" >>"$RECORD"; exit 42' TERM
         touch "$SITE/up$number"
@@ -195,6 +200,12 @@ class Site:
         out, error = process.communicate(timeout=60)
         return subprocess.CompletedProcess(command, process.returncode, out, error)
 
+    def running(self) -> list[int]:
+        """The processes of the trainings that have not ended."""
+        file = self.folder / "processes"
+        numbers = map(int, file.read_text().split()) if file.exists() else ()
+        return [number for number in numbers if Path(f"/proc/{number}").exists()]
+
     def record(self, host: str = "") -> list[str]:
         file = self.folder / f"record{host}"
         return self.plain(file.read_text()) if file.exists() else []
@@ -206,7 +217,7 @@ class Site:
 
 
 def until(condition) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)

@@ -1,13 +1,12 @@
 """Files that were made to do harm, and files of any content: nothing of them is run, and memory stays bounded."""
 
-import builtins
+import contextlib
 import io
 import os
 import pickle
 import resource
-import subprocess
-import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,51 +31,56 @@ class Call:
         return self.function, self.args
 
 
-def attacks(target: Path) -> dict[str, object]:
-    """Objects that would make the file `target`."""
-    command = f"touch {target}"
-    code = f"open({str(target)!r}, 'w').close()"
-    return {
-        "posix.system": Call(os.system, command),
-        "subprocess.Popen": Call(subprocess.Popen, ["touch", str(target)]),
-        "builtins.eval": Call(eval, code),
-        "builtins.exec": Call(exec, code),
-        "io.open": Call(open, str(target), "w"),
-        "builtins.getattr": Call(getattr, "text", "format"),
-        "builtins.__import__": Call(builtins.__import__, "os"),
-        "pickle.loads": Call(pickle.loads, pickle.dumps(Call(os.system, command))),
-        "nested": [{"a": ({"b": Call(os.system, command)},)}],
-        "state": Instance(Named("my", "Net"), Call(os.system, command)),
-        "dill._dill._create_function": Instance(Named("dill._dill", "_create_function"), None, (command,)),
-        "torch.serialization.os.system": Instance(Named("torch.serialization", "os.system"), None, (command,)),
-        "torch.load": Instance(Named("torch", "load"), None, (str(target),)),
-        "runpy.run_path": Instance(Named("runpy", "run_path"), None, (str(target),)),
-    }
-
-
-@pytest.mark.parametrize("where", ["zip", "legacy", "plain", "beside weights", "inside a wrapper"])
-@pytest.mark.parametrize("attack", attacks(Path("x")))
-def test_attacks_are_refused_by_name_and_do_nothing(tmp_path, attack, where):
-    target, path = tmp_path / "written", tmp_path / "weights.pth"
-    evil = attacks(target)[attack]
-    if where == "plain":
-        path.write_bytes(_pickled(evil))
-    else:
-        tree = {"zip": evil, "legacy": evil, "beside weights": WEIGHTS | {"x": evil}}
-        tree["inside a wrapper"] = {
-            "state_dict": {f"module.{n}": a for n, a in WEIGHTS.items()},
-            "args": namespace(x=evil),
-        }
-        torch_save(path, tree[where], legacy=where == "legacy")
-    before = set(tmp_path.iterdir())
+def refused_attack(path: Path) -> str:
+    """The message by which a file with an attack is refused; nothing is written."""
+    before = set(path.parent.iterdir())
     with pytest.raises(UserError, match=r"weights\.pth: it names [\w.]+, which no file of weights needs") as refused:
         files.read(path)
-    assert attack in ("nested", "state") or attack.rpartition(".")[2] in str(refused.value)
-    assert set(tmp_path.iterdir()) == before and not target.exists()
-    # The same objects do harm to whoever trusts them, so it is not the objects that are harmless.
-    if where == "plain" and attack == "posix.system":
-        pickle.loads(path.read_bytes())
-        assert target.exists()
+    assert set(path.parent.iterdir()) == before
+    return str(refused.value)
+
+
+# One of each rule by which a name is denied: a module, a module within a package, a function, a part of a name, and a
+# `getattr` of anything but a class.
+ATTACKS = {
+    "posix.system": Call(os.system, "true"),
+    "__builtin__.eval": Call(eval, "1"),
+    "__builtin__.getattr": Call(getattr, "text", "format"),
+    "numpy.testing._private.utils.runstring": Instance(Named("numpy.testing._private.utils", "runstring"), None),
+    "torch.load": Instance(Named("torch", "load"), None, ("x",)),
+    "torch.serialization.os.system": Instance(Named("torch.serialization", "os.system"), None, ("true",)),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_pickle_with_an_attack_is_refused_by_name(tmp_path, name):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(_pickled(ATTACKS[name]))
+    assert f"it names {name}, " in refused_attack(path)
+
+
+@pytest.mark.parametrize("where", ["zip", "legacy", "nested", "state", "wrapper"])
+def test_attack_is_found_in_every_container(tmp_path, where):
+    path = tmp_path / "weights.pth"
+    evil = Call(os.system, "true")
+    trees = {
+        "zip": WEIGHTS | {"x": evil},
+        "legacy": WEIGHTS | {"x": evil},
+        "nested": [{"a": ({"b": evil},)}],
+        "state": Instance(Named("my", "Net"), evil),
+        "wrapper": {"state_dict": {f"module.{n}": a for n, a in WEIGHTS.items()}, "args": namespace(x=evil)},
+    }
+    torch_save(path, trees[where], legacy=where == "legacy")
+    assert "it names posix.system, " in refused_attack(path)
+
+
+def test_attack_that_pickle_would_run_does_nothing(tmp_path):
+    path, target = tmp_path / "weights.pth", tmp_path / "written"
+    path.write_bytes(_pickled(Call(os.system, f"touch {target}")))
+    refused_attack(path)
+    assert not target.exists()
+    pickle.loads(path.read_bytes())
+    assert target.exists()
 
 
 def _pickled(tree) -> bytes:
@@ -85,12 +89,20 @@ def _pickled(tree) -> bytes:
     return content.getvalue()
 
 
-def test_unknown_classes_do_nothing_and_do_not_stop_the_reading(tmp_path):
+def test_unknown_classes_are_skipped(tmp_path):
     odd = Instance(Named("os_like.package", "Thing"), {"x": 1}, (1, 2))
     tree = {"state_dict": WEIGHTS, "config": odd, "set": {1, 2}, "more": [odd, {"deep": odd}]}
     np.testing.assert_array_equal(
         files.read(torch_save(tmp_path / "w.ckpt", tree)).tensors["bn1.bias"], WEIGHTS["bn1.bias"]
     )
+
+
+@contextlib.contextmanager
+def memory_below(limit: int) -> Iterator[None]:
+    """The peak memory of this process grows by less than `limit` KiB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < limit
 
 
 def view(offset, size, stride, numel=4, key="0") -> Instance:
@@ -112,40 +124,43 @@ class ViewPickler(Pickler):
         return super().persistent_id(obj)
 
 
-@pytest.mark.parametrize(
-    "tensor",
-    [
-        view(0, (8, 3, 7, 7), (147, 49, 7, 1)),  # larger than what is there
-        view(0, (10**6, 10**6), (0, 0)),  # one number, a million million times
-        view(-4, (2,), (1,)),
-        view(2, (2,), (-1,)),
-        view(0, (-1,), (1,)),
-        view(3, (2,), (1,)),
-        view(0, (2**62, 4), (1, 1)),
-        view(0, (2,), (1,), numel=2**60),  # the storage is said to be larger than it is
-        view(0, (8, 3, 7, 7), (147, 49, 7, 1), numel=2**60),
-        view(0, (2,), (1,), key="../../etc/passwd"),
-        view(0, (2,), (1,), key="no such"),
-    ],
-)
-def test_tensors_that_lie_about_their_numbers_are_refused(tmp_path, tensor):
-    content, path = io.BytesIO(), tmp_path / "w.pth"
-    weights = {name: view(0, (2,), (1,)) for name in WEIGHTS} | {"bn1.bias": tensor}
-    ViewPickler(content, False).dump(weights)
+def with_view(path: Path, tensor: Instance) -> Path:
+    """A file whose `bn1.bias` is this tensor."""
+    content = io.BytesIO()
+    ViewPickler(content, False).dump({name: view(0, (2,), (1,)) for name in WEIGHTS} | {"bn1.bias": tensor})
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", content.getvalue())
         archive.writestr("a/data/0", np.arange(4, dtype=np.float32).tobytes())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if tensor.args[0].numel == 2**60 and tensor.args[2] == (2,):
-        assert files.read(path).tensors["bn1.bias"].tolist() == [0, 1]  # what it takes is there
-    else:
-        with pytest.raises(UserError, match=r"w\.pth"):
-            files.read(path)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 200_000  # KiB
+    return path
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        pytest.param(view(3, (2,), (1,)), id="beyond the storage"),
+        pytest.param(view(0, (10**6, 10**6), (0, 0)), id="one number a million million times"),
+        pytest.param(view(-4, (2,), (1,)), id="negative offset"),
+        pytest.param(view(2, (2,), (-1,)), id="negative stride"),
+        pytest.param(view(0, (-1,), (1,)), id="negative size"),
+        pytest.param(view(0, (2**62, 4), (1, 1)), id="overflow"),
+        pytest.param(view(0, (8, 3, 7, 7), (147, 49, 7, 1), numel=2**60), id="storage shorter than its number"),
+        pytest.param(view(0, (2,), (1,), key="../../etc/passwd"), id="no such storage"),
+    ],
+)
+def test_tensor_outside_its_storage_is_refused(tmp_path, tensor):
+    path = with_view(tmp_path / "w.pth", tensor)
+    with memory_below(200_000), pytest.raises(UserError, match=r"w\.pth"):
+        files.read(path)
+
+
+def test_tensor_inside_a_storage_of_a_wrong_size_is_read(tmp_path):
+    path = with_view(tmp_path / "w.pth", view(0, (2,), (1,), numel=2**60))
+    with memory_below(200_000):
+        assert files.read(path).tensors["bn1.bias"].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("kind", ["pth", "npz"])
-def test_bombs_are_not_blown_up(tmp_path, kind):
+def test_compressed_bomb_is_refused(tmp_path, kind):
     path = tmp_path / f"bomb.{kind}"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         if kind == "pth":
@@ -157,12 +172,12 @@ def test_bombs_are_not_blown_up(tmp_path, kind):
                 np.lib.format.write_array_header_1_0(file, header)
             with archive.open("conv1.weight.npy", "w") as file:
                 np.lib.format.write_array(file, np.zeros((8, 3, 7, 7), np.float32))
-    said = "compressed, which torch.save never does" if kind == "pth" else "said to be larger than 4 GiB"
-    with pytest.raises(UserError, match=said):
+    reason = "compressed, which torch.save never does" if kind == "pth" else "said to be larger than 4 GiB"
+    with pytest.raises(UserError, match=reason):
         files.read(path)
 
 
-def test_an_npz_is_read_as_far_as_its_header_says(tmp_path):
+def test_npz_is_read_only_as_far_as_its_header_counts(tmp_path):
     path = tmp_path / "bomb.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in WEIGHTS.items():
@@ -172,12 +187,11 @@ def test_an_npz_is_read_as_far_as_its_header_says(tmp_path):
         with archive.open("cvsa_jax.json.npy", "w") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": "<U90000000", "fortran_order": False, "shape": ()})
             file.write(bytes(30_000_000))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    np.testing.assert_array_equal(files.read(path).tensors["bn1.bias"], WEIGHTS["bn1.bias"])
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 20_000
+    with memory_below(20_000):
+        np.testing.assert_array_equal(files.read(path).tensors["bn1.bias"], WEIGHTS["bn1.bias"])
 
 
-def test_what_only_looks_like_an_attack_is_read(tmp_path):
+def test_harmless_names_like_those_of_attacks_are_read(tmp_path):
     member = Instance(Named("builtins", "getattr"), None, (Named("project.system", "Kind"), "FIRST"))
     tree = WEIGHTS | {"config": Instance(Named("code.config", "Args"), {"a": 1}), "kind": member}
     np.testing.assert_array_equal(
@@ -190,10 +204,19 @@ def nested(start: bytes, depth: int) -> bytes:
     return start + b"".join(b"q" + bytes([k]) + b"h" + bytes([k]) + b"\x86" for k in range(depth))
 
 
+# Lists in lists that share each other: 2⁶⁴ of them.
+LAUGHS = b"".join(
+    (b"\x80\x02]q\x00", *(b"](h" + bytes([k]) + b"h" + bytes([k]) + b"eq" + bytes([k + 1]) for k in range(64)), b".")
+)
+
+
 @pytest.mark.parametrize(
     "content",
     [
         b"\x80\x05\x96" + (3 * 2**30).to_bytes(8, "little") + b".",  # a bytearray that is not there
+        b"\x80\x04\x8e" + b"\xff" * 7 + b"\x3f" + b"x.",  # a string of 2⁶² bytes
+        b"\x80\x02Nr\xff\xff\xff\xff.",  # a place in the memo at 2³²
+        LAUGHS,
         b"\x80\x02}" + nested(b")", 60) + b"K\x01s.",  # 2⁶⁰ hashes
         b"\x80\x04\x8f(" + nested(b")", 60) + b"\x90.",  # the same in a set
         b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
@@ -202,33 +225,17 @@ def nested(start: bytes, depth: int) -> bytes:
             Instance(Named("numpy.core.numeric", "_frombuffer"), None, (2**32, Named("numpy", "dtype"), (1,), "C"))
         ),
     ],
-    ids=["bytearray", "keys", "set", "lists", "encode", "integer"],
+    ids=["bytearray", "string", "memo", "shared lists", "keys", "set", "lists", "encode", "integer"],
 )
-def test_small_files_cost_little(tmp_path, content):
-    path, began = tmp_path / "w.pkl", time.monotonic()
+def test_small_pickle_makes_little_memory_and_ends(tmp_path, content):
+    # Where it went wrong, the sets and the keys would take hours.
+    path = tmp_path / "w.pkl"
     path.write_bytes(content)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(UserError, match=r"w\.pkl"):
+    with memory_below(300_000), pytest.raises(UserError, match=r"w\.pkl"):
         files.read(path)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 300_000
-    assert time.monotonic() - began < 20  # hours, where it went wrong
 
 
-def test_opcodes_that_ask_for_much_memory_get_none(tmp_path):
-    # A place in the memo at 2³², a string of 2⁶² bytes, and lists in lists that share each other: 2⁶⁴ of them.
-    laughs = b"\x80\x02]q\x00" + b"".join(
-        b"](h" + bytes([k]) + b"h" + bytes([k]) + b"eq" + bytes([k + 1]) for k in range(64)
-    )
-    for content in (b"\x80\x02Nr\xff\xff\xff\xff.", b"\x80\x04\x8e" + b"\xff" * 7 + b"\x3f" + b"x.", laughs + b"."):
-        path = tmp_path / "w.pkl"
-        path.write_bytes(content)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with pytest.raises(UserError, match=r"w\.pkl"):
-            files.read(path)
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000
-
-
-def test_arrays_of_objects_are_refused(tmp_path):
+def test_array_of_objects_is_refused(tmp_path):
     path = tmp_path / "w.npz"
     np.savez(path, **WEIGHTS | {"conv1.weight": np.array([Call(os.system, f"touch {tmp_path}/x")], object)})
     with pytest.raises(UserError, match=r"w\.npz: Object arrays cannot be loaded"):
@@ -269,13 +276,13 @@ def never_a_traceback(path: Path) -> None:
         assert "conv1.weight" in read.tensors
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(tree=TREES, legacy=st.booleans())
 def test_any_tree_is_read_or_refused(tmp_path, tree, legacy):
     never_a_traceback(torch_save(tmp_path / "w.pth", tree, legacy))
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     start=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x08" + bytes(7) + b"{"]),
     rest=st.binary(max_size=200),
@@ -293,9 +300,9 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
     return {name: torch_save(folder / name, small, legacy).read_bytes() for name, legacy in kinds.items()}
 
 
-@settings(max_examples=1200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(kind=st.sampled_from(["zip", "legacy"]), data=st.data())
-def test_files_with_wrong_bytes_are_read_or_refused(tmp_path, whole, kind, data):
+def test_any_change_of_bytes_is_read_or_refused(tmp_path, whole, kind, data):
     content = bytearray(whole[kind])
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

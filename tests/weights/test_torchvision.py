@@ -61,9 +61,13 @@ def resnet_v1_5(weights: dict[str, np.ndarray], images: np.ndarray) -> np.ndarra
 
 
 @pytest.mark.parametrize(
-    ("depth", "width", "kind", "prefix"), [(18, 8, "npz", ""), (50, 4, "safetensors", "module.encoder_q.")]
+    ("depth", "width", "kind", "prefix"),
+    [
+        pytest.param(18, 8, "npz", "", id="basic blocks"),
+        pytest.param(50, 4, "safetensors", "module.encoder_q.", id="bottlenecks"),
+    ],
 )
-def test_features_are_those_of_torchvisions_network(tmp_path, mesh_of, depth, width, kind, prefix):
+def test_features_equal_torchvisions(tmp_path, mesh_of, depth, width, kind, prefix):
     weights = torch_weights(depth, width, prefix=prefix)
     path = write(tmp_path / f"weights.{kind}", weights)
     model = Siamese(depth=depth, width=width, head_hidden=8, head_out=4)
@@ -93,7 +97,7 @@ def assert_same_trees(a: dict, b: dict):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-def test_kernel_axes_are_turned_and_all_is_float32():
+def test_kernels_are_transposed_and_float32():
     weights = torch_weights(8, 4)
     trees = torchvision.to_backbone({name: w.astype(np.float64) for name, w in weights.items()})
     kernel = trees["params"]["stage2_block1"]["conv1"]["kernel"]
@@ -102,7 +106,7 @@ def test_kernel_axes_are_turned_and_all_is_float32():
     assert {leaf.dtype for leaf in jax.tree.leaves(trees)} == {np.dtype(np.float32)}
 
 
-def test_classifier_and_counters_stay_out():
+def test_classifier_and_counters_are_left_out():
     trees = torchvision.to_backbone(torch_weights(8, 4))
     # A stem and three blocks of two convolutions, two of them with a shortcut: each has a kernel and a normalisation.
     convolutions = 1 + 3 * 2 + 2
@@ -110,7 +114,7 @@ def test_classifier_and_counters_stay_out():
     assert len(leaves(trees["batch_stats"])) == 2 * convolutions
 
 
-def test_the_way_back_is_the_inverse():
+def test_from_backbone_inverts_to_backbone():
     weights = torch_weights(50, 4)
     trees = torchvision.to_backbone(weights)
     back = torchvision.from_backbone(trees["params"], trees["batch_stats"])

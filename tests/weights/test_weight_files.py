@@ -60,7 +60,6 @@ FAMILIES = {
         {"state_dict": below("module.", WRONG), "state_dict_ema": below("module."), "args": namespace(lr=0.1)},
         "state_dict_ema/module.",
     ),
-    "timm, hub": ("pytorch_model.bin", RIGHT, "top level"),
     "MoCo v2": (
         "moco_v2_800ep_pretrain.pth.tar",
         {"epoch": 800, "arch": "resnet50", "state_dict": below("module.encoder_k.", WRONG) | below("module.encoder_q.")
@@ -150,9 +149,11 @@ FAMILIES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_each_family(tmp_path, family, legacy):
+@pytest.mark.parametrize(
+    ("family", "legacy"),
+    [pytest.param(family, False, id=family) for family in FAMILIES] + [pytest.param("MoCo v2", True, id="legacy")],
+)
+def test_backbone_of_each_family_is_read(tmp_path, family, legacy):
     name, tree, label = FAMILIES[family]
     weights = files.read(torch_save(tmp_path / name, tree, legacy))
     assert weights.tensors.keys() - BACKBONE.keys() <= {n for n in RIGHT if n.endswith("num_batches_tracked")}
@@ -161,7 +162,7 @@ def test_each_family(tmp_path, family, legacy):
     assert weights.about.startswith(f"network {label}") and weights.padding is None
 
 
-def test_what_is_left_out_is_said(tmp_path):
+def test_left_out_tensors_are_reported(tmp_path):
     tree = {"state_dict": below("module.encoder_q.") | {"module.queue": LITTLE, "module.encoder_q.fc.2.bias": LITTLE}}
     about = files.read(torch_save(tmp_path / "w.pth", tree)).about
     assert about == "network state_dict/module.encoder_q.; left out: 3 of module.encoder_q.fc, 1 of module.queue"
@@ -180,20 +181,20 @@ def test_what_is_left_out_is_said(tmp_path):
         ("", "ema_model."),
     ],
 )
-def test_the_trained_network_is_taken_and_not_the_one_that_follows_it(tmp_path, leader, follower, first):
+def test_trained_network_is_preferred_to_its_moving_average(tmp_path, leader, follower, first):
     wanted, other = below(leader), below(follower, WRONG)
     both = other | wanted if first == "follower" else wanted | other
     read = files.read(write(tmp_path / "w.npz", both))
     np.testing.assert_array_equal(read.tensors["conv1.weight"], RIGHT["conv1.weight"])
 
 
-def test_a_follower_alone_is_taken(tmp_path):
+def test_moving_average_alone_is_read(tmp_path):
     read = files.read(write(tmp_path / "w.npz", below("teacher.")))
     np.testing.assert_array_equal(read.tensors["conv1.weight"], RIGHT["conv1.weight"])
 
 
 @pytest.mark.parametrize("prefixes", [("left.", "right."), ("teacher.", "target.")])
-def test_networks_between_which_nothing_decides_are_refused(tmp_path, prefixes):
+def test_ambiguous_networks_are_refused_unless_the_user_chooses(tmp_path, prefixes):
     path = write(tmp_path / "w.npz", below(prefixes[0]) | below(prefixes[1], WRONG))
     with pytest.raises(
         UserError, match=rf"w\.npz: it holds several ResNets that differ: {prefixes[0]}, {prefixes[1]}\. Take"
@@ -206,7 +207,7 @@ def test_networks_between_which_nothing_decides_are_refused(tmp_path, prefixes):
         files.read(path, "up")
 
 
-def test_equal_but_for_one_number_is_not_equal(tmp_path):
+def test_networks_that_differ_in_one_number_are_ambiguous(tmp_path):
     other = {name: array.copy() for name, array in RIGHT.items()}
     other["layer4.1.bn2.running_var"][-1] += 1e-6
     path = write(tmp_path / "w.npz", below("left.") | below("right.", other))
@@ -230,12 +231,25 @@ def test_equal_but_for_one_number_is_not_equal(tmp_path):
         (RIGHT | {"layer1.0.conv1.bias": LITTLE}, r"no plain ResNet: it also has layer1\.0\.conv1\.bias"),
         (RIGHT | {"conv1.weight": np.zeros((8, 3, 7, 7), np.int64)}, r"whole numbers \(conv1\.weight\)"),
         (RIGHT | {"bn1.bias": np.full(8, np.nan, np.float32)}, r"NaN or Inf in bn1\.bias"),
-        (torch_weights(8, 4, stem=3), "a 3x3 stem, as networks for CIFAR"),
         ([1, 2], "no tensors by name"),
         ({}, "no tensors by name"),
     ],
+    ids=[
+        "transformer",
+        "small stem",
+        "deep stem",
+        "LCR",
+        "pickled network",
+        "pickled networks",
+        "squeeze and excitation",
+        "bias of a convolution",
+        "whole numbers",
+        "NaN",
+        "list",
+        "empty",
+    ],
 )
-def test_what_cannot_be_right_is_refused(tmp_path, tree, said):
+def test_unsuitable_file_is_refused_with_the_reason(tmp_path, tree, said):
     with pytest.raises(UserError, match=rf"w\.pth: .*{said}"):
         files.read(torch_save(tmp_path / "w.pth", tree))
 
@@ -255,8 +269,8 @@ def test_half_precision_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors", "pth", "legacy.pth"])
-@pytest.mark.parametrize("content", ["", "cut", "cut at the end", "other", "byte"])
-def test_broken_files_are_named(tmp_path, kind, content):
+@pytest.mark.parametrize("content", ["empty", "cut", "cut at the end", "other"])
+def test_broken_file_is_named(tmp_path, kind, content):
     path = tmp_path / f"weights.{kind}"
     if kind.endswith("pth"):
         torch_save(path, RIGHT, kind.startswith("legacy"))
@@ -264,29 +278,23 @@ def test_broken_files_are_named(tmp_path, kind, content):
         write(path, RIGHT)
     whole = path.read_bytes()
     broken = {
-        "": b"",
+        "empty": b"",
         "cut": whole[: len(whole) // 2],
         "cut at the end": whole[:-9],
         "other": b"<html>not found</html>",
     }
-    path.write_bytes(broken.get(content, whole[:40] + bytes([whole[40] ^ 255]) + whole[41:]))
-    if content == "byte":
-        try:
-            files.read(path)
-        except UserError as error:
-            assert str(path) in str(error)
-        return
+    path.write_bytes(broken[content])
     with pytest.raises(UserError, match=rf"weights\.{kind}: \S"):
         files.read(path)
 
 
-def test_another_suffix_does_not_matter(tmp_path):
+def test_suffix_does_not_matter(tmp_path):
     path = torch_save(tmp_path / "weights.safetensors.bak", RIGHT)
     np.testing.assert_array_equal(files.read(path).tensors["bn1.bias"], RIGHT["bn1.bias"])
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_pytorch_reads_and_writes_the_same(tmp_path, legacy):
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_pytorch_reads_and_writes_the_same_files(tmp_path, legacy):
     torch = pytest.importorskip("torch", reason="compared where PyTorch is installed, which nothing else needs")
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in RIGHT.items()}
     tensors["conv1.weight"] = torch.nn.Parameter(tensors["conv1.weight"].transpose(2, 3))  # a view in another order
@@ -339,8 +347,8 @@ def of_numpy(tree):
     return Instance(Named("numpy.core.multiarray", "_reconstruct"), state, start)
 
 
-@pytest.mark.parametrize("named_tuple", [True, False])
-def test_deepminds_checkpoints(tmp_path, named_tuple, monkeypatch):
+@pytest.mark.parametrize("named_tuple", [True, False], ids=["named tuple", "dictionary"])
+def test_deepmind_checkpoint_is_read_and_imported(tmp_path, named_tuple, monkeypatch):
     # Their arrays are strings that a call turns into bytes: of half a gigabyte, and yet not too many.
     monkeypatch.setattr(unpickler, "_SPARE", 0)
     from support.torch_files import Pickler
@@ -366,7 +374,7 @@ def test_deepminds_checkpoints(tmp_path, named_tuple, monkeypatch):
         np.testing.assert_array_equal(ours.tensors[name], array, err_msg=name)
 
 
-def test_an_import_keeps_arrays_that_lie_in_another_order(tmp_path):
+def test_import_keeps_arrays_in_fortran_order(tmp_path):
     np.savez(tmp_path / "x.npz", **{name: np.asfortranarray(array) for name, array in BACKBONE.items()})
     import_file(str(tmp_path / "x.npz"), str(tmp_path / "ours.safetensors"))
     for name, array in files.read(tmp_path / "ours.safetensors").tensors.items():
