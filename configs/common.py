@@ -122,7 +122,7 @@ def linear() -> ConfigDict:
     config.probe.total_epochs = 100  # length of each fit
     # Share of the labelled images of each class that the learning rate is chosen on.
     config.probe.validation_share = 0.2
-    # Number of validations, each on other images; there is no further one after 1,000 images in all.
+    # Number of validations, each on other images; no further one starts after 1,000 validation images.
     config.probe.folds = 5
     config.probe.seeds = 1  # fits with other seeds, from config.seed on; of several, mean and deviation are reported
     # Fit on fresh random crops in every epoch; False: on the features of centre crops, computed once.

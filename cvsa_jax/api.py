@@ -115,7 +115,7 @@ class Backbone:
         ).pooled
 
     def look(self, images: Images) -> Float[np.ndarray, "n rows cols"]:
-        """What the look head reads off each cell of the whole images: about 1 on objects and about 0 elsewhere."""
+        """The look head's value for each cell of the whole images: about 1 on objects and about 0 elsewhere."""
         if self.head is None:
             raise UserError("there is no look head: load_backbone(…, look='look.safetensors')")
         argument = (self.network, self.head.vector)

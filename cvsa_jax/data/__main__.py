@@ -11,7 +11,9 @@ from cvsa_jax.runtime import cli
 
 flags.adopt_module_key_flags(cli)
 _OUT = flags.DEFINE_string("out", "runs/data", "Folder of the page.")
-_IMAGES = flags.DEFINE_integer("images", None, "Look at this many evenly spaced images, not at all; 0: only count.")
+_IMAGES = flags.DEFINE_integer(
+    "images", None, "Inspect only this many evenly spaced images instead of all; 0: only count."
+)
 _NEAR = flags.DEFINE_bool("near", False, "Also look for images that are nearly equal.")
 
 

@@ -51,8 +51,8 @@ class Evaluator(Localizer):
         self.mesh, self.spec, self.guide = mesh, spec, guide
 
     def key(self, network: Network, images: np.ndarray) -> np.ndarray | None:
-        """What pooling needs to know: by attention the foreground of the train images, (D,); by a head its `vector`,
-        which is fitted to the maps of the train images where none is given; by saliency the maps' power; None of
+        """The vector that pooling uses: for attention the foreground of the train images, (D,); for a head its
+        `vector`, fitted here to the maps of the train images if there is none; for saliency the maps' power; None for
         pooling by average. No label takes part. UserError where the images are fewer than two."""
         if self.attend is None:
             return None
@@ -143,7 +143,7 @@ class Evaluator(Localizer):
         probe: Probe | None = None,
         key: np.ndarray | None = None,
     ) -> Recognition:
-        """kNN and retrieval, and with `probe` the linear probe, on the test images: see `recognized`; `key`: of the
+        """kNN and retrieval, and with `probe` the linear probe, on the test images; `key`: of the
         train images, where it is known."""
         labels = labels_of(self.source)
         key = self.key(network, train) if key is None else key

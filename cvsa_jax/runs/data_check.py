@@ -110,7 +110,8 @@ def _findings(config, source: Source, looked, seen: list[inspect.Seen], near: bo
         )
     if source.mask is not None:
         bare = np.flatnonzero(~source.has_mask(looked)).tolist()
-        found("without mask", bare, "images have no mask", masks)
+        remedy = ", and config.saliency.detector is 'masks', which needs all: take another, such as rbd"
+        found("without mask", bare, "images have no mask" + remedy * (detector == "masks"), masks)
         shares = {row: one.mask_share for row, one in enumerate(seen) if one.mask_share is not None}
         found("empty masks", [row for row, share in shares.items() if share == 0], "masks are empty", warnings)
         full = [row for row, share in shares.items() if share > _FULL]

@@ -82,17 +82,17 @@ class SaliencyStore:
 
     @functools.cached_property
     def boxes(self) -> np.ndarray:
-        """(N, 4) float32, as in RECORD."""
+        """(N, 4) float32, the box of each image: (y0, x0, y1, x1) in fractions of the image."""
         return self._field("box")
 
     @functools.cached_property
     def areas(self) -> np.ndarray:
-        """(N,) float32, as in RECORD."""
+        """(N,) float32, the share of each map that is at the threshold."""
         return self._field("area")
 
     @functools.cached_property
     def confidences(self) -> np.ndarray:
-        """(N,) float32, as in RECORD."""
+        """(N,) float32, the detector's confidence in each map."""
         return self._field("confidence")
 
     @property
@@ -104,7 +104,8 @@ class SaliencyStore:
         return np.stack([self.record(int(i))["map"] for i in np.asarray(indices)])
 
     def record(self, i: int) -> np.void:
-        """Everything that is stored of image i, a RECORD; UserError where its file is no longer there."""
+        """All that is stored of image i: `map`, `box`, `area`, `confidence` and `usable`; UserError where its file
+        is no longer there."""
         try:
             return self._shard(i // SHARD_SIZE)[i % SHARD_SIZE]
         except OSError as error:
@@ -115,12 +116,12 @@ class SaliencyStore:
 
     @property
     def described(self) -> dict:
-        """What a run's `data.json` says of it."""
+        """The entry in a run's `data.json`."""
         return {key: self.manifest[key] for key in ("detector", "supervision")}
 
     @property
     def identity(self) -> dict:
-        """What tells its maps from those of another pass: the detector and its settings, weights and threshold."""
+        """The settings that identify a pass: the detector and its settings, weights and threshold."""
         return {"detector": self.manifest["detector"]} | self.manifest["settings"]
 
     @property

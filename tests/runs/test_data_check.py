@@ -89,7 +89,8 @@ def test_masks_that_are_wrong_missing_empty_or_inverted(root, tmp_path):
     (root / "masks/owl/2.png").unlink()
     Image.new("L", (40, 48)).save(root / "masks/wren/3.png")  # of another aspect
     with pytest.raises(
-        UserError, match=r"1 masks are wrong: wren/3\.png .*one aspect.*; 1 images have no mask: owl/2\.png"
+        UserError,
+        match=r"1 masks are wrong: wren/3\.png .*one aspect.*; 1 images have no mask, and config\.saliency\.detector is 'masks'.*rbd: owl/2\.png",
     ):
         results(root, tmp_path)
     for name in CLEAN:

@@ -62,7 +62,7 @@ class Source:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """What stores, caches and runs recognise the images by. The first time, all of them are read."""
+        """The hash by which stores, caches and runs recognise the images. The first time, all of them are read."""
         return self.identify(self.looks_at)
 
     def split(self, name: str) -> np.ndarray:
@@ -79,7 +79,7 @@ class Source:
         return self.splits[name]
 
     def described(self) -> dict:
-        """What a run's `data.json` says of it."""
+        """The entry in a run's `data.json`."""
         counts = {"images": len(self), "classes": len(self.classes)}
         splits = {split: len(rows) for split, rows in self.splits.items()}
         left_out = {reason: list(names) for reason, names in self.left_out.items()}
