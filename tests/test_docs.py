@@ -56,21 +56,21 @@ COMMANDS = [(page, command) for page in PAGES for command in commands_of(page)]
 RUN = [(page, command) for page, command in COMMANDS if not command.startswith(tuple(NOT_RUN))]
 
 
-def test_there_are_commands_and_no_reason_is_left_over():
+def test_skipped_commands_all_occur_in_the_docs():
     commands = [command for _, command in COMMANDS]
     assert len(RUN) >= 8
     for start in NOT_RUN:
         assert any(command.startswith(start) for command in commands), start
 
 
-def test_pictures_of_the_readme_are_small():
+def test_readme_pictures_are_small():
     readme = (ROOT / "README.md").read_text()
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", readme)
     assert len(pictures) >= 2 and sum((ROOT / path).stat().st_size for path in pictures) < 300_000
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
+def test_links_resolve(page):
     text = page.read_text()
     for target, anchor in re.findall(r"\]\((?!https?://)([^)#\s]*)(#[^)\s]*)?\)", text):
         there = (page.parent / target) if target else page
@@ -122,7 +122,7 @@ def shortened(command: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_commands_of_readme_and_docs_run_one_after_the_other(folder, tmp_path):
+def test_commands_of_readme_and_docs_run_in_order(folder, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
     environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XLA_FLAGS": ""}
     # The pages build on README and the tutorials, whose runs are theirs too; what makes something comes first.

@@ -19,7 +19,7 @@ def outputs_of(cells) -> list[dict]:
     return [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
 
 
-def test_the_committed_notebook_was_executed_and_is_small():
+def test_committed_notebook_was_executed_and_is_small():
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     counts = [cell["execution_count"] for cell in cells if cell["cell_type"] == "code"]
     assert counts == list(range(1, len(counts) + 1))  # each cell, in order
@@ -30,7 +30,7 @@ def test_the_committed_notebook_was_executed_and_is_small():
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_and_finds_the_birds(tmp_path, monkeypatch):
+def test_notebook_runs_and_localizes_the_birds(tmp_path, monkeypatch):
     import nbformat
     from nbclient import NotebookClient
 

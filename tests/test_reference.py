@@ -19,14 +19,14 @@ def reference():
     return module
 
 
-def test_the_committed_pages_are_those_of_the_code():
+def test_committed_pages_match_the_code():
     # In a process of its own: the commands' flags have the same names, and can be defined once in a process.
     check = [sys.executable, "-m", "docs.make_reference", "--check"]
     ended = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert ended.returncode == 0, ended.stderr
 
 
-def test_every_key_has_a_meaning_and_one_without_is_named(reference):
+def test_config_keys_without_meaning_are_named(reference):
     text = (ROOT / "configs" / "common.py").read_text()
     assert reference.without_meaning(text) == []
     line = next(line for line in text.splitlines() if line.strip().startswith("config.views.group = "))
@@ -37,7 +37,7 @@ def test_every_key_has_a_meaning_and_one_without_is_named(reference):
     assert reference.without_meaning("\n".join(bare)) == ["pretrain: views.group"]
 
 
-def test_a_shared_section_is_found_in_each_mode_that_has_it(reference):
+def test_shared_sections_are_found_in_each_mode(reference):
     keys = reference.keys_of((ROOT / "configs" / "common.py").read_text())
     assert keys["linear"]["eval.pooling"] == keys["pretrain"]["eval.pooling"] == reference.Key("_eval", "pooling")
     assert keys["saliency_unet"]["augment.colour.hue"] == keys["pretrain"]["augment.view2.hue"]

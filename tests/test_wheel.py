@@ -64,7 +64,7 @@ def installed(tmp_path_factory) -> Installed:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_package_and_the_configs_alone(installed):
+def test_wheel_contains_only_the_package_and_the_configs(installed):
     (wheel,) = installed.folder.parent.glob("*.whl")
     listed = subprocess.run([sys.executable, "-m", "zipfile", "-l", wheel], capture_output=True, text=True, check=True)
     held = {line.split()[0] for line in listed.stdout.splitlines()[1:]}
@@ -75,7 +75,7 @@ def test_the_wheel_holds_the_package_and_the_configs_alone(installed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(installed, command):
+def test_command_prints_help(installed, command):
     explained = installed.run(command, "--help", code=1)  # as absl ends
     assert explained.startswith(("`python -m cvsa_jax.", "`make demo`"))
     assert ("--config=folder:small" in explained) == (command not in TAKE_NO_CONFIG)
@@ -83,7 +83,7 @@ def test_every_command_explains_itself(installed, command):
 
 
 @pytest.mark.slow
-def test_the_quick_start_in_an_empty_folder(installed):
+def test_quick_start_runs_in_an_empty_folder(installed):
     source = sources.load("procedural", "", procedural.Spec(0, 2, 8, 4, 32))
     for i, name in enumerate(source.names):
         path = installed.folder / "my_images" / name.split("/")[0] / source.classes[source.labels[i]] / f"{i:02d}.png"

@@ -9,11 +9,11 @@ from benchmarks import results_page
 TEMPLATE = (results_page.FOLDER / "page.md").read_text()
 
 
-def test_the_committed_page_is_made_from_the_committed_files():
+def test_committed_page_matches_committed_results():
     assert results_page.PAGE.read_text() == results_page.filled(TEMPLATE)
 
 
-def test_no_figure_of_a_table_is_typed():
+def test_table_figures_all_come_from_results():
     rows = [line for line in TEMPLATE.splitlines() if line.startswith("| ")]
     values = [cell for row in rows for cell in row.strip("|").split("|")[1:]]
     places = sum(len(results_page.PLACE.findall(cell)) for cell in values)
@@ -25,7 +25,7 @@ def test_no_figure_of_a_table_is_typed():
 
 
 @pytest.mark.parametrize(
-    "key, wanted",
+    ("key", "wanted"),
     [
         ("rate", "2,550 (2,488–2,553)"),
         ("small", "0.0362"),
@@ -36,7 +36,7 @@ def test_no_figure_of_a_table_is_typed():
         ("about", "abc1234-dirty, 2026-01-02, 2 cores"),
     ],
 )
-def test_a_place_is_filled_with_the_entry_that_it_names(key, wanted):
+def test_placeholder_is_filled_with_the_entry_it_names(key, wanted):
     file = {
         "commit": "abc1234-dirty",
         "date": "2026-01-02",
@@ -53,12 +53,12 @@ def test_a_place_is_filled_with_the_entry_that_it_names(key, wanted):
 
 
 @pytest.mark.parametrize(
-    "value, wanted", [(99.96, "100"), (9.996, "10.0"), (0.9996, "1.00"), (1234.5, "1,234"), (0, "0")]
+    ("value", "wanted"), [(99.96, "100"), (9.996, "10.0"), (0.9996, "1.00"), (1234.5, "1,234"), (0, "0")]
 )
-def test_a_number_has_three_digits_after_it_is_rounded(value, wanted):
+def test_number_has_three_significant_digits(value, wanted):
     assert results_page.number(value) == wanted
 
 
-def test_a_place_that_no_file_fills_is_an_error():
+def test_placeholder_without_a_file_is_an_error():
     with pytest.raises(KeyError):
         results_page.filled("[[peers:of_nobody]]")

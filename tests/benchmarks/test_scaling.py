@@ -8,7 +8,7 @@ from cvsa_jax.training.state import empty_network
 SMALL = Machine(domain=4, chips_per_host=4, link=100.0, network=10.0, latency=1.0, network_latency=5.0)
 
 
-def test_sums_worked_by_hand():
+def test_sum_and_latency_times_by_hand():
     # Alone nothing is sent; four chips send 2 · 3/4 of the bytes; eight are two domains, in which each chip sums a
     # quarter of the bytes with one other: 2 · 1/2 · 50 bytes over the network.
     assert sum_seconds(200, 1, SMALL) == 0
@@ -17,13 +17,13 @@ def test_sums_worked_by_hand():
     assert [latency_seconds(chips, SMALL) for chips in (1, 4, 8, 16)] == [0, 1, 1 + 2 * 5, 1 + 2 * 2 * 5]
 
 
-def test_efficiency_worked_by_hand():
+def test_efficiency_by_hand():
     # 4 chips at 10 images/s share 120 images: 3 s; the sums take 3 s, and two small ones 1 s each.
     assert efficiency(4, SMALL, 10.0, 120, 200, 2) == pytest.approx(3 / (3 + 3 + 2))
     assert efficiency(1, SMALL, 10.0, 120, 200, 2) == 1
 
 
-def test_more_chips_are_never_more_efficient():
+def test_efficiency_never_rises_with_more_chips():
     for machine in MACHINES.values():
         shares = [efficiency(2**k, machine, 1000.0, 4096, 93e6, 280) for k in range(10)]
         assert shares == sorted(shares, reverse=True) and 0 < shares[-1] < shares[0] == 1
@@ -33,7 +33,7 @@ def is_scale(leaf) -> bool:
     return getattr(leaf[0][-1], "key", "") == "scale"
 
 
-def test_gradients_and_sums_are_those_of_the_traced_step():
+def test_traced_step_counts_gradient_bytes_and_sums():
     size, rounds = traced(18, 64)
     params = empty_network(Siamese(18)).params
     kernels = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim > 1)

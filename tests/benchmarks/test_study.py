@@ -42,14 +42,14 @@ def test_tables_pair_the_gains_by_seed():
     assert gain["half_interval"] == f"{half:.1f}"
 
 
-def test_rows_of_other_sets_do_not_mix(tmp_path):
+def test_tables_keep_data_sets_apart(tmp_path):
     study_tables.write([line("byol", 1, 0.5), line("byol", 1, 0.9, "cars")], tmp_path)
     with (tmp_path / "tables.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["figure"] == "average_linear_top1"]
     assert [(row["set"], row["seeds"], row["mean"]) for row in rows] == [("birds", "1", "50.0"), ("cars", "1", "90.0")]
 
 
-def test_a_figure_that_not_all_runs_of_a_group_have_is_left_out():
+def test_tables_leave_out_figures_missing_from_a_run():
     lines = [line("byol", 1, 0.5), line("byol", 1, 0.9, "cars")]
     del lines[0]["head_knn_top1"]
     named = {row["set"]: set() for row in study_tables.rows_of(lines)}
@@ -58,7 +58,7 @@ def test_a_figure_that_not_all_runs_of_a_group_have_is_left_out():
     assert named["cars"] == set(study_tables.RECOGNITION) == named["birds"] | {"head_knn_top1"}
 
 
-def test_the_picture_shows_each_scale_with_its_own_gains(monkeypatch, tmp_path):
+def test_gains_picture_has_a_panel_for_each_scale(monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr(study_tables.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     lines = [line("byol", seed, 0.1) | {"scale": scale} for seed in (1, 2, 3) for scale in ("a", "b", "c")]
@@ -73,7 +73,7 @@ def test_the_picture_shows_each_scale_with_its_own_gains(monkeypatch, tmp_path):
     assert {scale: pytest.approx(list(x)) for scale, x in points.items()} == {"b": [20], "c": [10]}
 
 
-def test_what_has_a_line_is_not_run_again(tmp_path, monkeypatch):
+def test_finished_rows_are_not_run_again(tmp_path, monkeypatch):
     trained = []
 
     def train(config, workdir):
@@ -103,7 +103,7 @@ def test_what_has_a_line_is_not_run_again(tmp_path, monkeypatch):
     assert len(trained) == len(suite)  # `stage1` is the first
 
 
-def test_a_file_of_weights_is_stage_1(tmp_path, monkeypatch):
+def test_weights_file_replaces_stage_1(tmp_path, monkeypatch):
     trained, measured = [], []
 
     def train(config, workdir):
@@ -136,7 +136,7 @@ def test_a_file_of_weights_is_stage_1(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
-def test_a_supervised_network_is_one_of_the_rows(tmp_path, monkeypatch):
+def test_supervised_row_is_trained_and_measured(tmp_path, monkeypatch):
     monkeypatch.setitem(study_rows.DRAWN, "tiny", {"classes": 2, "train_per_class": 8, "test_per_class": 4, "size": 32})
     monkeypatch.setattr(study.pretrain, "train", lambda *_: pytest.fail("no row needs stage 1"))
     scale = "--scale=depth=8,width=4,size=32,batch=8,steps=2"
@@ -151,7 +151,7 @@ def test_a_supervised_network_is_one_of_the_rows(tmp_path, monkeypatch):
     assert len(steps) == 1  # as many steps as of both stages
 
 
-def test_networks_that_differ_have_folders_that_differ(tmp_path):
+def test_different_networks_have_different_keys(tmp_path):
     pair = study.Pair(args(tmp_path), "procedural", "", 0)
     keys = {
         (suite, name): pair.key(row, row.maps or "rbd")
@@ -164,7 +164,7 @@ def test_networks_that_differ_have_folders_that_differ(tmp_path):
                     ("maps", "rbd"), ("loop", "rbd")}  # fmt: skip
 
 
-def test_a_row_changes_only_what_it_names():
+def test_row_changes_only_the_keys_it_names():
     def config(row, name="procedural"):
         return study_rows.config_of(row, name, "", 0, SCALE, "host")
 
@@ -180,11 +180,11 @@ def test_a_row_changes_only_what_it_names():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
-def test_a_loop_teaches_each_round_with_the_attention_of_the_one_before(tmp_path, monkeypatch):
+def test_loop_trains_each_round_on_attention_of_the_previous_one(tmp_path, monkeypatch):
     monkeypatch.setitem(study_rows.SUITES["loop"], "loop_1", study_rows.Row({"optim.warmup_steps": 1}, maps="encoder"))
     for row in ("byol", "loop_2"):
-        changed = dataclasses.replace(study_rows.SUITES["loop"][row])
-        changed.changes.update({"optim.warmup_steps": 1})
+        plain = study_rows.SUITES["loop"][row]
+        changed = dataclasses.replace(plain, changes=plain.changes | {"optim.warmup_steps": 1})
         monkeypatch.setitem(study_rows.SUITES["loop"], row, changed)
     monkeypatch.setitem(study_rows.DRAWN, "tiny", {"classes": 2, "train_per_class": 8, "test_per_class": 4, "size": 32})
     monkeypatch.setattr(study, "BYOL", study_rows.SUITES["loop"]["byol"])

@@ -50,11 +50,6 @@ PROBE = Probe(
 NOTHING = Network({}, {})
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation(monkeypatch):
-    monkeypatch.setattr(jax, "jit", quick)
-
-
 def descend(batches: list[tuple[np.ndarray, np.ndarray]], rate: float, classes: int) -> np.ndarray:
     """Softmax regression in float64 from (features, labels) of each step: SGD with Nesterov momentum, cosine to 0."""
     weights = velocity = np.zeros((batches[0][0].shape[1] + 1, classes))
@@ -69,8 +64,8 @@ def descend(batches: list[tuple[np.ndarray, np.ndarray]], rate: float, classes: 
     return weights
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_step_for_all_rates_is_a_descent_for_each(mesh_of, devices):
+@pytest.mark.parametrize("devices", [1, 8], ids=["1 device", "8 devices"])
+def test_probe_step_matches_float64_descent_for_each_rate(mesh_of, devices):
     rates, total = (0.05, 0.5, 3.0), 6
     rng = np.random.default_rng(0)
     mean, std = rng.normal(0, 1, 5), rng.uniform(0.5, 2, 5)
@@ -134,7 +129,7 @@ def fitted(mesh, rows: np.ndarray, rates=(0.1, 1.0), seed: int = 4, **changes):
     return fit(rows, rates), seen
 
 
-def test_fitting_is_a_descent_on_fresh_crops_of_its_rows(mesh_of):
+def test_fit_descends_on_fresh_crops_of_selected_rows(mesh_of):
     rows, rates = np.arange(3, 24, 2), (0.1, 2.0)
     weights, seen = fitted(mesh_of(1), rows, rates)
     # 3 epochs of 11 images in batches of 8.
@@ -152,14 +147,14 @@ def test_fitting_is_a_descent_on_fresh_crops_of_its_rows(mesh_of):
 @pytest.mark.parametrize(
     ("devices", "rows", "batch_size", "batches"),
     [
-        (1, 24, 8, [8] * 9),  # three epochs
-        (1, 5, 100, [5] * 3),  # no more than there are
-        (8, 24, 9, [16] * 8),  # three epochs; filled up to the devices
-        (8, 5, 100, [8] * 3),
-        (1, 1, 100, [1] * 3),
+        pytest.param(1, 24, 8, [8] * 9, id="three epochs"),
+        pytest.param(1, 5, 100, [5] * 3, id="batch larger than the set"),
+        pytest.param(8, 24, 9, [16] * 8, id="padded to 8 devices"),
+        pytest.param(8, 5, 100, [8] * 3, id="fewer rows than devices"),
+        pytest.param(1, 1, 100, [1] * 3, id="one row"),
     ],
 )
-def test_sizes_of_batches_and_number_of_steps(mesh_of, devices, rows, batch_size, batches):
+def test_fit_batch_sizes_and_step_count(mesh_of, devices, rows, batch_size, batches):
     _, seen = fitted(mesh_of(devices), np.arange(rows), batch_size=batch_size)
     assert [len(images) for images in seen.images] == batches
     # Of few images a batch shows some twice, but each in a crop of its own.
@@ -168,25 +163,25 @@ def test_sizes_of_batches_and_number_of_steps(mesh_of, devices, rows, batch_size
     assert len(np.unique(flat, axis=0)) == len(flat) == len(batches) * min(batch_size, rows)
 
 
-def test_fitting_on_8_devices_is_that_on_1(mesh_of):
+def test_fit_on_8_devices_matches_1_device(mesh_of):
     for rows in (24, 12, 5):  # the latter of few labels, which do not divide by eight
         on1, on8 = (fitted(mesh_of(devices), np.arange(rows), batch_size=12)[0] for devices in (1, 8))
         np.testing.assert_allclose(on8, on1, rtol=1e-4, atol=1e-5)
         assert np.abs(on1).max() > 0.1
 
 
-def test_fitting_follows_its_seed(mesh_of):
+def test_fit_is_deterministic_in_its_seed(mesh_of):
     first, again, other = (fitted(mesh_of(1), np.arange(24), seed=seed)[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
 
 
-def test_rates_do_not_touch_each_other(mesh_of):
+def test_diverging_rate_does_not_affect_others(mesh_of):
     both, alone = (fitted(mesh_of(1), np.arange(24), rates)[0] for rates in ((0.1, 50.0), (0.1,)))
     np.testing.assert_allclose(both[0], alone[0], rtol=1e-5, atol=1e-6)
 
 
-def test_a_feature_that_no_centre_crop_has_does_no_harm(mesh_of):
+def test_feature_absent_from_centre_crops_does_not_diverge(mesh_of):
     # As a channel behind a ReLU, which with few labelled images is often 0 in all of them, and not in all their crops.
     plain = {image.tobytes() for image in whole_images(TRAIN)}
 
@@ -213,7 +208,7 @@ def tiny_network(model: Siamese) -> Network:
     return Network(params, network.batch_stats)
 
 
-def test_features_of_trivial_crops_are_those_of_the_centre_crops_and_of_their_mirror_images(mesh_of):
+def test_full_area_crops_give_centre_crop_features_or_their_mirrors(mesh_of):
     model = Siamese(depth=8, width=4, stem="small", head_hidden=4, head_out=4, axis_name=distributed.AXIS)
     network, mesh = tiny_network(model), mesh_of(1)
     network = jax.device_put(network, distributed.replicated(mesh))
@@ -247,7 +242,7 @@ def figures_of(mesh, **changes) -> dict[str, float]:
     return recognition(mesh, **changes).figures
 
 
-def test_several_seeds_and_fractions_give_the_figures_of_each_alone(mesh_of):
+def test_seeds_and_fractions_are_averaged_from_single_runs(mesh_of):
     mesh, given = mesh_of(1), {"fractions": (1.0, 0.25), "learning_rates": (0.3,)}
     figures = figures_of(mesh, seeds=(3, 6), **given)
     names = [f"linear_{name}{suffix}" for name in ("top1", "top5", "mean_class") for suffix in ("", "_at_25")]
@@ -265,7 +260,7 @@ def test_several_seeds_and_fractions_give_the_figures_of_each_alone(mesh_of):
     assert figures["linear_top1"] != figures["linear_top1_at_25"]
 
 
-def test_figures_of_seeds_by_hand():
+def test_seed_summary_by_hand():
     tops, rates = {7: 0.5, 2: 0.75, 9: 0.7}, {7: 0.1, 2: 3.0, 9: 0.3}
     results = [ProbeResult({"top1": tops[seed]}, rates[seed], {}, np.zeros((2, 2))) for seed in tops]
     assert summary._summary(results, (7, 2, 9), "_at_1") == {
@@ -278,7 +273,7 @@ def test_figures_of_seeds_by_hand():
     assert summary._summary(results[:1], (7,), "") == {"linear_top1": 0.5, "learning_rate": 0.1}
 
 
-def test_test_labels_take_no_part_in_the_choice(mesh_of):
+def test_test_labels_do_not_affect_rate_choice(mesh_of):
     labels = SOURCE.labels.copy()
     labels[TEST] = np.roll(labels[TEST], 5)
     shuffled = dataclasses.replace(SOURCE, labels=labels)
@@ -288,7 +283,7 @@ def test_test_labels_take_no_part_in_the_choice(mesh_of):
     np.testing.assert_array_equal(first.weights, other.weights)
 
 
-def test_augmented_crops_are_what_the_probe_learns_from(mesh_of):
+def test_crop_area_changes_the_fitted_probe(mesh_of):
     mesh = mesh_of(1)
     whole, crops, cached = (
         recognition(mesh, learning_rates=(0.3,), crop_area=area).weights for area in (WHOLE, (0.1, 0.3), None)
@@ -297,8 +292,8 @@ def test_augmented_crops_are_what_the_probe_learns_from(mesh_of):
     assert np.abs(whole - cached).max() > 1e-3
 
 
-@pytest.mark.parametrize("area", [None, WHOLE])
-def test_each_probe_gets_the_rows_of_its_fraction_with_their_labels_and_its_seed(mesh_of, monkeypatch, area):
+@pytest.mark.parametrize("area", [None, WHOLE], ids=["cached", "augmented"])
+def test_each_probe_gets_rows_labels_and_seed_of_its_fraction(mesh_of, monkeypatch, area):
     calls, real = [], summary.linear_probe
 
     def recorded(x, y, *rest):

@@ -54,7 +54,7 @@ def by_definition(maps, boxes) -> dict[str, float]:
     return {"max_box_acc_v2": np.mean(levels), "corloc": np.mean(hits)}
 
 
-def test_scores_are_those_of_the_definition():
+def test_box_scores_match_pixelwise_definition():
     rng = np.random.default_rng(0)
     maps, boxes = [], []
     for _ in range(6):
@@ -76,7 +76,7 @@ def test_scores_are_those_of_the_definition():
     assert box_score(maps[order], boxes[order]) == pytest.approx(figures)
 
 
-def test_perfect_and_hopeless_maps():
+def test_box_scores_of_perfect_and_hopeless_maps():
     maps = np.array([rectangle(2, 3, 9, 12), rectangle(0, 0, 20, 5)])
     assert box_score(maps, np.array([in_fractions(2, 3, 9, 12), in_fractions(0, 0, 20, 5)])) == {
         "max_box_acc_v2": 1,
@@ -89,18 +89,18 @@ def test_perfect_and_hopeless_maps():
     }
 
 
-def test_any_region_counts_for_one_and_the_largest_for_the_other():
+def test_max_box_accuracy_takes_any_region_and_corloc_the_largest():
     both = rectangle(0, 0, 10, 10) + rectangle(15, 15, 19, 19)
     figures = box_score(both[None], in_fractions(15, 15, 19, 19)[None])
     assert figures == {"max_box_acc_v2": 1, "corloc": 0}
 
 
-def test_regions_that_touch_at_a_corner_are_one():
+def test_regions_touching_at_a_corner_are_connected():
     stairs = rectangle(0, 0, 10, 10) + rectangle(10, 10, 20, 20)
     assert box_score(stairs[None], in_fractions(0, 0, 20, 20)[None])["corloc"] == 1
 
 
-def test_one_threshold_serves_all_images():
+def test_max_box_accuracy_uses_one_threshold_for_all_images():
     # Image 0 needs a threshold above 0.2, image 1 one below 0.2 and above 0.
     first = np.maximum(rectangle(0, 0, 4, 4), 0.2)
     second = np.maximum(rectangle(0, 0, 10, 20, 0.1), rectangle(0, 0, 1, 1))

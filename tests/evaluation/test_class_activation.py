@@ -46,29 +46,13 @@ def by_definition(features, weights, classes) -> np.ndarray:
     return maps
 
 
-def test_class_activation_by_definition():
+def test_class_activation_matches_definition():
     features, weights, classes = given()
     maps = read(class_activation, features, weights, classes)
     np.testing.assert_allclose(maps, by_definition(features, weights, classes), rtol=1e-5, atol=1e-6)
 
 
-def test_class_activation_is_each_cells_share_of_the_logit():
-    features, weights, classes = given()
-    cam = read(class_activation, features, weights, classes)
-    logits = [logit(features[b], weights, classes[b]) for b in range(IMAGES)]
-    np.testing.assert_allclose(cam.mean((1, 2)) + weights[-1, classes], logits, rtol=1e-5, atol=1e-6)
-
-
-def test_grad_cam_is_the_positive_part_of_cam_for_each_cell():
-    features, weights, classes = given()
-    cam = by_definition(features, weights, classes)
-    maps = read(grad_cam, features, weights, classes)
-    np.testing.assert_allclose(maps, np.maximum(cam, 0) / SIDE**2, rtol=1e-5, atol=1e-6)
-    # Both signs are there.
-    assert 0.3 < (maps == 0).mean() < 0.7
-
-
-def test_grad_cam_by_numerical_differentiation():
+def test_grad_cam_matches_numerical_differentiation():
     features, weights, classes = given(1)
     expected = np.zeros((IMAGES, SIDE, SIDE))
     for b in range(IMAGES):
@@ -82,15 +66,8 @@ def test_grad_cam_by_numerical_differentiation():
         importance = gradient.mean((0, 1))
         expected[b] = np.maximum((features[b] * importance).sum(-1), 0)
     np.testing.assert_allclose(read(grad_cam, features, weights, classes), expected, rtol=1e-4, atol=1e-6)
-
-
-def test_maps_of_an_image_are_its_own():
-    features, weights, classes = given()
-    order = np.array([3, 0, 4, 1, 2])
-    for method in (class_activation, grad_cam):
-        maps = read(method, features, weights, classes)
-        permuted = read(method, features[order], weights, classes[order])
-        np.testing.assert_allclose(permuted, maps[order], rtol=1e-6)
+    # The rectification had something to cut.
+    assert 0.3 < (expected == 0).mean() < 0.7
 
 
 def random_network(model: Siamese, size: int) -> Network:
@@ -137,7 +114,7 @@ def activations(mesh_of):
     return ended, features, weights
 
 
-def test_activation_is_of_the_class_that_the_classifier_predicts(activations):
+def test_activation_maps_are_of_the_predicted_class(activations):
     found, features, weights = activations
     logits = features.astype(float).mean((1, 2)) @ weights[:-1] + weights[-1]
     classes = logits.argmax(1)
@@ -149,7 +126,7 @@ def test_activation_is_of_the_class_that_the_classifier_predicts(activations):
     np.testing.assert_allclose(found[8].grad_cam, np.maximum(cam, 0) / 9, rtol=1e-4, atol=1e-5)
 
 
-def test_activation_on_8_devices_is_that_on_1(activations):
+def test_activation_on_8_devices_matches_1_device(activations):
     found, *_ = activations
     for on8, on1 in zip(found[8], found[1], strict=True):
         np.testing.assert_allclose(on8, on1, rtol=1e-4, atol=1e-5)
@@ -189,8 +166,8 @@ def red_squares(count: int = 6, size: int = 16) -> Source:
     )
 
 
-@pytest.mark.parametrize(("winner", "found"), [(0, True), (1, False)])
-def test_maps_of_the_probe_point_at_the_object_that_its_class_is_read_from(mesh_of, winner, found):
+@pytest.mark.parametrize(("winner", "found"), [(0, True), (1, False)], ids=["object", "background"])
+def test_probe_maps_point_where_the_predicted_class_is_read(mesh_of, winner, found):
     # Class 0 looks at the red of the object, class 1 at the blue around it; the bias decides which is predicted.
     source, test = red_squares(), np.arange(6)
     evaluator = Evaluator(Pixels(2), mesh_of(1), source, EvalSpec(16, 16, 4, "others"))

@@ -16,11 +16,15 @@ from cvsa_jax.evaluation.protocol import Knn, Probe
 from cvsa_jax.evaluation.recognition import Labelled, recognized
 from cvsa_jax.models.activation import first_component
 
-RNG = np.random.default_rng(0)
 PROBE = Probe((0.1, 1.0), 20, 32, 0.2, 2, (1.0,), (0,), 0, None)
 
 
-def test_chance_is_of_the_images_that_show_an_object_as_the_figures_are():
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_chance_skips_images_with_empty_masks():
     masks = np.zeros((4, 8, 8), bool)
     masks[0, :4], masks[1, :, :4] = True, True  # two of four are empty
     source = Source("x", tuple("abcd"), None, (), {}, lambda i: b"", lambda i: masks[i], lambda kind: "0")
@@ -33,18 +37,18 @@ def test_chance_is_of_the_images_that_show_an_object_as_the_figures_are():
     assert empty == {"pixel_ap": 0.0}
 
 
-@pytest.mark.parametrize("temperature", [1e-6, 1e-3, 0.07])
-def test_knn_at_any_temperature_follows_its_nearest_neighbour(temperature):
+@pytest.mark.parametrize("temperature", [1e-6, 0.07], ids=["tiny", "usual"])
+def test_knn_votes_stay_finite_at_low_temperature(temperature):
     # The nearest, at a cosine of about .8, is of class 2; as exp(cosine / temperature) all votes would be 0.
     train = np.array([[1.0, 0.75], [1.0, -2.0], [-1.0, 1.0]], np.float32)
     predicted = knn.knn_predict(train, np.array([2, 0, 1]), np.array([[1.0, 0.0]], np.float32), (1, 3), temperature)
     assert (predicted == 2).all()
 
 
-@pytest.mark.parametrize("scale", [1e-7, 1.0, 1e6])
-def test_the_probe_does_not_depend_on_the_features_scale(scale):
+@pytest.mark.parametrize("scale", [1e-7, 1.0, 1e6], ids=["tiny", "unit", "huge"])
+def test_probe_is_invariant_to_feature_scale(rng, scale):
     labels = np.repeat(np.arange(4), 30)
-    x = (np.eye(4)[labels] @ RNG.normal(size=(4, 12)) + 0.4 * RNG.normal(size=(120, 12))).astype(np.float32)
+    x = (np.eye(4)[labels] @ rng.normal(size=(4, 12)) + 0.4 * rng.normal(size=(120, 12))).astype(np.float32)
     x[:, 5] = 3.0  # does not vary
     x, test = scale * x[::2], scale * x[1::2]
     found = linear_probe(x, labels[::2], test, labels[1::2], 4, PROBE, 0)
@@ -52,21 +56,16 @@ def test_the_probe_does_not_depend_on_the_features_scale(scale):
     assert np.isfinite(found.weights).all() and Standardization.of(x).std[5] == 1
 
 
-def test_a_constant_set_of_features_stays_finite():
-    scale = Standardization.of(np.full((5, 3), 2.0, np.float32))
-    assert (scale.std == 1).all() and (scale.apply(np.full((1, 3), 2.0, np.float32)) == 0).all()
-
-
-def test_maps_of_any_scale_have_the_same_figures_and_a_constant_one_is_nothing():
-    map_, mask = RNG.random((7, 7)).astype(np.float32), RNG.random((20, 20)) < 0.3
+def test_upsample_is_scale_invariant_and_constant_maps_become_0(rng):
+    map_, mask = rng.random((7, 7)).astype(np.float32), rng.random((20, 20)) < 0.3
     for factor in (1e-14, 1.0, 1e12):
         np.testing.assert_allclose(upsample(factor * map_, 20), upsample(map_, 20), atol=1e-5)
-    for level in (0.0, 1e-14, 0.3, 1e6):
+    for level in (-3.0, 0.0, 1e-14, 0.3, 1e6):
         assert (upsample(np.full((7, 7), level, np.float32), 20) == 0).all()
     assert 0 < pointing_score(upsample(np.full((7, 7), 0.3, np.float32), 20), mask) == pytest.approx(mask.mean())
 
 
-def test_lists_of_labels_of_neighbouring_seeds_are_different():
+def test_label_lists_differ_between_seeds_and_draws():
     labels = np.repeat(np.arange(5), 40)
     for rows_of in (
         lambda seed, draw: count_rows(labels, 4, seed, draw),
@@ -77,9 +76,9 @@ def test_lists_of_labels_of_neighbouring_seeds_are_different():
         assert lists[0, 0] == tuple(rows_of(0, 0))
 
 
-def test_the_classifier_that_is_kept_saw_the_most_labels():
+def test_kept_classifier_is_of_the_most_labels(rng):
     labels = np.repeat(np.arange(3), 40)
-    x = (np.eye(3)[labels] @ RNG.normal(size=(3, 6)) + RNG.normal(size=(120, 6))).astype(np.float32)
+    x = (np.eye(3)[labels] @ rng.normal(size=(3, 6)) + rng.normal(size=(120, 6))).astype(np.float32)
     halves = Labelled(x[::2], labels[::2]), Labelled(x[1::2], labels[1::2])
 
     def weights(**amounts):
@@ -94,8 +93,8 @@ def test_the_classifier_that_is_kept_saw_the_most_labels():
 
 
 @pytest.mark.parametrize(("side", "channels"), [(5, 40), (9, 6), (2, 30), (2, 3), (1, 8)])
-def test_the_first_component_is_that_of_the_covariance(side, channels):
-    features = RNG.normal(size=(3, side, side, channels)).astype(np.float32)
+def test_first_component_matches_svd(rng, side, channels):
+    features = rng.normal(size=(3, side, side, channels)).astype(np.float32)
     features[:, side // 2 :, side // 2 :, 0] += 6  # an object, more active, in a corner of four cells
     maps, shares = first_component(jnp.asarray(features))
     for image, found, share in zip(features, np.asarray(maps), shares, strict=True):

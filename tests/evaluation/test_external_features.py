@@ -16,8 +16,13 @@ from cvsa_jax.runtime.errors import UserError
 
 SOURCE = load("procedural", "", procedural.Spec(0, 3, 20, 10, 24))
 TRAIN, TEST = SOURCE.split("train"), SOURCE.split("test")
-RNG = np.random.default_rng(0)
-VECTORS = (RNG.normal(size=(len(SOURCE), 8)) + 1.5 * np.eye(3, 8)[SOURCE.labels]).astype(np.float32)
+NOISE = np.random.default_rng(0).normal(size=(len(SOURCE), 8))
+VECTORS = (NOISE + 1.5 * np.eye(3, 8)[SOURCE.labels]).astype(np.float32)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(1)
 
 
 def probe(**changes) -> Probe:
@@ -35,9 +40,11 @@ def spec(size: int, pooling: str = "average") -> EvalSpec:
     return EvalSpec(size, size, 8, "others", pooling)
 
 
-@pytest.mark.parametrize("prefix", ["", "images/", "/home/me/photos/images/", "..\\images\\"])
-def test_rows_are_found_by_name_in_any_order(tmp_path, prefix):
-    order = RNG.permutation(len(SOURCE))
+@pytest.mark.parametrize(
+    "prefix", ["", "/home/me/photos/images/", "..\\images\\"], ids=["bare", "absolute", "backslashes"]
+)
+def test_rows_are_matched_by_name_in_any_order(tmp_path, rng, prefix):
+    order = rng.permutation(len(SOURCE))
     names = [prefix + SOURCE.names[i] for i in order]
     extra = [*names, "another/picture.png"]
     features = external_features.ExternalFeatures(
@@ -46,7 +53,7 @@ def test_rows_are_found_by_name_in_any_order(tmp_path, prefix):
     np.testing.assert_array_equal(features.vectors, VECTORS)
 
 
-def test_names_that_are_no_text_are_found_as_embed_writes_them(tmp_path):
+def test_undecodable_names_match_their_escaped_form(tmp_path):
     names = ("caf\udce9.png", "back\\slash.png", *SOURCE.names[2:])
     source = dataclasses.replace(SOURCE, names=names)
     written = ["caf\\udce9.png", *names[1:]]
@@ -54,7 +61,7 @@ def test_names_that_are_no_text_are_found_as_embed_writes_them(tmp_path):
     np.testing.assert_array_equal(features.vectors, VECTORS)
 
 
-def test_figures_are_those_of_the_vectors(tmp_path):
+def test_knn_of_external_vectors_matches_scikit_learn(tmp_path):
     features = external_features.ExternalFeatures(saved(tmp_path / "x.npz"), SOURCE, spec(32))
     found = features.recognition(None, TRAIN, TEST, knn=Knn((5,), 0.07), probe=probe()).figures
     # scikit-learn's kNN with the same votes.
@@ -71,10 +78,10 @@ def test_figures_are_those_of_the_vectors(tmp_path):
     )
 
 
-def test_maps_are_measured_as_an_attention_is(tmp_path):
+def test_external_maps_are_scored_as_attention(tmp_path, rng):
     size = 24
     masks = np.stack([SOURCE.mask(i) for i in range(len(SOURCE))]) > 127
-    order = RNG.permutation(len(SOURCE))
+    order = rng.permutation(len(SOURCE))
     path = saved(tmp_path / "x.npz", np.array(SOURCE.names)[order], VECTORS[order], maps=masks[order].astype(np.uint8))
     features = external_features.ExternalFeatures(path, SOURCE, spec(size))
     maps = features.maps(None, TEST)
@@ -86,9 +93,9 @@ def test_maps_are_measured_as_an_attention_is(tmp_path):
     assert figures["pointing_game"] == figures["mask_iou"] == 0
 
 
-def test_patches_give_their_mean_and_first_component(tmp_path, monkeypatch):
+def test_patches_give_mean_and_first_component_maps(tmp_path, rng, monkeypatch):
     monkeypatch.setattr(external_features, "CHUNK", 7)
-    patches = RNG.normal(size=(len(SOURCE), 4, 4, 6)).astype(np.float32)
+    patches = rng.normal(size=(len(SOURCE), 4, 4, 6)).astype(np.float32)
     patches[:, 1:3, 1:3] += 4 * np.eye(6, dtype=np.float32)[2]
     features = external_features.ExternalFeatures(saved(tmp_path / "x.npz", patches=patches), SOURCE, spec(24))
     maps = features.maps(None, TEST)
@@ -105,18 +112,23 @@ def test_patches_give_their_mean_and_first_component(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "placed", [{"maps": VECTORS}, {"patches": VECTORS[:-1, None, None]}, {"maps": VECTORS[:, None] * np.inf}]
+    ("name", "values", "shape"),
+    [
+        pytest.param("maps", VECTORS, r"\(n, h, w\)", id="maps"),
+        pytest.param("patches", VECTORS[:-1, None, None], r"\(n, h, w, C\)", id="patches"),
+    ],
 )
-def test_maps_that_do_not_fit_are_refused(tmp_path, placed):
-    (name,) = placed
-    if np.isinf(next(iter(placed.values()))).any():  # which is seen when they are read
-        features = external_features.ExternalFeatures(saved(tmp_path / "x.npz", **placed), SOURCE, spec(24))
-        with pytest.raises(UserError, match=rf"x\.npz: `{name}` must be .* finite numbers"):
-            features.maps(None, TEST)
-        return
-    shape = {"maps": r"\(n, h, w\)", "patches": r"\(n, h, w, C\)"}[name]
+def test_misshapen_maps_and_patches_are_refused(tmp_path, name, values, shape):
+    path = saved(tmp_path / "x.npz", **{name: values})
     with pytest.raises(UserError, match=rf"x\.npz: `{name}` must be {shape} finite numbers"):
-        external_features.ExternalFeatures(saved(tmp_path / "x.npz", **placed), SOURCE, spec(24))
+        external_features.ExternalFeatures(path, SOURCE, spec(24))
+
+
+def test_infinite_maps_are_refused_when_read(tmp_path):
+    path = saved(tmp_path / "x.npz", maps=np.full((len(SOURCE), 2, 2), np.inf))
+    features = external_features.ExternalFeatures(path, SOURCE, spec(24))
+    with pytest.raises(UserError, match=r"x\.npz: `maps` must be .* finite numbers"):
+        features.maps(None, TEST)
 
 
 @pytest.mark.parametrize(
@@ -128,26 +140,27 @@ def test_maps_that_do_not_fit_are_refused(tmp_path, placed):
         (SOURCE.names, VECTORS * np.nan, "must be .n, C. finite numbers"),
         (SOURCE.names, VECTORS[:, 0], "must be .n, C. finite numbers"),
     ],
+    ids=["missing image", "repeated image", "fewer vectors than names", "not finite", "one dimension"],
 )
-def test_features_that_do_not_fit_are_refused(tmp_path, names, vectors, said):
+def test_mismatched_vectors_are_refused(tmp_path, names, vectors, said):
     with pytest.raises(UserError, match=rf"x\.npz.*{said}"):
         external_features.ExternalFeatures(saved(tmp_path / "x.npz", names, vectors), SOURCE, spec(32))
 
 
-def test_crops_need_a_network(tmp_path):
+def test_augmented_probe_of_external_vectors_is_refused(tmp_path):
     features = external_features.ExternalFeatures(saved(tmp_path / "x.npz"), SOURCE, spec(32))
     with pytest.raises(UserError, match=r"config\.probe\.augmented needs a network"):
         features.recognition(None, TRAIN, TEST, knn=Knn((), 0.07), probe=probe(crop_area=(0.1, 1.0)))
 
 
-def test_what_is_a_file_of_features(tmp_path):
+def test_is_features_recognizes_only_files_of_vectors(tmp_path):
     assert external_features.is_features(saved(tmp_path / "x.npz"))
     np.savez(tmp_path / "w.npz", **{"conv1.weight": VECTORS})
     (tmp_path / "b.npz").write_bytes(b"PK")
     assert not any(external_features.is_features(tmp_path / name) for name in ("w.npz", "b.npz", "absent.npz", "x.txt"))
 
 
-def test_few_labels_by_hand(monkeypatch):
+def test_few_label_draws_are_averaged(monkeypatch):
     asked = []
 
     def linear_probe(x, y, x_test, y_test, classes, probe, seed, fit):

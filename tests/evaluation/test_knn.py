@@ -32,13 +32,13 @@ def by_definition(x, labels, x_test, k: int) -> np.ndarray:
     return np.array(predicted)
 
 
-@pytest.mark.parametrize("k", [1, 5, 60, 1000])
-def test_predictions_are_those_of_the_definition(k):
+@pytest.mark.parametrize("k", [1, 5, 1000])
+def test_knn_matches_definition(k):
     x, labels, x_test = data()
     np.testing.assert_array_equal(knn_predict(x, labels, x_test, k), by_definition(x, labels, x_test, k))
 
 
-def test_votes_beyond_the_nearest_neighbour_can_decide():
+def test_further_neighbours_can_outvote_the_nearest():
     # At cosine 1 one vote for class 2; just beside it two for class 1; far off, and many, those for class 0.
     angles = np.radians([0, 5, -5, *np.linspace(90, 270, 30)])
     x = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
@@ -47,24 +47,7 @@ def test_votes_beyond_the_nearest_neighbour_can_decide():
     assert [knn_predict(x, labels, query, k)[0] for k in (1, 2, 3, 33)] == [2, 2, 1, 1]
 
 
-def test_order_of_the_train_rows_does_not_matter():
-    x, labels, x_test = data()
-    order = np.random.default_rng(1).permutation(len(x))
-    np.testing.assert_array_equal(knn_predict(x[order], labels[order], x_test, 5), knn_predict(x, labels, x_test, 5))
-
-
-@pytest.mark.parametrize("k", [1, 10])
-def test_separable_clusters_are_all_recognised(k):
-    rng = np.random.default_rng(2)
-    labels, y_test = np.repeat(np.arange(CLASSES), 10), np.tile(np.arange(CLASSES), 5)
-    x, x_test = (
-        (np.eye(CLASSES)[y] * rng.uniform(0.1, 10, (len(y), 1)) + rng.normal(0, 0.01, (len(y), CLASSES)))
-        for y in (labels, y_test)
-    )
-    np.testing.assert_array_equal(knn_predict(x.astype(np.float32), labels, x_test.astype(np.float32), k), y_test)
-
-
-def test_zero_vectors_do_no_harm():
+def test_zero_vectors_do_not_change_other_predictions():
     x, labels, x_test = data()
     x[3] = x_test[2] = 0
     predicted = knn_predict(x, labels, x_test, 5)
@@ -81,7 +64,7 @@ def scikit_learns(k: int) -> KNeighborsClassifier:
     return KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / TEMPERATURE))
 
 
-def test_several_k_at_once_against_scikit_learn():
+def test_several_k_at_once_match_scikit_learn():
     x, labels, x_test = data()
     found = knn.knn_predict(x, labels, x_test, KS, TEMPERATURE)
     expected = [scikit_learns(k).fit(x.astype(float), labels).predict(x_test.astype(float)) for k in KS]
@@ -100,49 +83,25 @@ def test_temperature_weighs_the_votes():
         assert knn.knn_predict(x, np.array([0, 1, 1]), query, (3,), factor * even)[0] == winner
 
 
-def test_leave_one_out_by_definition():
-    x, labels, _ = data()
-    every = np.arange(len(x))
-    alone = [
-        [by_definition(x[every != i], labels[every != i], x[i : i + 1], k)[0] == labels[i] for i in every] for k in KS
-    ]
-    scores = knn.leave_one_out(x, labels, KS, TEMPERATURE)
-    np.testing.assert_allclose(scores, np.mean(alone, 1))
-    assert len(set(scores)) > 2
-
-
-def test_leave_one_out_against_scikit_learn():
+def test_leave_one_out_matches_scikit_learn():
     x, labels, _ = data(train=25)
     ks = (1, 4, 24)
     expected = [
         (cross_val_predict(scikit_learns(k), x.astype(float), labels, cv=LeaveOneOut()) == labels).mean() for k in ks
     ]
     np.testing.assert_allclose(knn.leave_one_out(x, labels, ks, TEMPERATURE), expected)
+    assert len(set(expected)) > 1
 
 
-def test_in_leave_one_out_no_vector_votes_for_itself():
+def test_leave_one_out_excludes_the_query_itself():
     # Every vector is there twice. With two labels its twin, the nearest other, is always wrong.
     x = np.repeat(data(train=20)[0], 2, axis=0)
     assert knn.leave_one_out(x, np.arange(40) // 2, (1,), TEMPERATURE) == 1
     assert knn.leave_one_out(x, np.arange(40), (1,), TEMPERATURE) == 0
 
 
-def test_leave_one_out_does_not_depend_on_the_order():
-    x, labels, _ = data()
-    order = np.random.default_rng(3).permutation(len(x))
-    scores = knn.leave_one_out(x, labels, KS, TEMPERATURE)
-    np.testing.assert_array_equal(knn.leave_one_out(x[order], labels[order], KS, TEMPERATURE), scores)
-
-
-def test_order_of_the_test_rows_does_not_matter():
-    x, labels, x_test = data()
-    order = np.random.default_rng(4).permutation(len(x_test))
-    found = knn.knn_predict(x, labels, x_test, KS, TEMPERATURE)
-    np.testing.assert_array_equal(knn.knn_predict(x, labels, x_test[order], KS, TEMPERATURE), found[:, order])
-
-
-@pytest.mark.parametrize(("queries", "gallery"), [(7, 16), (64, 7), (1, 59)])
-def test_chunks_change_nothing(monkeypatch, queries, gallery):
+@pytest.mark.parametrize(("queries", "gallery"), [(7, 16), (1, 59)])
+def test_chunked_predictions_match_unchunked(monkeypatch, queries, gallery):
     x, labels, x_test = data()
     ask = lambda: (  # noqa: E731
         knn.knn_predict(x, labels, x_test, KS, TEMPERATURE),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from support.compiling import quick
 
 from cvsa_jax.data import sources
 from cvsa_jax.data.pipeline import image_batches
@@ -25,7 +26,6 @@ from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.training import photometric
 from cvsa_jax.training.state import Network
 
-RNG = np.random.default_rng(0)
 SIZE = 64
 MODEL = Classifier(2, depth=8, width=4, stem="small")
 SOURCE = sources.load("procedural", "", procedural.Spec(0, 2, 6, 4, 80))
@@ -33,16 +33,26 @@ TRAIN, TEST = SOURCE.split("train"), SOURCE.split("test")
 MAPS = np.stack([np.asarray(SOURCE.mask(i))[:64, :64] for i in range(len(SOURCE))]) // 2 + 20
 
 
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
 @pytest.fixture(scope="module")
 def network() -> Network:
-    variables = MODEL.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)), True)
+    variables = quick(lambda key: MODEL.init(key, jnp.zeros((1, SIZE, SIZE, 3)), True))(jax.random.key(0))
     return Network(variables["params"], variables["batch_stats"])
 
 
-def cells_of(network, indices, resize):
-    ((images, _),) = image_batches(SOURCE, indices, resize=resize, size=SIZE, batch_size=len(indices))
-    views = photometric.normalize(photometric.to_float(jnp.asarray(images)))
-    return np.asarray(MODEL.apply(network.variables, views, method="features")[0], np.float64)
+@quick
+def feature_map(variables, images):
+    views = photometric.normalize(photometric.to_float(images))
+    return MODEL.apply(variables, views, method="features")[0]
+
+
+def cells_of(network, indices, resize, source=SOURCE):
+    ((images, _),) = image_batches(source, indices, resize=resize, size=SIZE, batch_size=len(indices))
+    return np.asarray(feature_map(network.variables, images), np.float64)
 
 
 def averaged(weights: np.ndarray, cells: np.ndarray) -> np.ndarray:
@@ -72,44 +82,44 @@ def moments_of(cells: np.ndarray, values: np.ndarray, parts: int = 1, shift: flo
     return moments
 
 
-@pytest.mark.parametrize("ridge", [1e-5, 0.1, 10.0])
-def test_solution_is_that_of_the_ridge_regression_whatever_the_parts(ridge):
-    cells = RNG.normal(size=(300, 7)) * np.arange(1, 8) + 50 * RNG.normal(size=7)
-    values = cells[:, 2] / 10 + RNG.normal(size=300)
+@pytest.mark.parametrize("ridge", [1e-5, 0.1, 10.0], ids=["weak", "medium", "strong"])
+def test_head_matches_ridge_regression_for_any_chunks(rng, ridge):
+    cells = rng.normal(size=(300, 7)) * np.arange(1, 8) + 50 * rng.normal(size=7)
+    values = cells[:, 2] / 10 + rng.normal(size=300)
     expected = ridge_regression(cells, values, ridge)
     for parts, shift in ((1, 0.0), (13, 0.0), (4, 30.0)):
         head = moments_of(cells, values, parts, shift).head(ridge)
         np.testing.assert_allclose([*head.weight, head.bias], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_features_far_from_0_are_solved(capsys):
-    maps, _, cells = planted(40, noise=0.3)
+def test_fit_is_stable_for_features_far_from_0(rng, capsys):
+    maps, _, cells = planted(rng, 40, noise=0.3)
     near, far = (look.fit(batches(cells + np.float32(offset)), maps, np.arange(40)) for offset in (0, 1000))
     np.testing.assert_allclose(near.weight, far.weight, rtol=0.01, atol=1e-4)
     assert far.explained == pytest.approx(near.explained, abs=1e-3) and capsys.readouterr().out == ""
 
 
-def test_error_and_spread_are_sums_over_the_cells():
-    cells, values = RNG.normal(size=(50, 3)), RNG.normal(size=50)
-    moments, solution = moments_of(cells, values), RNG.normal(size=4)
+def test_moments_error_and_spread_match_sums_over_cells(rng):
+    cells, values = rng.normal(size=(50, 3)), rng.normal(size=50)
+    moments, solution = moments_of(cells, values), rng.normal(size=4)
     assert moments.error(solution) == pytest.approx(((values - cells @ solution[:3] - solution[3]) ** 2).sum())
     assert moments.spread == pytest.approx(((values - values.mean()) ** 2).sum())
 
 
-def test_constant_feature_gets_no_weight():
-    cells = np.column_stack([RNG.normal(size=80), np.full(80, 3.0), np.zeros(80)])
+def test_constant_feature_gets_no_weight(rng):
+    cells = np.column_stack([rng.normal(size=80), np.full(80, 3.0), np.zeros(80)])
     (found,) = moments_of(cells, cells[:, 0] * 2 + 1).solutions((1e-5,))
     np.testing.assert_allclose(found, [2, 0, 0, 1], atol=1e-3)
 
 
-def planted(count: int, noise: float):
+def planted(rng: np.random.Generator, count: int, noise: float):
     """Cells (count, 4, 4, 6) whose second feature is the map's value in the cell, between noise."""
     maps = np.zeros((count, 64, 64), np.uint8)
     for k in range(count):
-        y, x = RNG.integers(0, 33, 2)
+        y, x = rng.integers(0, 33, 2)
         maps[k, y : y + 32, x : x + 32] = 100
     values = maps.reshape(count, 4, 16, 4, 16).mean((2, 4)) / 100
-    cells = RNG.normal(size=(count, 4, 4, 6)).astype(np.float32)
+    cells = rng.normal(size=(count, 4, 4, 6)).astype(np.float32)
     cells[..., 1] = 5 * values + noise * cells[..., 1] + 2
     return maps, values, cells
 
@@ -118,8 +128,8 @@ def batches(cells: np.ndarray, size: int = 7):
     return [(slice(k, min(k + size, len(cells))), cells[k : k + size]) for k in range(0, len(cells), size)]
 
 
-def test_fit_finds_what_tells_the_object_and_chooses_what_predicts_unseen_images():
-    maps, values, cells = planted(60, noise=0.5)
+def test_fit_chooses_ridge_by_cross_validation_over_images(rng):
+    maps, values, cells = planted(rng, 60, noise=0.5)
     head = look.fit(batches(cells), maps, np.arange(60))
     # The same choice by cross-validation over images, written out.
     folds = np.random.default_rng(0).permutation(60) % 5
@@ -143,8 +153,8 @@ def test_fit_finds_what_tells_the_object_and_chooses_what_predicts_unseen_images
     assert np.abs(head.weight).argmax() == 1
 
 
-def test_power_is_the_smallest_that_brings_the_weights_onto_the_object():
-    maps, values, cells = planted(60, noise=0.5)
+def test_fit_chooses_the_smallest_power_that_focuses_on_the_object(rng):
+    maps, values, cells = planted(rng, 60, noise=0.5)
     head = look.fit(batches(cells), maps, np.arange(60))
     folds = np.random.default_rng(0).permutation(60) % 5
     others = ridge_regression(cells[folds > 0].reshape(-1, 6).astype(float), values[folds > 0].ravel(), head.ridge)
@@ -157,38 +167,40 @@ def test_power_is_the_smallest_that_brings_the_weights_onto_the_object():
     assert shares[1.0] < look.ON_OBJECT
     assert head.power == min(power for power, share in shares.items() if share >= look.ON_OBJECT)
     # What is less certain needs more.
-    maps, _, cells = planted(60, noise=2.5)
+    maps, _, cells = planted(rng, 60, noise=2.5)
     assert look.fit(batches(cells), maps, np.arange(60)).power > head.power
 
 
-def test_power_is_chosen_on_images_from_the_whole_order(monkeypatch):
-    monkeypatch.setattr(look, "KEPT", 12)
-    easy, hard = planted(150, noise=0.0), planted(150, noise=2.5)
+def test_power_is_chosen_on_images_across_the_whole_order(rng, monkeypatch):
+    monkeypatch.setattr(look, "KEPT", 48)
+    easy, hard = planted(rng, 150, noise=0.0), planted(rng, 150, noise=2.5)
     maps, _, cells = (np.concatenate(parts) for parts in zip(easy, hard, strict=True))
-    powers = {
-        look.fit(batches(cells[order]), maps[order], np.arange(300)).power
-        for order in (slice(None), slice(None, None, -1))
-    }
-    assert len(powers) == 1
+
+    def power(cells: np.ndarray, maps: np.ndarray) -> float:
+        return look.fit(batches(cells), maps, np.arange(len(maps))).power
+
+    # The first images alone would give the power of the easy ones, and in the reverse order that of the hard ones.
+    assert power(easy[2], easy[0]) < power(cells, maps)
+    assert power(cells[::-1], maps[::-1]) < power(hard[2], hard[0])
 
 
-def test_features_that_say_nothing_are_warned_of(capsys):
-    maps, _, cells = planted(30, noise=0.1)
-    look.fit(batches(RNG.normal(size=cells.shape).astype(np.float32)), maps, np.arange(30))
+def test_uninformative_features_are_warned_of(rng, capsys):
+    maps, _, cells = planted(rng, 30, noise=0.1)
+    look.fit(batches(rng.normal(size=cells.shape).astype(np.float32)), maps, np.arange(30))
     assert "hardly say where the object is" in capsys.readouterr().out
     striped = np.tile(np.arange(64) % 2 * 200, (30, 64, 1)).astype(np.uint8)
     with pytest.raises(UserError, match="the maps are the same in all cells of all images"):
         look.fit(batches(cells), striped, np.arange(30))
 
 
-def test_faint_maps_teach_the_same_head():
-    maps, _, cells = planted(40, noise=0.3)
+def test_fit_is_invariant_to_map_contrast(rng):
+    maps, _, cells = planted(rng, 40, noise=0.3)
     plain, faint = (look.fit(batches(cells), m, np.arange(40)) for m in (maps, maps // 4 + 30))
     np.testing.assert_allclose(plain.vector, faint.vector, atol=1e-6)
 
 
-def test_blank_maps_are_left_out_and_fewer_than_two_are_refused():
-    maps, _, cells = planted(6, noise=0.1)
+def test_blank_maps_are_left_out_and_fewer_than_two_are_refused(rng):
+    maps, _, cells = planted(rng, 6, noise=0.1)
     maps[[1, 4]], maps[5] = 0, 255
     np.testing.assert_array_equal(look.informative(maps, np.array([5, 4, 3, 1, 0])), [3, 0])
     assert not len(look.informative(maps, np.array([1, 5]))) and not len(look.informative(maps, np.zeros(0, int)))
@@ -198,15 +210,15 @@ def test_blank_maps_are_left_out_and_fewer_than_two_are_refused():
     assert np.isfinite(look.fit(batches(cells[:2]), maps, np.array([0, 2])).vector).all()
 
 
-def test_features_that_are_the_same_everywhere_are_refused():
-    maps, _, cells = planted(5, noise=0.1)
+def test_constant_features_are_refused(rng):
+    maps, _, cells = planted(rng, 5, noise=0.1)
     with pytest.raises(UserError, match="the same in all cells of all images"):
         look.fit(batches(np.ones_like(cells)), maps, np.arange(5))
 
 
-def test_cells_are_pooled_by_what_the_head_reads():
-    cells = RNG.normal(size=(5, 3, 3, 6)).astype(np.float32)
-    head = LookHead(RNG.normal(size=6), 0.3, 3.0)
+def test_head_pooling_weighs_cells_by_head_output(rng):
+    cells = rng.normal(size=(5, 3, 3, 6)).astype(np.float32)
+    head = LookHead(rng.normal(size=6), 0.3, 3.0)
     expected = averaged(sharpened(cells @ head.weight + 0.3, 3.0), cells)
     np.testing.assert_allclose(pooled_by_head(jnp.asarray(cells), jnp.asarray(head.vector)), expected, atol=1e-5)
     # Where nothing is above 0, all cells weigh the same.
@@ -215,8 +227,8 @@ def test_cells_are_pooled_by_what_the_head_reads():
     np.testing.assert_allclose(plain, cells.mean((1, 2)), atol=1e-6)
 
 
-def test_map_is_cut_as_the_image_is_and_averaged_by_area():
-    maps = RNG.integers(0, 256, (1, 64, 64)).astype(np.uint8)
+def test_cell_means_average_the_box_by_area(rng):
+    maps = rng.integers(0, 256, (1, 64, 64)).astype(np.uint8)
     # By hand: of rows 16 to 48 and columns 0 to 64, 2 × 4 cells of 16 × 16.
     box = np.float32([[0.25, 0, 0.75, 1]])
     expected = maps[0, 16:48].reshape(2, 16, 4, 16).mean((1, 3))
@@ -229,10 +241,10 @@ def test_map_is_cut_as_the_image_is_and_averaged_by_area():
     )
 
 
-def test_blank_and_full_maps_pool_as_the_average_does():
+def test_constant_maps_pool_like_the_average(rng):
     from cvsa_jax.data.saliency_maps import Mapped
 
-    cells = jnp.asarray(RNG.normal(size=(3, 2, 2, 6)).astype(np.float32))
+    cells = jnp.asarray(rng.normal(size=(3, 2, 2, 6)).astype(np.float32))
     maps = np.stack([np.zeros((64, 64)), np.full((64, 64), 255), np.full((64, 64), 9)]).astype(np.uint8)
     mapped = Mapped(np.zeros(0), maps, np.tile(np.float32([0, 0, 1, 1]), (3, 1)))
     np.testing.assert_allclose(pooled_by_maps(cells, mapped, jnp.float32(2.0)), cells.mean((1, 2)), atol=1e-6)
@@ -252,13 +264,11 @@ def wide_source():
     ), lambda i: (40 + i % 9, 80) if i % 2 else (80, 44 + i % 7)
 
 
-def test_saliency_pools_crops_of_wide_and_of_high_images(mesh_of, network):
+def test_saliency_pooling_aligns_maps_with_crops_of_wide_and_high_images(mesh_of, network):
     source, shape_of = wide_source()
     spec = EvalSpec(SIZE, 80, 5, "others", "saliency")
     evaluator = Evaluator(MODEL, mesh_of(1), source, spec, Guide(maps=MAPS, power=1.0))
-    ((images, _),) = image_batches(source, TEST, resize=80, size=SIZE, batch_size=len(TEST))
-    views = photometric.normalize(photometric.to_float(jnp.asarray(images)))
-    cells = np.asarray(MODEL.apply(network.variables, views, method="features")[0], np.float64)
+    cells = cells_of(network, TEST, 80, source)
     side, expected = cells.shape[1], []
     for k, i in enumerate(TEST):
         height, width = (round(s * 80 / min(shape_of(int(i)))) for s in shape_of(int(i)))
@@ -274,28 +284,22 @@ def test_saliency_pools_crops_of_wide_and_of_high_images(mesh_of, network):
     np.testing.assert_allclose(found, expected, atol=5e-3)
 
 
-def test_head_learns_on_whole_images_and_pools_crops(mesh_of, network):
+def test_head_is_fitted_on_whole_images_and_pools_crops(mesh_of, network):
     source, _ = wide_source()
     evaluator = Evaluator(MODEL, mesh_of(1), source, EvalSpec(SIZE, 80, 5, "others", "head"), Guide(maps=MAPS))
 
-    def cells_at(resize: int, indices: np.ndarray) -> np.ndarray:
-        ((images, _),) = image_batches(source, indices, resize=resize, size=SIZE, batch_size=len(indices))
-        views = photometric.normalize(photometric.to_float(jnp.asarray(images)))
-        return np.asarray(MODEL.apply(network.variables, views, method="features")[0], np.float64)
-
     key = evaluator.key(network, TRAIN)
-    expected = look.fit([(slice(0, len(TRAIN)), cells_at(0, TRAIN))], MAPS, TRAIN)
+    expected = look.fit([(slice(0, len(TRAIN)), cells_of(network, TRAIN, 0, source))], MAPS, TRAIN)
     np.testing.assert_allclose(key, expected.vector, atol=2e-3)
-    crops = cells_at(80, TEST)
+    crops = cells_of(network, TEST, 80, source)
     pooled = averaged(sharpened(crops @ key[:-2] + key[-2], key[-1]), crops)
     np.testing.assert_allclose(evaluator.features(network, TEST, key), pooled, atol=1e-3)
-    whole = cells_at(0, TEST) @ key[:-2] + key[-2]
+    whole = cells_of(network, TEST, 0, source) @ key[:-2] + key[-2]
     np.testing.assert_allclose(evaluator.maps(network, TEST, key)["look"], whole, atol=1e-4)
 
 
-@pytest.mark.parametrize("batch_size", [4, 24])
-def test_saliency_pools_the_crop_by_the_part_of_the_map_that_it_shows(mesh_of, network, batch_size):
-    spec = EvalSpec(SIZE, 72, batch_size, "others", "saliency")
+def test_saliency_pooling_aligns_maps_with_square_crops_on_two_devices(mesh_of, network):
+    spec = EvalSpec(SIZE, 72, 4, "others", "saliency")
     evaluator = Evaluator(MODEL, mesh_of(2), SOURCE, spec, Guide(maps=MAPS, power=2.0))
     cells = cells_of(network, TEST, 72)
     low = (72 - SIZE) // 2 / 72
@@ -313,7 +317,7 @@ def test_saliency_pools_the_crop_by_the_part_of_the_map_that_it_shows(mesh_of, n
     assert np.abs(found - cells.mean((1, 2))).max() > 0.02
 
 
-def test_head_of_train_images_pools_tests_and_says_where(mesh_of, network):
+def test_head_of_train_images_pools_and_localizes_test_images(mesh_of, network):
     spec = EvalSpec(SIZE, SIZE, 5, "others", "head")
     evaluator = Evaluator(MODEL, mesh_of(2), SOURCE, spec, Guide(maps=MAPS))
     key = evaluator.key(network, TRAIN)
@@ -333,9 +337,9 @@ def test_head_of_train_images_pools_tests_and_says_where(mesh_of, network):
 
 
 @pytest.mark.parametrize("pooling", ["head", "saliency", "attention"])
-def test_patches_of_a_file_are_pooled_alike(tmp_path, pooling):
+def test_patches_of_a_file_are_pooled_by_each_guide(rng, tmp_path, pooling):
     maps = MAPS[: len(SOURCE)]
-    patches = RNG.normal(size=(len(SOURCE), 4, 4, 5)).astype(np.float32)
+    patches = rng.normal(size=(len(SOURCE), 4, 4, 5)).astype(np.float32)
     patches[..., 0] += maps.reshape(len(maps), 4, 16, 4, 16).mean((2, 4)) / 20
     path = tmp_path / "x.npz"
     np.savez(path, names=np.array(SOURCE.names), vectors=patches.mean((1, 2)), patches=patches)
@@ -362,7 +366,7 @@ def test_patches_of_a_file_are_pooled_alike(tmp_path, pooling):
     np.testing.assert_allclose(found.features, expected, atol=1e-3)
 
 
-def test_vectors_without_patches_cannot_be_pooled_by_a_head(tmp_path, capsys):
+def test_guided_pooling_of_vectors_needs_patches(tmp_path, capsys):
     np.savez(tmp_path / "x.npz", names=np.array(SOURCE.names), vectors=np.ones((len(SOURCE), 3), np.float32))
     for pooling in ("head", "saliency"):
         with pytest.raises(UserError, match=rf"x\.npz has no `patches` to be pooled by {pooling}"):
@@ -371,9 +375,9 @@ def test_vectors_without_patches_cannot_be_pooled_by_a_head(tmp_path, capsys):
     assert "taken as they are" in capsys.readouterr().out and taken.spec.pooling == "average"
 
 
-def test_siamese_network_adds_the_look_to_its_own_maps(mesh_of):
+def test_siamese_maps_include_the_look(mesh_of):
     model = Siamese(depth=8, width=4, stem="small", head_hidden=8, head_out=4)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), True)
+    variables = quick(lambda key: model.init(key, jnp.zeros((1, 32, 32, 3)), True))(jax.random.key(0))
     network = Network(variables["params"], variables["batch_stats"])
     evaluator = Evaluator(model, mesh_of(1), SOURCE, EvalSpec(32, 32, 8, "others", "head"), Guide(maps=MAPS))
     maps = evaluator.maps(network, TEST, evaluator.key(network, TRAIN))

@@ -14,8 +14,7 @@ from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.saliency.detectors.annotation import masks
 from cvsa_jax.saliency.quality import measure
 
-RNG = np.random.default_rng(0)
-MASKS = (RNG.random((6, 4, 4)) < 0.4).astype(np.uint8) * 255
+MASKS = (np.random.default_rng(0).random((6, 4, 4)) < 0.4).astype(np.uint8) * 255
 KNOWN = np.array([0, 2, 3, 5])
 MASKED = np.isin(np.arange(6), KNOWN)
 
@@ -38,9 +37,9 @@ SOURCE = Source(
 )
 
 
-def test_localisation_chance_and_centre_are_of_the_masked_images(mesh_of, capsys):
+def test_localization_chance_and_center_use_masked_images_only(mesh_of, capsys):
     evaluator = Evaluator(Siamese(), mesh_of(1), SOURCE, EvalSpec(16, 16, 4, "others"))
-    everything, maps = np.arange(6), RNG.random((6, 5, 5)).astype(np.float32)
+    everything, maps = np.arange(6), np.random.default_rng(1).random((6, 5, 5)).astype(np.float32)
     found = evaluator.masks(everything)
     assert "4 of 6 images have a mask: figures against masks are of these" in capsys.readouterr().out
     assert found[MASKED].any((1, 2)).all() and not found[~MASKED].any()
@@ -54,21 +53,21 @@ def test_localisation_chance_and_centre_are_of_the_masked_images(mesh_of, capsys
     assert center_prior(SOURCE, everything, found) == center_prior(SOURCE, KNOWN, found[KNOWN])
 
 
-def test_quality_of_maps_is_of_the_masked_images():
+def test_map_quality_uses_masked_images_only():
     records = np.zeros(6, [("map", np.uint8, (8, 8)), ("box", np.float32, 4)])
-    records["map"] = RNG.integers(0, 256, (6, 8, 8))
+    records["map"] = np.random.default_rng(2).integers(0, 256, (6, 8, 8))
     records["box"] = np.linspace((0.1, 0.1, 0.5, 0.9), (0.1, 0.1, 0.8, 0.9), 6)
     whole = measure(SOURCE, np.arange(6), records.__getitem__, 0.5)
     assert whole == measure(SOURCE, KNOWN, records.__getitem__, 0.5) and "iou" in whole
 
 
-def test_the_masks_as_maps_need_all_of_them():
+def test_masks_as_maps_need_every_mask():
     with pytest.raises(UserError, match=r"2 of 6 images of partial have no mask: b, e\. Draw them, or take another"):
         masks(SOURCE)
     assert masks(dataclasses.replace(SOURCE, masked=None)).name == "masks"
 
 
-def test_masks_that_belong_to_no_image_are_named_where_there_are_no_others(tmp_path):
+def test_masks_of_no_image_are_named_when_no_mask_matches(tmp_path):
     from cvsa_jax.data.sources import load
 
     for name in ("images/1.jpg", "masks/one.png"):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.compiling import quick
 
 from configs import common
 from cvsa_jax import settings
@@ -29,7 +30,7 @@ TRAIN, TEST = SOURCE.split("train"), SOURCE.split("test")
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    variables = MODEL.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)), True)
+    variables = quick(lambda key: MODEL.init(key, jnp.zeros((1, SIZE, SIZE, 3)), True))(jax.random.key(0))
     return Network(variables["params"], variables["batch_stats"])
 
 
@@ -46,9 +47,13 @@ def cells(network) -> dict[str, np.ndarray]:
     """Feature map, unit queries and keys, and raw predictions of all images, train before test."""
     indices = np.concatenate([TRAIN, TEST])
     ((images, _),) = image_batches(SOURCE, indices, resize=40, size=SIZE, batch_size=len(indices))
-    views = photometric.normalize(photometric.to_float(jnp.asarray(images)))
-    features, _ = MODEL.apply(network.variables, views, method="features")
-    out = MODEL.apply(network.variables, views, train=False)
+
+    @quick
+    def outputs(variables, images):
+        views = photometric.normalize(photometric.to_float(images))
+        return MODEL.apply(variables, views, method="features")[0], MODEL.apply(variables, views, train=False)
+
+    features, out = outputs(network.variables, images)
     unit = [np.asarray(m).reshape(len(m), -1, m.shape[-1]) for m in (out.prediction_map, out.projection_map)]
     unit = [m / np.maximum(np.linalg.norm(m, axis=-1, keepdims=True), 1e-12) for m in unit]
     found = {"features": features, "queries": unit[0], "keys": unit[1], "predicted": out.prediction_map}
@@ -61,7 +66,7 @@ def averaged(weights: np.ndarray, features: np.ndarray) -> np.ndarray:
     return (weights * flat).sum(1) / weights.sum(1)
 
 
-def test_key_is_the_mean_key_of_what_is_attended_to(cells):
+def test_foreground_key_is_the_attention_weighted_mean_key(cells):
     queries, keys = (cells[name][: len(TRAIN)].astype(np.float32) for name in ("queries", "keys"))
     total, mass = np.zeros(keys.shape[-1]), 0.0
     for k, attention in enumerate(attention_maps(queries, keys).reshape(len(keys), -1)):
@@ -71,7 +76,7 @@ def test_key_is_the_mean_key_of_what_is_attended_to(cells):
     np.testing.assert_allclose(foreground_key(queries, keys), total / mass, atol=1e-5)
 
 
-def test_attention_pools_by_the_posterior_that_the_alignment_trains(mesh_of, network, cells):
+def test_attention_pooling_weighs_by_the_alignment_posterior(mesh_of, network, cells):
     evaluator = evaluator_of(mesh_of(2), "attention")
     key = evaluator.key(network, TRAIN)
     queries, keys = (cells[name][: len(TRAIN)].astype(np.float32) for name in ("queries", "keys"))
@@ -84,7 +89,7 @@ def test_attention_pools_by_the_posterior_that_the_alignment_trains(mesh_of, net
     assert np.abs(plain - expected[: len(TRAIN)]).max() > 1e-3
 
 
-def test_mask_and_component_need_no_key(mesh_of, network, cells):
+def test_mask_and_component_pooling_match_definition(mesh_of, network, cells):
     component, _ = first_component(jnp.asarray(cells["maps"]))
     scaled = np.asarray(component, np.float64)
     scaled = scaled - scaled.min((1, 2), keepdims=True)
@@ -97,7 +102,7 @@ def test_mask_and_component_need_no_key(mesh_of, network, cells):
 
 
 @pytest.mark.parametrize("reading", ["attention", "mask", "component"])
-def test_class_activation_is_of_the_class_that_the_pooled_features_give(mesh_of, network, reading):
+def test_class_activation_is_of_the_class_of_pooled_features(mesh_of, network, reading):
     evaluator = evaluator_of(mesh_of(1), reading)
     evaluator.spec = dataclasses.replace(evaluator.spec, resize=SIZE)  # features of the squares that maps are of
     key = evaluator.key(network, TRAIN)
@@ -112,19 +117,24 @@ def test_class_activation_is_of_the_class_that_the_pooled_features_give(mesh_of,
     logits = pooled.astype(np.float64) @ weights[:-1] + weights[-1]
     assert logits[0].argmax() == 0 and (averaged[0] @ weights[:-1] + weights[-1]).argmax() == 1
     ((images, _),) = image_batches(SOURCE, TEST, resize=0, size=SIZE, batch_size=len(TEST))
-    views = photometric.normalize(photometric.to_float(jnp.asarray(images)))
-    features = np.asarray(MODEL.apply(network.variables, views, method="features")[0], np.float64)
+
+    @quick
+    def feature_map(variables, images):
+        views = photometric.normalize(photometric.to_float(images))
+        return MODEL.apply(variables, views, method="features")[0]
+
+    features = np.asarray(feature_map(network.variables, images), np.float64)
     expected = np.einsum("bhwc,cb->bhw", features, weights[:-1, logits.argmax(1)])
     maps = evaluator.class_maps(network, weights, TEST, key)
     np.testing.assert_allclose(maps["cam"], expected, atol=1e-4)
 
 
-def test_one_image_cannot_be_read_against_others(mesh_of, network):
+def test_attention_key_of_one_image_is_refused(mesh_of, network):
     with pytest.raises(UserError, match="two images or more"):
         evaluator_of(mesh_of(1), "attention").key(network, TRAIN[:1])
 
 
-def test_recognition_and_watching_use_the_pooled_features(mesh_of, network):
+def test_recognition_and_neighbors_use_pooled_features(mesh_of, network):
     evaluator = evaluator_of(mesh_of(2), "attention")
     found = evaluator.recognition(network, TRAIN, TEST, knn=Knn((1,), 0.07))
     key = evaluator.key(network, TRAIN)
@@ -143,8 +153,9 @@ def test_recognition_and_watching_use_the_pooled_features(mesh_of, network):
         ({"align.weight": 0.0}, "component"),
         ({"align.weight": 0.0, "align.form": "mask_head"}, "component"),
     ],
+    ids=["default alignment", "mask head", "no alignment", "unused mask head"],
 )
-def test_what_is_read_is_what_the_run_trained(changes, reading):
+def test_pooling_reads_what_the_run_trained(changes, reading):
     config = common.pretrain()
     config.update_from_flattened_dict({"eval.pooling": "attention", "align.temperature": 0.3} | changes)
     spec = settings.evaluation(config.eval, config)

@@ -1,11 +1,9 @@
 import dataclasses
 import itertools
 
-import jax
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
-from support.compiling import quick
 
 from cvsa_jax.evaluation import probe as linear
 from cvsa_jax.evaluation.labelled import validation_rows
@@ -25,11 +23,6 @@ SETTINGS = Probe(
 )
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation(monkeypatch):
-    monkeypatch.setattr(jax, "jit", quick)
-
-
 def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
     return np.eye(classes, dtype=np.float32)[labels]
 
@@ -38,14 +31,14 @@ def probe(train, y, test, y_test, classes: int, seed: int = 0, fit=None, **chang
     return linear_probe(train, y, test, y_test, classes, dataclasses.replace(SETTINGS, **changes), seed, fit)
 
 
-def test_separable_features_are_all_recognised():
+def test_probe_separates_separable_features():
     y, y_test = np.repeat(np.arange(3), 10), np.tile(np.arange(3), 5)  # fewer classes than top-5 asks for
     result = probe(one_hot(y, 3), y, one_hot(y_test, 3), y_test, 3)
     assert result.figures["top1"] == result.figures["top5"] == 1
     assert result.validation == {0.1: 1.0, 1.0: 1.0}
 
 
-def test_accuracy_is_the_share_of_test_labels_that_were_not_flipped():
+def test_probe_accuracy_is_the_share_of_unflipped_labels():
     # All of one class: the test rows' own mean and deviation would erase their features.
     y, true = np.repeat(np.arange(8), 10), np.full(40, 3)
     given = true.copy()
@@ -54,7 +47,7 @@ def test_accuracy_is_the_share_of_test_labels_that_were_not_flipped():
     assert result.figures["top1"] == 27 / 40
 
 
-def test_top5_of_six_classes_that_only_their_frequency_tells_apart():
+def test_probe_top5_follows_class_frequency():
     # The features say which of two groups an image is of, so the best answers are the group's most frequent classes.
     counts = np.tile([20, 16, 12, 9, 6, 3], 2)
     y, y_test = np.repeat(np.arange(12), counts), np.arange(12)
@@ -63,15 +56,7 @@ def test_top5_of_six_classes_that_only_their_frequency_tells_apart():
     assert result.figures["top5"] == pytest.approx(10 / 12)
 
 
-def test_learning_rate_is_the_best_of_the_validation_part():
-    y = np.repeat(np.arange(4), 10)
-    # With rate 0 the weights stay 0: all logits tie.
-    result = probe(one_hot(y, 4), y, one_hot(y, 4), y, 4, learning_rates=(0.0, 0.5, 1e-9))
-    assert result.learning_rate == 0.5
-    assert result.validation[0.0] == 0 and result.validation[0.5] == 1
-
-
-def test_test_split_takes_no_part_in_the_choice():
+def test_test_split_does_not_affect_rate_choice():
     rng = np.random.default_rng(0)
     y, y_test = rng.integers(0, 4, (2, 80))
     train, test = ((one_hot(labels, 4) + rng.normal(0, 0.8, (80, 4))).astype(np.float32) for labels in (y, y_test))
@@ -84,7 +69,7 @@ def test_test_split_takes_no_part_in_the_choice():
         np.testing.assert_array_equal(other.weights, first.weights)
 
 
-def test_final_classifier_is_trained_on_the_validation_rows_too():
+def test_final_classifier_trains_on_validation_rows():
     # Every row has a feature of its own: those held out cannot be recognised before they have been trained on.
     y, x = np.tile(np.arange(8), 2), np.eye(16, dtype=np.float32)
     result = probe(x, y, x, y, 8, learning_rates=(1.0, 0.0), epochs=20)
@@ -106,9 +91,8 @@ def descend(x, y, batches, rate: float, classes: int) -> np.ndarray:
     return w
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
-@pytest.mark.parametrize("batch_size", [23, 64])
-def test_whole_batches_are_nesterov_steps(epochs, batch_size):
+@pytest.mark.parametrize(("epochs", "batch_size"), [(1, 64), (3, 23)])
+def test_fit_matches_float64_nesterov_descent(epochs, batch_size):
     rng = np.random.default_rng(4)
     x, y = rng.standard_normal((23, 5)).astype(np.float32), rng.integers(0, 3, 23)
     rates = (0.3, 2.0)
@@ -117,7 +101,7 @@ def test_whole_batches_are_nesterov_steps(epochs, batch_size):
         np.testing.assert_allclose(w, descend(x, y, [np.arange(23)] * epochs, rate, 3), rtol=1e-4, atol=1e-5)
 
 
-def test_an_epoch_sees_every_row_once_in_a_random_order():
+def test_epoch_visits_each_row_once_in_random_order():
     # Five rows in batches of two: the weights must be those of one of the 120 orders, the last batch holding one row.
     rng = np.random.default_rng(5)
     x, y = rng.standard_normal((5, 6)).astype(np.float32), np.array([0, 1, 2, 1, 0])
@@ -132,7 +116,7 @@ def test_an_epoch_sees_every_row_once_in_a_random_order():
     assert len(found) == 2
 
 
-def test_mean_per_class_of_the_probe_is_of_the_test_rows():
+def test_probe_mean_per_class_is_over_test_rows():
     rng = np.random.default_rng(0)
     labels, y_test = np.repeat([0, 1], 40), np.array([0] * 30 + [1] * 2)
     x, x_test = (np.stack([2.0 * y - 1, rng.normal(0, 1, len(y))], 1).astype(np.float32) for y in (labels, y_test))
@@ -149,7 +133,7 @@ def overlapping(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return ((rng.normal(0, 1, (rows, 3)) + centres[y]) * [0.01, 1, 30] + [5, -2, 70]).astype(np.float32), y
 
 
-def test_trained_to_convergence_it_is_logistic_regression():
+def test_converged_probe_is_logistic_regression():
     (x, y), (test, y_test) = overlapping(120, 0), overlapping(300, 1)
     result = probe(x, y, test, y_test, 3, learning_rates=(2.0,), epochs=400, batch_size=120)
     # Nothing holds its weights back; its features are standardised only because its solver needs it.
@@ -167,7 +151,7 @@ def test_trained_to_convergence_it_is_logistic_regression():
     assert 0.5 < right < 0.75
 
 
-def test_folded_weights_say_the_same_of_raw_features():
+def test_folded_weights_give_the_same_logits_on_raw_features():
     x, _ = overlapping(50, 2)
     w = np.random.default_rng(3).normal(0, 1, (4, 3)).astype(np.float32)
     scale = linear.Standardization.of(x)
@@ -200,7 +184,7 @@ class Recorded:
         return np.concatenate([kernels, raw[:, -1:] + (self.scale.mean @ raw[:, :-1])[:, None]], 1).astype(np.float32)
 
 
-def test_a_given_fit_gets_the_rows_without_the_validation_part_and_then_all():
+def test_custom_fit_gets_training_rows_and_then_all_rows():
     y = np.random.default_rng(0).permutation(np.repeat(np.arange(4), 10))
     x = one_hot(y, 4)
     fit = Recorded(x, {0.1: says(-1), 0.2: says(1), 0.3: says(0)})
@@ -214,7 +198,7 @@ def test_a_given_fit_gets_the_rows_without_the_validation_part_and_then_all():
     np.testing.assert_allclose(result.weights, says(1), atol=1e-6)
 
 
-def test_folds_hold_other_rows_and_count_alike():
+def test_folds_are_disjoint_and_weighted_by_their_rows():
     # Classes of 5 and 10, of which a fold holds 1 and 2: the share of right rows is that of all folds' rows together.
     y = np.random.default_rng(0).permutation(np.repeat([0, 1], [5, 10]))
     x = one_hot(y, 2)
@@ -229,7 +213,7 @@ def test_folds_hold_other_rows_and_count_alike():
     assert result.validation == {0.1: pytest.approx((1 + 1 + 1 + 3 + 3) / 15), 0.2: pytest.approx(10 / 15)}
 
 
-def test_the_validation_part_is_scored_with_its_own_labels():
+def test_validation_score_uses_validation_labels():
     # All features say class 0: the score is the share of class 0 in the validation part.
     y = np.repeat([0, 1], [30, 10])
     x = one_hot(np.zeros(40, int), 2) + np.random.default_rng(0).normal(0, 1e-3, (40, 2)).astype(np.float32)
@@ -239,7 +223,7 @@ def test_the_validation_part_is_scored_with_its_own_labels():
     assert result.figures["top1"] == 0
 
 
-def test_of_equally_accurate_rates_the_one_of_the_lower_cross_entropy_is_taken():
+def test_equally_accurate_rates_are_ranked_by_cross_entropy():
     y = np.repeat(np.arange(4), 10)
     x = one_hot(y, 4)
 
@@ -259,9 +243,11 @@ def test_of_equally_accurate_rates_the_one_of_the_lower_cross_entropy_is_taken()
 
 
 @pytest.mark.parametrize(
-    ("rates", "middle"), [((0.1, 0.2, 0.3), 0.2), ((0.1, 0.2, 0.3, 0.4), 0.2), ((0.1, 0.2), 0.1), ((0.5,), 0.5)]
+    ("rates", "middle"),
+    [((0.1, 0.2, 0.3), 0.2), ((0.1, 0.2, 0.3, 0.4), 0.2), ((0.5,), 0.5)],
+    ids=["odd", "even", "one"],
 )
-def test_with_one_row_for_each_class_there_is_nothing_to_choose_on(rates, middle):
+def test_middle_rate_is_used_when_each_class_has_one_row(rates, middle):
     y = np.arange(4)
     fit = Recorded(one_hot(y, 4), dict.fromkeys(rates, says(1)))
     result = probe(one_hot(y, 4), y, one_hot(y, 4), y, 4, learning_rates=rates, folds=3, fit=fit)
@@ -269,7 +255,7 @@ def test_with_one_row_for_each_class_there_is_nothing_to_choose_on(rates, middle
     assert (result.learning_rate, result.validation) == (middle, {})
 
 
-def test_one_rate_alone_is_not_validated():
+def test_single_rate_is_not_validated():
     y = np.repeat(np.arange(4), 10)
     fit = Recorded(one_hot(y, 4), {0.1: says(1)})
     result = probe(one_hot(y, 4), y, one_hot(y, 4), y, 4, learning_rates=(0.1,), folds=3, fit=fit)
@@ -277,7 +263,7 @@ def test_one_rate_alone_is_not_validated():
     assert (result.learning_rate, result.validation) == (0.1, {})
 
 
-def test_a_feature_that_does_not_vary_is_only_centred():
+def test_constant_feature_is_only_centred():
     x = np.array([[1.0, 5.0], [3.0, 5.0]], np.float32)
     scale = Standardization.of(x)
     np.testing.assert_array_equal(scale.mean, [2, 5])
@@ -286,8 +272,8 @@ def test_a_feature_that_does_not_vary_is_only_centred():
     np.testing.assert_array_equal(Standardization.of(2 * x).std, [2, 1])
 
 
-@pytest.mark.parametrize(("enough", "folds"), [(16, 2), (17, 3), (1, 1), (1000, 5)])
-def test_folds_end_once_enough_rows_were_asked(monkeypatch, enough, folds):
+@pytest.mark.parametrize(("enough", "folds"), [(16, 2), (17, 3), (1000, 5)])
+def test_folds_stop_once_enough_rows_are_validated(monkeypatch, enough, folds):
     monkeypatch.setattr(linear, "ENOUGH", enough)
     y, asked = np.repeat(np.arange(4), 10), []  # 8 rows are held in a fold
 
@@ -302,14 +288,14 @@ def test_folds_end_once_enough_rows_were_asked(monkeypatch, enough, folds):
 @pytest.mark.parametrize(
     ("best", "scores", "said"),
     [
-        (3.0, {0.1: 0.2, 1.0: 0.3, 3.0: 0.4}, "3 is the highest of key: one above"),
-        (0.1, {0.1: 0.4, 1.0: 0.3}, "0.1 is the lowest of key: one below"),
-        (1.0, {0.1: 0.2, 1.0: 0.3, 3.0: 0.1}, ""),
-        (3.0, {0.1: 0.2, 1.0: 0.4, 3.0: 0.4}, ""),  # chosen by its cross-entropy
-        (1.0, {1.0: 0.4}, ""),
+        pytest.param(3.0, {0.1: 0.2, 1.0: 0.3, 3.0: 0.4}, "3 is the highest of key: one above", id="highest"),
+        pytest.param(0.1, {0.1: 0.4, 1.0: 0.3}, "0.1 is the lowest of key: one below", id="lowest"),
+        pytest.param(1.0, {0.1: 0.2, 1.0: 0.3, 3.0: 0.1}, "", id="inside"),
+        pytest.param(3.0, {0.1: 0.2, 1.0: 0.4, 3.0: 0.4}, "", id="chosen by cross-entropy"),
+        pytest.param(1.0, {1.0: 0.4}, "", id="one rate"),
     ],
 )
-def test_a_learning_rate_at_the_end_of_the_list_is_said(capsys, best, scores, said):
+def test_best_rate_at_an_end_of_the_list_is_reported(capsys, best, scores, said):
     linear.warn_at_the_end("key", best, scores)
     printed = capsys.readouterr().out
     assert said in printed and bool(printed) == bool(said)

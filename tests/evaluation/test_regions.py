@@ -45,11 +45,11 @@ MAPS = {
 
 
 @pytest.mark.parametrize("values", MAPS.values(), ids=MAPS)
-def test_boxes_are_those_of_every_threshold_alone(values):
+def test_region_boxes_match_labelling_each_threshold(values):
     assert at_once(values) == one_by_one(values)
 
 
-def test_small_maps_with_many_ties():
+def test_region_boxes_of_small_maps_with_ties():
     rng = np.random.default_rng(1)
     for _ in range(300):
         values = rng.integers(0, rng.integers(1, 9) + 1, rng.integers(1, 9, 2)) / 8

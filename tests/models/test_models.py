@@ -11,6 +11,7 @@ from cvsa_jax.models.normalization import BatchNorm
 from cvsa_jax.models.resnet import STAGE_SIZES, Block, ResNet, stride
 from cvsa_jax.models.siamese import TARGET_PARTS, Siamese
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(0, impl="rbg")  # compiles faster than the default
 
 
@@ -47,7 +48,7 @@ def filled(shapes: dict, seed: int = 0) -> dict:
         (34, 21_284_672),
     ],
 )
-def test_parameter_count_is_torchvisions(depth, count):
+def test_parameter_count_matches_torchvision(depth, count):
     params = shapes_of(ResNet(depth), (1, 64, 64, 3))["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
 
@@ -128,7 +129,7 @@ class TorchStyle:
 
 
 @pytest.mark.parametrize("stem", ["imagenet", "small"])
-def test_network_equals_torch_style_padding(stem):
+def test_resnet_matches_torch_style_reference(stem):
     model = ResNet(8, width=3, stem=stem)
     variables = filled(shapes_of(model, (1, 32, 32, 3)))
     images = np.random.default_rng(1).standard_normal((2, 32, 32, 3)).astype(np.float32)
@@ -209,7 +210,7 @@ def test_head_is_linear_norm_relu_linear_with_running_average_0_9():
     np.testing.assert_allclose(new["var"], 0.9 * old["var"] + 0.1 * var, rtol=1e-4, atol=1e-6)
 
 
-def test_siamese_outputs_and_the_targets_part_of_the_network():
+def test_siamese_output_shapes_with_and_without_parts():
     model = Siamese(depth=8, width=4, stem="small", head_hidden=16, head_out=8)
     variables = shapes_of(model, (2, 32, 32, 3))
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
@@ -226,7 +227,7 @@ def test_siamese_outputs_and_the_targets_part_of_the_network():
     assert shape(projected) == ((2, 16), (2, 8), (2, 4, 4, 8), None, None)
 
 
-def test_the_four_heads_have_their_own_parameters():
+def test_four_heads_have_separate_parameters():
     params = shapes_of(Siamese(depth=8, width=4, stem="small", head_hidden=16, head_out=8), (2, 32, 32, 3))["params"]
     assert set(params) == {"backbone", "projector", "predictor", "conv_projector", "conv_predictor"}
     kernels = {name: params[name]["linear1"]["kernel"].shape for name in params if name != "backbone"}

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from cvsa_jax.models.normalization import BatchNorm, joined
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(1.0, 2.0, size=(8, 3, 2, 5)), jnp.float32)
 COTANGENT = jnp.asarray(RNG.normal(size=X.shape), jnp.float32)
@@ -38,9 +39,9 @@ def gradients(forward, params, x, cotangent):
     return jax.grad(lambda p, x: (forward(p, x)[0] * cotangent).sum(), (0, 1))(params, x)
 
 
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("shape", [X.shape, (48, 5)])
-def test_values_averages_and_gradients_are_those_of_flax(relu, shape):
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+@pytest.mark.parametrize("shape", [X.shape, (48, 5)], ids=["maps", "vectors"])
+def test_batch_norm_matches_flax(relu, shape):
     x, cotangent = X.reshape(shape), COTANGENT.reshape(shape)
     close(ours(VARIABLES["params"], x, relu), of_flax(VARIABLES["params"], x, relu))
     expected = gradients(functools.partial(of_flax, relu=relu), VARIABLES["params"], x, cotangent)
@@ -48,7 +49,7 @@ def test_values_averages_and_gradients_are_those_of_flax(relu, shape):
     np.testing.assert_array_less(1e-3, np.abs(expected[1]).max())
 
 
-def test_variables_are_those_of_flax():
+def test_batch_norm_variables_match_flax():
     for module in (BatchNorm(True), nn.BatchNorm(False)):
         close(
             module.init(jax.random.key(0), X),
@@ -59,7 +60,7 @@ def test_variables_are_those_of_flax():
         )
 
 
-def test_evaluation_takes_the_running_averages():
+def test_batch_norm_evaluation_uses_running_averages():
     x, mean, var, scale, bias = (
         np.asarray(value, np.float64) for value in (X, *VARIABLES["batch_stats"].values(), SCALE, BIAS)
     )
@@ -68,8 +69,8 @@ def test_evaluation_takes_the_running_averages():
     close(BatchNorm(False, relu=True).apply(VARIABLES, X), np.maximum(expected, 0))
 
 
-@pytest.mark.parametrize("relu", [False, True])
-def test_statistics_and_gradients_over_a_mesh_are_those_of_the_whole_batch(mesh_of, relu):
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+def test_sharded_batch_norm_matches_the_whole_batch(mesh_of, relu):
     def step(params, x, cotangent):
         def loss(params, x):
             y, stats = ours(params, x, relu, "data")
@@ -86,7 +87,7 @@ def test_statistics_and_gradients_over_a_mesh_are_those_of_the_whole_batch(mesh_
     close((by_params, by_x), gradients(functools.partial(of_flax, relu=relu), VARIABLES["params"], X, COTANGENT))
 
 
-def test_bfloat16_rounds_only_what_comes_in_and_goes_out():
+def test_bfloat16_batch_norm_rounds_only_inputs_and_outputs():
     x = jnp.asarray(X, jnp.bfloat16)
     y, stats = ours(VARIABLES["params"], x, True, dtype=jnp.bfloat16)
     expected = of_flax(VARIABLES["params"], x.astype(jnp.float32), True)
@@ -95,7 +96,7 @@ def test_bfloat16_rounds_only_what_comes_in_and_goes_out():
     close(stats, expected[1])
 
 
-def test_the_end_of_a_block_is_the_rectified_sum():
+def test_joined_is_the_rectified_sum():
     y, backward = jax.vjp(joined, X, COTANGENT)
     np.testing.assert_array_equal(y, np.maximum(X + COTANGENT, 0))
     for gradient in backward(jnp.ones_like(y)):

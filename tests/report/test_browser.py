@@ -82,11 +82,11 @@ def page(tmp_path) -> Path:
     return pages.write_page(tmp_path / "index.html", "Runs on birds", blocks)
 
 
-def test_a_page_is_laid_out_without_overlaps_and_asks_for_nothing(page):
+def test_page_lays_out_without_overlaps_or_requests(page):
     assert_fine(page)
 
 
-def test_the_check_sees_what_is_wrong(page):
+def test_layout_check_detects_requests_and_overlaps(page):
     source = page.read_text()
     for wrong in ('<img src="https://example.org/x.png">', '<p style="position: relative; top: -200px">over</p>'):
         page.write_text(source.replace("</html>", f"{wrong}</html>"))

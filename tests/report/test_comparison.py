@@ -55,7 +55,7 @@ def comparison_of(figures: dict, source: Source | None = None, test: np.ndarray 
     return Comparison(candidates_of(source, *names), test, rows, **more)
 
 
-def test_tables_hold_what_was_measured_and_no_more():
+def test_tables_hold_measured_figures_only():
     recognition, places = page.tables(comparison_of(FIGURES))
     assert recognition.header == ("%", "linear top-1", "kNN top-1")
     assert recognition.rows == [("Run a", "50.0", "25.0"), ("Run b", "62.5", "100.0"), ("chance", "10.0", "–")]
@@ -70,12 +70,6 @@ def test_tables_hold_what_was_measured_and_no_more():
     }
 
 
-def test_there_is_no_table_of_what_cannot_be_measured():
-    figures = {"a": {"linear_top1": 0.5}, "chance": {}, "center_prior": {}}
-    (table,) = page.tables(comparison_of(figures))
-    assert table.header == ("%", "linear top-1")
-
-
 @pytest.fixture
 def pictured(monkeypatch):
     """What is handed to the drawing of the attention."""
@@ -86,8 +80,8 @@ def pictured(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("blind", [False, True])
-def test_the_picture_shows_the_best_the_middling_and_the_worst(tmp_path, pictured, blind):
+@pytest.mark.parametrize("blind", [False, True], ids=["masks", "no masks"])
+def test_attention_picture_orders_images_from_best_to_worst(tmp_path, pictured, blind):
     spec = procedural.Spec(seed=0, classes=2, train_per_class=1, test_per_class=12, size=32)
     source = sources.load("procedural", "", spec)
     test = source.split("test")
@@ -109,7 +103,7 @@ def test_the_picture_shows_the_best_the_middling_and_the_worst(tmp_path, picture
     assert "Run last" in caption
 
 
-def test_the_picture_follows_the_run_that_localises_best(tmp_path, pictured):
+def test_attention_picture_ranks_by_the_run_that_localizes_best(tmp_path, pictured):
     spec = procedural.Spec(seed=0, classes=2, train_per_class=1, test_per_class=12, size=32)
     source = sources.load("procedural", "", spec)
     test = source.split("test")
@@ -134,7 +128,7 @@ RECOGNITION = "Recognition: the linear probe is right: "
 GUESSES = {"chance": {"pointing_game": 0.2, "linear_top1": 0.34}, "center_prior": {"pointing_game": 0.55}}
 
 
-def test_findings_name_the_best_run_first_and_the_guesses_in_brackets():
+def test_findings_rank_runs_and_bracket_the_guesses():
     figures = {
         "a": {"pointing_game": 0.1, "linear_top1": 0.95},
         "b": {"pointing_game": 0.99, "linear_top1": 0.35},
@@ -147,21 +141,23 @@ def test_findings_name_the_best_run_first_and_the_guesses_in_brackets():
 
 
 @pytest.mark.parametrize(
-    ("count", "remark"), [(64, " The first two differ by no more than two standard errors (12.5 points)."), (400, "")]
+    ("count", "remark"),
+    [(64, " The first two differ by no more than two standard errors (12.5 points)."), (400, "")],
+    ids=["64 images", "400 images"],
 )
-def test_findings_say_where_the_first_two_are_too_close(count, remark):
+def test_findings_flag_a_lead_within_two_standard_errors(count, remark):
     # Variances 0.9 · 0.1 + 0.8 · 0.2 = ¼: the error of the difference is ½ / √count.
     figures = {"a": {"linear_top1": 0.8}, "b": {"linear_top1": 0.9}, "c": {"linear_top1": 0.1}}
     assert findings(figures, count) == [f"{RECOGNITION}Run b 90.0 %, Run a 80.0 %, Run c 10.0 %.{remark}"]
 
 
-def test_findings_do_not_compare_a_second_with_a_third_or_a_run_with_itself():
+def test_findings_compare_only_the_first_two_runs():
     figures = {"a": {"linear_top1": 0.9}, "b": {"linear_top1": 0.3}, "c": {"linear_top1": 0.31}}
     assert findings(figures) == [f"{RECOGNITION}Run a 90.0 %, Run c 31.0 %, Run b 30.0 %."]
     assert findings({"a": {"linear_top1": 0.5}}) == [f"{RECOGNITION}Run a 50.0 %."]
 
 
-def test_findings_say_that_two_runs_at_100_percent_are_close():
+def test_findings_flag_two_runs_at_100_percent():
     (sentence,) = findings({"a": {"linear_top1": 1.0}, "b": {"linear_top1": 1.0}})
     assert "The first two" in sentence
 
@@ -172,7 +168,7 @@ def test_findings_without_labels_or_masks():
     assert findings({"a": {"knn_top1": 0.5}}) == []
 
 
-def test_findings_speak_of_boxes_where_there_are_no_masks():
+def test_findings_use_boxes_without_masks():
     opening = "Finding the object's box (MaxBoxAccV2 of the attention): "
     boxes = {"a": {"max_box_acc_v2": 0.5}, "center_prior": {"max_box_acc_v2": 0.75}}
     assert findings(boxes) == [f"{opening}Run a 50.0 % (centre prior 75.0 %)."]
@@ -180,7 +176,7 @@ def test_findings_speak_of_boxes_where_there_are_no_masks():
     assert findings(both) == [f"{LOOKING}Run a 25.0 %."]
 
 
-def test_findings_say_what_each_run_confuses_most():
+def test_findings_name_the_most_confused_classes():
     # Of 30 images 10 are of each class. Run a takes four terns for skuas and three skuas for gulls.
     labels = np.arange(30) % 3
     taken = labels.copy()
@@ -193,7 +189,7 @@ def test_findings_say_what_each_run_confuses_most():
     ]
 
 
-def test_findings_are_of_the_test_images():
+def test_confusions_are_counted_on_test_images():
     source, test = unseen(30), np.arange(20, 30)
     predicted = source.labels[test].copy()
     predicted[source.labels[test] == 1] = 0  # images 22, 25 and 28
@@ -205,7 +201,7 @@ def amounts(*fractions: float) -> list[Amount]:
     return [Amount(fraction) for fraction in fractions]
 
 
-def test_table_of_few_images_of_each_class():
+def test_table_of_counts_per_class():
     rows = {"a": {"linear_top1_with_4": 0.25, "linear_top1_with_4_std": 0.01, "linear_top1": 0.5}}
     _, few = page.tables(comparison_of(rows), [Amount(0, 4), Amount(1.0)])
     assert few.header == ("%", "4 of each class", "100 % of the labels")
@@ -254,7 +250,7 @@ def test_table_of_backgrounds():
     assert table.rows == [("Run a", "50.0", "37.5", "25.0", "12.5", "12.5")]
 
 
-def test_table_of_places_has_a_row_for_each_reading():
+def test_localization_table_has_a_row_for_each_reading():
     rows = {
         "a": {f"{prefix}corloc": k / 8 for k, prefix in enumerate(("", "mean_", "component_", "cam_", "grad_cam_"))}
     }
@@ -279,7 +275,7 @@ def squeezed(source: Source, i: int) -> np.ndarray:
     return np.asarray(pixels).astype(int)
 
 
-def test_sections_show_what_was_measured(tmp_path, monkeypatch):
+def test_sections_draw_the_measured_figures(tmp_path, monkeypatch):
     source = sources.load("procedural", "", procedural.Spec(0, 3, 1, 4, 32))
     test = source.split("test")
     labels = source.labels[test]
@@ -354,7 +350,7 @@ def test_sections_show_what_was_measured(tmp_path, monkeypatch):
     assert "PCA" in caption
 
 
-def test_backgrounds_are_shown_of_images_that_have_a_mask(tmp_path, monkeypatch):
+def test_background_examples_are_images_with_masks(tmp_path, monkeypatch):
     source = sources.load("procedural", "", procedural.Spec(0, 3, 2, 4, 32))
     test = source.split("test")
     partly = dataclasses.replace(source, masked=~np.isin(np.arange(len(source)), test[::2]))
@@ -365,12 +361,12 @@ def test_backgrounds_are_shown_of_images_that_have_a_mask(tmp_path, monkeypatch)
     np.testing.assert_allclose(shown[0]["as it is"], np.stack([squeezed(source, i) for i in test[1::2]]), atol=1)
 
 
-def test_the_pointing_games_error_is_of_the_images_that_have_masks():
+def test_pointing_game_error_counts_images_with_masks():
     rows = {name: {"pointing_game": share, "images_with_masks": 4} for name, share in {"a": 0.9, "b": 0.5}.items()}
     assert any("(58.3 points)" in sentence for sentence in page.findings(comparison_of(rows)))
 
 
-def test_there_are_no_sections_without_labels_and_masks(tmp_path):
+def test_sections_are_empty_without_labels_and_masks(tmp_path):
     assert page.sections(comparison_of({"a": {}}, unseen(12, labelled=False)), tmp_path, "pca", 0) == []
 
 
@@ -385,8 +381,9 @@ def test_there_are_no_sections_without_labels_and_masks(tmp_path):
         (0.3, 0.9, "It is not worth pre-training here: by the linear probe Run a 30.0 %"),
         (0.5, 0.6, "Whether it is worth pre-training here cannot be told: by the linear probe Run a 50.0 %"),
     ],
+    ids=["better", "worse", "within the error"],
 )
-def test_whether_pre_training_was_worth_it_comes_first(ours, others, said):
+def test_findings_open_with_the_verdict_on_pre_training(ours, others, said):
     rows = {"a": {"linear_top1": ours}, "b": {"linear_top1": 0.1}, "c": {"linear_top1": others}}
     comparison = comparison_of(rows, unseen(30), np.arange(20, 30))
     assert not page.findings(comparison)[0].startswith(said[:14])  # all are ours

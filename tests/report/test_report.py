@@ -56,7 +56,7 @@ def test_page_is_self_contained(page, picture):
     assert not {"script", "link", "iframe"} & set(parsed.tags)
 
 
-def test_text_is_escaped(page):
+def test_page_escapes_text(page):
     parsed = Page(page)
     assert "<script" not in page.read_text()
     assert parsed.text.count(NASTY) == 2 + 2 + 1 + 1 + 2  # title and heading, table, note, heading, captions
@@ -74,19 +74,9 @@ def test_table_as_text_is_aligned():
     ]
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.615, "61.5"), (1.0, "100.0"), (0.0, "0.0"), (0.12349, "12.3"), (None, "–")]
-)
-def test_percent(value, text):
+@pytest.mark.parametrize(("value", "text"), [(0.615, "61.5"), (1.0, "100.0"), (0.12349, "12.3"), (None, "–")])
+def test_percent_has_one_decimal(value, text):
     assert percent(value) == text
-
-
-@pytest.fixture
-def figures(monkeypatch) -> list:
-    """The Matplotlib figures that are saved."""
-    saved, save = [], pictures._save
-    monkeypatch.setattr(pictures, "_save", lambda figure, *rest: saved.append(figure) or save(figure, *rest))
-    return saved
 
 
 def test_curves_leave_out_absent_metrics(tmp_path, figures):
@@ -103,12 +93,12 @@ def test_curves_leave_out_absent_metrics(tmp_path, figures):
     assert Image.open(picture.path).format == "PNG"
 
 
-def test_one_panel_of_a_run_without_metrics(tmp_path):
+def test_curves_picture_of_a_run_without_metrics(tmp_path):
     assert pictures.curves_picture(tmp_path / "curves.png", [], {"loss": ("loss",)}, "").path.is_file()
 
 
-@pytest.mark.parametrize("with_masks", [True, False])
-def test_pictures_of_views_and_attention(tmp_path, figures, with_masks):
+@pytest.mark.parametrize("with_masks", [True, False], ids=["masks", "no masks"])
+def test_views_and_attention_pictures_outline_masks(tmp_path, figures, with_masks):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 8, 8, 3), np.uint8)
     # One mask with a border, one empty: there is nothing to outline.
