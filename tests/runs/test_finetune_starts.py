@@ -60,7 +60,7 @@ def assert_backbone(network: Network, expected: Network):
     assert_equal_trees(network.batch_stats["backbone"], expected.batch_stats["backbone"])
 
 
-def test_trainings_start_from_the_online_backbone_of_a_run(tmp_path, pretrained, capsys):
+def test_finetuning_starts_from_the_online_backbone_of_a_run(tmp_path, pretrained, capsys):
     workdir, online = pretrained
     config = tiny()
     config.init_from = str(workdir)
@@ -80,7 +80,7 @@ def test_trainings_start_from_the_online_backbone_of_a_run(tmp_path, pretrained,
     assert f"M parameters from {workdir} at step 2\n" in printed
 
 
-def test_trainings_start_from_a_file_of_weights(tmp_path, capsys):
+def test_finetuning_starts_from_a_weights_file(tmp_path, capsys):
     weights = torch_weights(8, 8, stem=3)
     config = tiny()
     config.init_from = str(write(tmp_path / "weights.npz", weights))
@@ -94,14 +94,14 @@ def test_trainings_start_from_a_file_of_weights(tmp_path, capsys):
     assert "loaded 45/45 backbone tensors" in printed and f"M parameters from {config.init_from}\n" in printed
 
 
-def test_scratch_says_so(tmp_path, capsys):
+def test_finetuning_from_scratch_prints_random_weights(tmp_path, capsys):
     start_of(tiny(), tmp_path)
     printed = capsys.readouterr().out
     assert "M parameters from random weights\n" in printed and "loaded" not in printed
     assert "24 train and 12 test images, 3 classes" in printed
 
 
-def test_training_learns_from_the_labels(tmp_path):
+def test_finetuning_learns_from_labels(tmp_path):
     config = tiny((5.0,))
     config.data.procedural.train_per_class = 16
     config.data.test_split = "train"  # the figures are those of the images that it was trained on
@@ -122,7 +122,7 @@ def test_data_without_labels_is_refused(tmp_path, monkeypatch):
         finetune.finetune(tiny(), tmp_path)
 
 
-def test_batch_that_does_not_divide_by_the_devices_is_refused(tmp_path):
+def test_batch_not_divisible_by_devices_is_refused(tmp_path):
     config = tiny()
     config.batch_size = 7
     with pytest.raises(UserError, match=r"batch_size=7 does not divide by the 2 devices: take 6 or 8"):
@@ -130,27 +130,27 @@ def test_batch_that_does_not_divide_by_the_devices_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("rates", [(), (0.1, 0.1), (-0.1, 0.1)])
-def test_rates_that_are_none_are_refused(tmp_path, rates):
+def test_invalid_learning_rates_are_refused(tmp_path, rates):
     with pytest.raises(UserError, match=r"config\.learning_rates=\(.*: give different rates, none negative"):
         finetune.finetune(tiny(rates), tmp_path)
 
 
 @pytest.mark.parametrize("fractions", [(), (0.0, 1.0), (0.5, 1.1)])
-def test_fractions_that_are_none_are_refused(tmp_path, fractions):
+def test_invalid_label_fractions_are_refused(tmp_path, fractions):
     config = tiny()
     config.label_fractions = fractions
     with pytest.raises(UserError, match=r"config\.label_fractions=\(.*: give shares in \(0, 1\]"):
         finetune.finetune(config, tmp_path)
 
 
-def test_warm_up_as_long_as_the_training_is_refused(tmp_path):
+def test_warmup_as_long_as_the_training_is_refused(tmp_path):
     config = tiny()
     config.optim.warmup_epochs = 6.0
     with pytest.raises(UserError, match="the warm-up of 18 steps is not shorter than the run of 18"):
         finetune.finetune(config, tmp_path)
 
 
-def test_start_that_is_no_pre_training_run_is_refused(tmp_path, finetuned):
+def test_init_from_must_be_a_pretraining_run(tmp_path, finetuned):
     config = tiny()
     config.init_from = str(tmp_path)
     with pytest.raises(UserError, match="is not the workdir of a run"):
@@ -189,7 +189,7 @@ def test_workdir_of_other_data_is_refused(tmp_path, finetuned, monkeypatch):
             finetune.finetune(tiny(), workdir)
 
 
-def test_options_of_the_config_files():
+def test_config_file_options_set_their_keys():
     plain, large, scratch, small = (folder_finetune.get_config(arg) for arg in ("", "448", "scratch", "small"))
     assert (plain.mode, plain.optim.name, plain.views.size, plain.model.depth) == ("finetune", "sgd", 224, 50)
     assert plain.eval.size is None  # so that of the views

@@ -70,7 +70,7 @@ def final_state(workdir, config):
     return state
 
 
-def test_ten_steps_are_five_and_a_kill_and_five(tmp_path, monkeypatch, cvsa_config, finished):
+def test_resumed_run_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, cvsa_config, finished):
     workdir = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         kill_at(patch, 8)
@@ -89,7 +89,7 @@ def test_another_seed_gives_another_network(tmp_path, cvsa_config, finished):
         assert_equal_trees(final_state(tmp_path / "run", config).online, final_state(finished, config).online)
 
 
-def test_saved_on_eight_devices_restored_on_two(tmp_path, mesh_of):
+def test_checkpoint_of_8_devices_restores_on_2(tmp_path, mesh_of):
     config = tiny()
     optimizer, _ = settings.optimizer(config, 21)
     first, other = (init_state(settings.model(config.model), optimizer, 32, jax.random.key(k)) for k in (1, 2))
@@ -105,7 +105,7 @@ def test_saved_on_eight_devices_restored_on_two(tmp_path, mesh_of):
     assert_equal_trees(state, saved)
 
 
-def test_the_run_leaves_what_the_readme_promises(finished):
+def test_finished_run_leaves_the_promised_files(finished):
     assert (finished / "report" / "index.html").stat().st_size > 10_000
     assert json.loads((finished / "config.json").read_text())["mode"] == "pretrain"
     assert any((finished / "tensorboard").iterdir())
@@ -166,7 +166,7 @@ def test_linear_probe_loads_and_counts_the_backbone(tmp_path, finished, capsys, 
     assert {"linear_top1", "linear_top5", "linear_mean_class", "knn_top1", "recall_at_1", "map_at_r"} <= figures.keys()
 
 
-def test_a_finished_run_keeps_the_config_that_it_was_trained_with(tmp_path, finished, cvsa_config, capsys):
+def test_finished_run_keeps_its_training_config(tmp_path, finished, cvsa_config, capsys):
     again = shutil.copytree(finished, tmp_path / "again")
     config = cvsa_config()
     before, config.optim.lr = config.optim.lr, 0.25
@@ -175,14 +175,14 @@ def test_a_finished_run_keeps_the_config_that_it_was_trained_with(tmp_path, fini
     assert json.loads((again / "config.json").read_text())["optim"]["lr"] == before
 
 
-def test_linear_probe_of_no_run(tmp_path):
+def test_linear_probe_without_a_run_is_refused(tmp_path):
     config = tiny_probe()
     config.init_from = str(tmp_path)
     with pytest.raises(UserError, match=r"not the workdir of a run"):
         linear.linear_probe(config, tmp_path / "linear")
 
 
-def test_runs_side_by_side_have_the_figures_that_they_have_alone(tmp_path, finished, capsys):
+def test_compared_runs_have_their_individual_figures(tmp_path, finished, capsys):
     config = tiny_probe()
     twin = shutil.copytree(finished, tmp_path / "twin")
     figures = compare_runs(config, [str(finished), str(twin)], tmp_path / "out")
@@ -206,7 +206,7 @@ def test_runs_side_by_side_have_the_figures_that_they_have_alone(tmp_path, finis
     assert "twin, first component" in out and "test images, features pooled by the attention:" in out
 
 
-def test_runs_that_cannot_be_compared(tmp_path, finished, cvsa_config):
+def test_invalid_comparisons_are_refused(tmp_path, finished, cvsa_config):
     for other in ("run", "chance"):
         with pytest.raises(UserError, match="names tell the rows apart"):
             compare_runs(tiny_probe(), [str(finished), f"{tmp_path}/{other}"], tmp_path)
@@ -223,7 +223,7 @@ def test_missing_store_names_the_command(tmp_path):
         pretrain.train(config, tmp_path / "run")
 
 
-def test_batch_that_does_not_divide_by_the_devices(tmp_path, cvsa_config):
+def test_batch_not_divisible_by_devices_is_refused(tmp_path, cvsa_config):
     config = cvsa_config()
     config.batch_size = 13
     with pytest.raises(UserError, match=r"batch_size=13 does not divide by the 2 devices: take 12 or 16"):
@@ -241,14 +241,14 @@ def test_batch_that_does_not_divide_by_the_devices(tmp_path, cvsa_config):
         ({"views.stored": 0}, r"config\.views\.stored=0 must be at least 1"),
     ],
 )
-def test_batches_and_views_that_cannot_be(tmp_path, cvsa_config, changes, message):
+def test_invalid_batches_and_views_are_refused(tmp_path, cvsa_config, changes, message):
     config = cvsa_config()
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
         pretrain.train(config, tmp_path / "run")
 
 
-def test_a_disk_too_small_is_found_before_the_first_step(tmp_path, cvsa_config, monkeypatch):
+def test_small_disk_is_refused_before_the_first_step(tmp_path, cvsa_config, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: collections.namedtuple("usage", "free")(1000))
     for _ in range(2):  # the first leaves no lock
         with pytest.raises(UserError, match=r"run: \d checkpoint\(s\) need [\d,]+ bytes, and 1,000 are free there"):
@@ -256,7 +256,7 @@ def test_a_disk_too_small_is_found_before_the_first_step(tmp_path, cvsa_config, 
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_report_that_fails_leaves_none_of_an_earlier_step(tmp_path, finished, cvsa_config, monkeypatch):
+def test_failing_report_removes_the_report_of_an_earlier_step(tmp_path, finished, cvsa_config, monkeypatch):
     def broken(*_):
         raise ValueError("broken")
 
@@ -269,7 +269,7 @@ def test_a_report_that_fails_leaves_none_of_an_earlier_step(tmp_path, finished, 
     assert not (workdir / "report" / "results.json").exists() and not (workdir / "report" / "index.html").exists()
 
 
-def test_views_made_on_the_device_train_as_those_of_the_host(tmp_path, finished, cvsa_config, monkeypatch):
+def test_device_views_train_like_host_views(tmp_path, finished, cvsa_config, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = cvsa_config()
     config.views.update(where="device", stored=32)  # the images' own size, so the same pixels but for the last level
@@ -281,7 +281,7 @@ def test_views_made_on_the_device_train_as_those_of_the_host(tmp_path, finished,
     assert (tmp_path / "run" / "report" / "views.png").is_file()
 
 
-def test_views_cut_out_of_kept_images_train_as_those_of_the_files(tmp_path, finished, cvsa_config, monkeypatch):
+def test_cached_images_train_like_files(tmp_path, finished, cvsa_config, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = cvsa_config()
     config.data.cache, config.views.stored = True, 32  # the images' own size
@@ -293,14 +293,14 @@ def test_views_cut_out_of_kept_images_train_as_those_of_the_files(tmp_path, fini
         assert ours[figure] == files[figure]
 
 
-def test_workdir_of_another_config(finished, cvsa_config):
+def test_workdir_of_another_config_is_refused(finished, cvsa_config):
     config = cvsa_config()
     config.model.width = 8
     with pytest.raises(UserError, match=r"model\.width: 4 -> 8"):
         pretrain.train(config, finished)
 
 
-def test_workdir_of_other_data(tmp_path, finished, cvsa_config, monkeypatch):
+def test_workdir_of_other_data_is_refused(tmp_path, finished, cvsa_config, monkeypatch):
     # The pictures of another seed, one of them no longer for training; and as many of the same, one exchanged.
     workdir, load = shutil.copytree(finished, tmp_path / "run"), settings.load_source
     source = load(cvsa_config().data)
@@ -323,7 +323,7 @@ def test_workdir_of_other_data(tmp_path, finished, cvsa_config, monkeypatch):
     assert_equal_trees(final_state(workdir, cvsa_config()), before)
 
 
-def test_workdir_of_other_maps(tmp_path, finished, cvsa_config):
+def test_workdir_of_other_maps_is_refused(tmp_path, finished, cvsa_config):
     config, source = cvsa_config(), settings.load_source(tiny().data)
     config.saliency.store = str(tmp_path / "other")
     compute(source, masks(source), tmp_path / "other", threshold=0.4, on_bad_image="stop")
@@ -334,7 +334,7 @@ def test_workdir_of_other_maps(tmp_path, finished, cvsa_config):
         pretrain.train(config, finished)
 
 
-def test_a_run_of_another_version_neither_goes_on_nor_is_a_start(tmp_path, finished, cvsa_config, monkeypatch):
+def test_run_of_another_format_is_refused_for_resume_and_init(tmp_path, finished, cvsa_config, monkeypatch):
     monkeypatch.setattr(formats, "RUN", formats.RUN + 1)
     said = (
         r"config\.json has format \d+, which an older version of cvsa_jax wrote .*: use this run with the version that"
@@ -355,7 +355,7 @@ def test_init_from_another_architecture_names_the_tensor(tmp_path, finished, cvs
         pretrain.train(config, tmp_path / "run")
 
 
-def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(tmp_path, cvsa_config):
+def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, cvsa_config):
     config = cvsa_config()
     config.optim.name, config.optim.lr, config.optim.warmup_steps = "sgd", 1e22, 7
     config.checkpoint_steps = 1
@@ -367,7 +367,7 @@ def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(tmp_path, cv
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.online.params))
 
 
-def test_bad_image_found_by_the_store_stops_training_or_is_skipped(tmp_path, capsys):
+def test_bad_image_stops_training_or_is_skipped(tmp_path, capsys):
     root = tmp_path / "set"
     source = settings.load_source(tiny().data)
     for i in source.split("train"):

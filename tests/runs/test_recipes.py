@@ -107,7 +107,7 @@ CASES += [(arg, {"optim.name": name, "optim.lr": 0.03}) for arg in ("byol", "") 
 
 
 @pytest.mark.parametrize(("arg", "changes"), CASES, ids=lambda value: str(value) or "cvsa")
-def test_parts_with_a_gradient_move_and_the_others_stay(tmp_path, monkeypatch, shipped, arg, changes):
+def test_recipe_moves_only_parts_with_a_gradient(tmp_path, monkeypatch, shipped, arg, changes):
     # One layer in the ResNet's place: what is asked is about the heads, and compiling would take most of the time.
     monkeypatch.setattr(settings, "model", lambda section: MODEL)
     config = shipped(arg)
@@ -147,7 +147,7 @@ def test_stage_two_after_stage_one_with_lars_learns_the_alignment(tmp_path, ship
     assert mean_align(rows[-10:]) < 0.8 * mean_align(rows[:5])
 
 
-def test_a_start_gives_the_parts_that_its_run_trained(tmp_path, shipped, stage1):
+def test_init_from_run_gives_the_parts_it_trained(tmp_path, shipped, stage1):
     config, mesh = shipped(""), make_mesh(jax.devices()[:2])
     model, whole = settings.model(config.model), trained(stage1, config)
     given, origin = backbones.online_start(str(stage1), model, mesh)
@@ -162,7 +162,7 @@ def test_a_start_gives_the_parts_that_its_run_trained(tmp_path, shipped, stage1)
     assert given.params.keys() == {"backbone", *HEADS} and origin.endswith("at step 6")
 
 
-def test_a_file_gives_the_backbone_alone(tmp_path, shipped, stage1, capsys):
+def test_init_from_file_gives_only_the_backbone(tmp_path, shipped, stage1, capsys):
     weights.export_run(str(stage1), tmp_path / "exported", ("safetensors",), "unknown")
     config = shipped("")
     config.init_from = str(tmp_path / "exported" / "model.safetensors")
