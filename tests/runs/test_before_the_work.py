@@ -1,4 +1,4 @@
-"""What can be known before the work is said before it, and what was measured is not lost."""
+"""Errors that are known beforehand come before the work, and what was measured is not lost."""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support.compiling import few_devices
 from support.finetuning import tiny as tiny_finetuning
+from support.running import Step, idle
 from support.tiny_runs import tiny, tiny_probe
 
 from cvsa_jax import settings
@@ -150,7 +151,12 @@ def continued(config, workdir, **changes):
 
 
 @pytest.fixture
-def short(monkeypatch):
+def idle_steps(monkeypatch):
+    monkeypatch.setattr(pretrain, "make_train_step", lambda *args, **kwargs: Step(idle))
+
+
+@pytest.fixture
+def short(monkeypatch, idle_steps):
     monkeypatch.setattr(pretrain, "report_run", lambda *args, **kwargs: {})
 
 
@@ -160,7 +166,7 @@ def test_resume_accepts_respelled_or_moved_init_from_but_not_another_run(tmp_pat
     config = tiny("byol")
     config.init_from, config.total_steps, config.optim.warmup_steps = "runs/s1", 2, 0
     pretrain.train(config, tmp_path / "run")
-    for spelled in ("runs/s1/", "./runs/s1", str(tmp_path / "runs" / "s1")):
+    for spelled in ("./runs/s1/", str(tmp_path / "runs" / "s1")):
         continued(config, tmp_path / "run", init_from=spelled)
         config.total_steps += 1
     shutil.move(tmp_path / "runs" / "s1", tmp_path / "elsewhere")
@@ -212,7 +218,7 @@ def test_resumed_run_removes_results_of_an_earlier_step(tmp_path, run, monkeypat
     assert not (workdir / "report" / "results.json").exists()
 
 
-def test_knn_excludes_the_test_image_itself(tmp_path, capsys):
+def test_knn_excludes_the_test_image_itself(tmp_path, idle_steps, capsys):
     config = tiny("byol")
     config.data.train_split, config.total_steps, config.optim.warmup_steps = "all", 1, 0
     figures = pretrain.train(config, tmp_path / "run")
@@ -223,7 +229,8 @@ def test_knn_excludes_the_test_image_itself(tmp_path, capsys):
 # Fine-tuning, and the U-Net.
 
 
-def test_finetuning_uses_its_own_dtype_and_remat(tmp_path, run):
+def test_finetuning_uses_its_own_dtype_and_remat(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(finetune, "make_finetune_step", lambda *args: Step(idle))
     config = tiny_finetuning()
     config.init_from, config.model.dtype, config.model.remat = str(run), "bfloat16", True
     config.total_steps, config.learning_rates = 1, (0.1,)

@@ -335,11 +335,10 @@ def test_look_head_fits_patches_of_a_feature_file(tmp_path, store):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["fit", "--run=x", "--out=y.safetensors"], "--config is missing"),
-        (["fit", "--config=configs/folder.py", "--out=y.safetensors"], "--run is missing"),
-        (["fit", "--config=configs/folder.py", "--run=x"], "--out is missing"),
-        (["show", "--config=configs/folder.py", "--run=x"], "--look is missing"),
-        (["show", "--config=configs/folder_linear.py", "--run=x"], "one of mode 'linear'"),
+        pytest.param(["fit", "--config=folder", "--out=y.safetensors"], "--run is missing", id="run"),
+        pytest.param(["fit", "--config=folder", "--run=x"], "--out is missing", id="out"),
+        pytest.param(["show", "--config=folder", "--run=x"], "--look is missing", id="look"),
+        pytest.param(["show", "--config=folder_linear", "--run=x"], "one of mode 'linear'", id="config of a probe"),
     ],
 )
 def test_look_command_names_missing_flags(words, said):

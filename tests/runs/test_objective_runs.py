@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.comparing import numpy_of
 from support.compiling import few_devices
-from support.running import logged
+from support.running import logged, shared_programs
 from support.small_step import MODEL
 from support.tiny_runs import kill_at
 
@@ -24,7 +24,7 @@ from cvsa_jax.training.state import TrainState, init_state
 def small_runs(quick_compilation):
     # On two devices, with the stand-in for the ResNet, and without the report at the end: test_pretrain.py has whole
     # runs.
-    with few_devices(2, pretrain), pytest.MonkeyPatch.context() as patch:
+    with few_devices(2, pretrain), shared_programs(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(settings, "model", lambda section: MODEL)
         patch.setattr(pretrain, "report_run", lambda *args, **kwargs: {})
         yield
