@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.compiling import quick
 
 from cvsa_jax import losses
 
@@ -91,6 +92,9 @@ def align(form: str, *pair) -> jax.Array:
     return losses.ALIGNMENT_FORMS[form](*pair, TAU)
 
 
+compiled = quick(align, static_argnums=0)
+
+
 def random_pairs(seed: int, count: int = 3, side: int = 3, channels: int = 3) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     # Off the origin, so that similarities of both signs occur in each pair (`cosine` knows positive ones only).
@@ -155,7 +159,7 @@ def test_temperature_changes_only_forms_that_use_it(form):
 @pytest.mark.parametrize("form", losses.ALIGNMENT_FORMS)
 def test_alignment_form_equals_explicit_loops(form):
     p, z, m1, m2 = random_pairs(1)
-    got = jax.jit(align, static_argnums=0)(form, *map(jnp.asarray, (p, z, m1, m2)))
+    got = compiled(form, *map(jnp.asarray, (p, z, m1, m2)))
     cells = [x.reshape(len(x), -1, x.shape[-1]).astype(np.float64) for x in (p, z)]
     pairs = zip(*cells, m1.astype(np.float64), m2.astype(np.float64), strict=True)
     np.testing.assert_allclose(got, [reference(form, *pair) for pair in pairs], rtol=2e-5)
@@ -171,7 +175,7 @@ def test_regression_target_has_no_gradient():
 @pytest.mark.parametrize("form", losses.ALIGNMENT_FORMS)
 def test_projection_map_has_no_gradient(form):
     p, z, m1, m2 = map(jnp.asarray, random_pairs(3))
-    gradient = jax.jit(jax.grad(lambda p, z: align(form, p, z, m1, m2).sum(), (0, 1)))
+    gradient = quick(jax.grad(lambda p, z: align(form, p, z, m1, m2).sum(), (0, 1)))
     to_p, to_z = gradient(p, z)
     assert not np.any(to_z)
     assert np.all(np.abs(to_p).sum((1, 2, 3)) > 1e-4)
@@ -188,7 +192,7 @@ def test_alignment_is_finite_for_empty_masks_and_zero_maps(form):
         jnp.concatenate([m1, off(m1), m1, off(m1), ones(m1), m1, m1, off(m1)]),
         jnp.concatenate([m2, m2, off(m2), off(m2), ones(m2), m2, m2, off(m2)]),
     )
-    gradient = jax.jit(jax.value_and_grad(lambda p: align(form, p, z, m1, m2).sum()))
+    gradient = quick(jax.value_and_grad(lambda p: align(form, p, z, m1, m2).sum()))
     value, to_p = gradient(p)
     assert np.isfinite(value)
     assert np.all(np.isfinite(to_p))
@@ -220,9 +224,8 @@ def test_kl_is_zero_and_minimal_at_the_normalised_mask():
 def test_alignment_ignores_feature_length(form):
     p, z, m1, m2 = random_pairs(5)
     lengths = np.random.default_rng(6).uniform(0.2, 30, (2, *p.shape[:3], 1)).astype(np.float32)
-    loss = jax.jit(align, static_argnums=0)
-    plain = loss(form, *map(jnp.asarray, (p, z, m1, m2)))
-    scaled = loss(form, *map(jnp.asarray, (p * lengths[0], z * lengths[1], m1, m2)))
+    plain = compiled(form, *map(jnp.asarray, (p, z, m1, m2)))
+    scaled = compiled(form, *map(jnp.asarray, (p * lengths[0], z * lengths[1], m1, m2)))
     np.testing.assert_allclose(plain, scaled, rtol=1e-4, atol=1e-6)
 
 

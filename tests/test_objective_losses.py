@@ -106,7 +106,7 @@ def test_simclr_excludes_the_view_itself():
     assert np.array_equal(np.abs(gradient).sum(1) > 1e-6, np.arange(6) != 2)
 
 
-@pytest.mark.parametrize("objective", [losses.byol, losses.simsiam])
+@pytest.mark.parametrize("objective", [losses.byol, losses.simsiam], ids=["byol", "simsiam"])
 def test_regression_objective_target_has_no_gradient(objective):
     p, z = on_device(*vectors(15, 4, 4))
     to_p, to_z = jax.grad(lambda p, z: objective(ObjectiveInputs(p, z), 0.2).sum(), (0, 1))(p, z)

@@ -21,7 +21,7 @@ from cvsa_jax.report.card import model_card
 from cvsa_jax.runs import compare, linear, weights
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.training import photometric
-from cvsa_jax.weights import files, frozen
+from cvsa_jax.weights import frozen
 from cvsa_jax.weights.export import CONVERTER, onnx, stablehlo
 
 pytestmark = pytest.mark.usefixtures("on_one_device")
@@ -41,7 +41,8 @@ def test_exported_weights_reimport_bit_for_bit(tmp_path, run):
         np.testing.assert_array_equal(theirs.features(images), ours.features(images))
     weights.import_file(str(tmp_path / "out" / "model.npz"), str(tmp_path / "new" / "again.safetensors"))
     network = frozen.load(str(tmp_path / "new" / "again.safetensors"), ours.mesh)
-    assert (network.spec().size, network.spec().resize, network.model.stem) == (32, 32, "small")
+    assert (network.spec().size, network.spec().resize) == (32, 32)
+    assert (network.model.stem, network.model.padding) == ("small", ours.model.padding)
     first, again = load_file(tmp_path / "out" / "model.safetensors"), load_file(tmp_path / "new" / "again.safetensors")
     assert first.keys() == again.keys()
     for name, tensor in first.items():
@@ -133,8 +134,8 @@ def test_preprocess_json_reproduces_the_features(tmp_path):
     np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.01 * float(np.abs(expected).max()))
 
 
-@pytest.mark.parametrize("size", [32, 48])
-def test_stablehlo_accepts_any_batch_size(tmp_path, run, size):
+def test_stablehlo_accepts_any_batch_size(run):
+    size = 48  # not that of the run
     network = frozen.load(str(run), api.make_mesh())
     spec = dataclasses.replace(network.spec(), size=size, resize=size)
     read = jax_export.deserialize(bytearray(stablehlo(network, spec)))
@@ -148,6 +149,7 @@ def test_stablehlo_accepts_any_batch_size(tmp_path, run, size):
 @pytest.mark.parametrize(
     ("depth", "padding", "dtype", "size"),
     [(18, "symmetric", "float32", 64), (18, "same", "float32", 65), (50, "symmetric", "bfloat16", 64)],
+    ids=["ResNet-18", "same padding at an odd size", "ResNet-50 trained in bfloat16"],
 )
 def test_onnx_accepts_any_batch_size(tmp_path, depth, padding, dtype, size):
     pytest.importorskip("jax2onnx", reason=f"run where the converter is installed: {CONVERTER}")
@@ -202,6 +204,7 @@ def test_exported_weights_give_equal_features_in_pytorch(tmp_path):
         (None, ("pth",), "known are safetensors, npz, stablehlo, onnx"),
         (None, (), "known are safetensors, npz, stablehlo, onnx"),
     ],
+    ids=["no run", "unknown format", "no format"],
 )
 def test_invalid_exports_are_refused(tmp_path, run, run_name, formats, said):
     with pytest.raises(UserError, match=said):
@@ -263,9 +266,3 @@ def test_run_export_and_feature_file_have_equal_figures(tmp_path, run):
         probed = linear.linear_probe(config, tmp_path / "probed")
         for key in ("linear_top1", "knn_top1", "map_at_r"):
             assert probed[key] == pytest.approx(recognition[key])
-
-
-def test_files_are_read_once_more(tmp_path, run):
-    weights.export_run(str(run), tmp_path / "out", ("safetensors",), "none")
-    read = files.read(tmp_path / "out" / "model.safetensors")
-    assert (read.padding, read.size, read.resize) == ("symmetric", 32, 32)

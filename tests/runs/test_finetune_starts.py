@@ -129,13 +129,13 @@ def test_batch_not_divisible_by_devices_is_refused(tmp_path):
         finetune.finetune(config, tmp_path)
 
 
-@pytest.mark.parametrize("rates", [(), (0.1, 0.1), (-0.1, 0.1)])
+@pytest.mark.parametrize("rates", [(), (0.1, 0.1), (-0.1, 0.1)], ids=["none", "equal", "negative"])
 def test_invalid_learning_rates_are_refused(tmp_path, rates):
     with pytest.raises(UserError, match=r"config\.learning_rates=\(.*: give different rates, none negative"):
         finetune.finetune(tiny(rates), tmp_path)
 
 
-@pytest.mark.parametrize("fractions", [(), (0.0, 1.0), (0.5, 1.1)])
+@pytest.mark.parametrize("fractions", [(), (0.0, 1.0), (0.5, 1.1)], ids=["none", "zero", "above one"])
 def test_invalid_label_fractions_are_refused(tmp_path, fractions):
     config = tiny()
     config.label_fractions = fractions

@@ -89,7 +89,7 @@ def test_training_error_passes_through_run_log(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
 
 
-@pytest.mark.parametrize("cut", ["{", '{"step": 2', '{"step": 2, "loss": 0.', '{"step": 2, "loss": 0.5'])
+@pytest.mark.parametrize("cut", ['{"step": 2', '{"step": 2, "loss": 0.5'], ids=["in a key", "before the brace"])
 def test_read_metrics_skips_truncated_last_line(tmp_path, cut):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n' + cut)
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}]

@@ -19,9 +19,7 @@ def test_finite_check_passes_finite_steps():
     finite.check(2)
 
 
-@pytest.mark.parametrize(
-    "bad", [{"loss": math.nan}, {"loss": -math.inf}, {"grad_norm": math.inf}, {"grad_norm": math.nan}]
-)
+@pytest.mark.parametrize("bad", [{"loss": math.nan}, {"grad_norm": math.inf}], ids=["loss", "gradient"])
 def test_finite_check_names_the_first_nonfinite_step(bad):
     finite = FiniteCheck()
     finite.add(5, values())

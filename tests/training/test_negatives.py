@@ -15,7 +15,7 @@ from cvsa_jax.training.negatives import Queue, enqueued
 
 
 @pytest.fixture(scope="module")
-def keys_of(still_views) -> Callable:
+def keys_of() -> Callable:
     """(target network, batch) -> its unit projections, view 1 of all images and then view 2, without a mesh."""
 
     @quick

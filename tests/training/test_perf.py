@@ -60,7 +60,12 @@ def test_step_cost_counts_flops_and_memory_of_a_matrix_product(mesh_of, clock):
 
 
 @pytest.mark.parametrize(
-    ("start", "total", "steps", "traced"), [(0, 50, 3, (11, 13)), (5, 9, 3, (7, 9)), (5, 7, 9, (6, 7))]
+    ("start", "total", "steps", "traced"),
+    [
+        pytest.param(0, 50, 3, (11, 13), id="after the first ten"),
+        pytest.param(5, 9, 3, (7, 9), id="the last of a short run"),
+        pytest.param(5, 7, 9, (6, 7), id="more than are left"),
+    ],
 )
 def test_profile_traces_the_requested_steps(tmp_path, monkeypatch, start, total, steps, traced):
     calls = []

@@ -161,7 +161,7 @@ def test_flag_changes_only_flagged_images(flag):
     assert np.all(np.abs(got[on] - x[on]).max((1, 2, 3)) > 0.1)
 
 
-@pytest.mark.parametrize(("probability", "expected"), [(0.0, False), (1.0, True)])
+@pytest.mark.parametrize(("probability", "expected"), [(0.0, False), (1.0, True)], ids=["never", "always"])
 def test_probability_0_is_never_and_1_is_always(probability, expected):
     spec = SPEC._replace(**{f"{name}_prob": probability for name in ("jitter", "grayscale", "blur", "solarize")})
     drawn = draw(jax.random.split(jax.random.key(1), 2000), spec)

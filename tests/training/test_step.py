@@ -151,7 +151,7 @@ def by_definition() -> tuple[dict, dict, Network, Network]:
     return both, gradients, Network(old.online.params, stats), Network(old.target.params, target_stats)
 
 
-@pytest.mark.parametrize("weight", [0.0, WEIGHT])
+@pytest.mark.parametrize("weight", [0.0, WEIGHT], ids=["without alignment", "with alignment"])
 def test_gradient_on_8_devices_equals_whole_batch_gradient(run, by_definition, weight):
     _, gradients, *_ = by_definition
     expected = jax.tree.map(lambda c, a: c + weight * a, gradients["contrastive"], gradients["align"])
@@ -275,7 +275,7 @@ def test_equal_micro_batches_give_the_whole_batch_step(mesh_of):
     assert_close((twice - before) / 0.19, (once - before) / 0.1, rtol=1e-3)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [1, 2], ids=["whole batch", "two micro-batches"])
 def test_kernel_gradients_are_summed_once_in_float32(mesh_of, parts):
     mesh, model = mesh_of(2), MODEL.clone(dtype=jnp.bfloat16)
     step = steps.make_train_step(model, OPTIMIZER, mesh, spec_of(WEIGHT, parts))
@@ -323,6 +323,7 @@ def test_accumulation_averages_over_usable_pairs_and_keeps_vector_order(mesh_of)
         ({"accumulate": 0}, r"config\.accumulate_steps=0 must be at least 1"),
         ({"accumulate": 2, "objective": losses.OBJECTIVES["simclr"]}, r"config\.accumulate_steps=2 would split"),
     ],
+    ids=["temperature", "accumulation", "accumulation of SimCLR"],
 )
 def test_invalid_step_spec_names_the_key(change, message):
     with pytest.raises(UserError, match=message):
@@ -336,6 +337,7 @@ def test_invalid_step_spec_names_the_key(change, message):
         ((1.0, "kld", 0.2), r"config\.align\.form='kld' is unknown; take one of kl, "),
         ((1.0, "kl", 0.0), r"config\.align\.temperature=0 must be above 0"),
     ],
+    ids=["weight", "form", "temperature"],
 )
 def test_invalid_alignment_names_the_key(values, message):
     with pytest.raises(UserError, match=message):
