@@ -5,7 +5,9 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from cvsa_jax import settings
@@ -38,6 +40,19 @@ class Step:
 def idle(state, batch):
     """A step that counts and learns nothing, for tests of what is around the steps: it is not compiled."""
     return state.replace(step=state.step + 1), {"loss": jnp.ones(()), "grad_norm": jnp.ones(())}
+
+
+def drifting(state, batch):
+    """A step that is not compiled either, and moves the two networks of a state, each by other noise."""
+    rng = np.random.default_rng(int(state.step))
+
+    # Upwards, as variances stay positive.
+    def moved(leaf):
+        return jax.device_put(np.asarray(leaf) + rng.uniform(0, 0.2, leaf.shape).astype(np.float32), leaf.sharding)
+
+    networks = {"online": jax.tree.map(moved, state.online), "target": jax.tree.map(moved, state.target)}
+    state, metrics = idle(state, batch)
+    return state.replace(**networks), metrics
 
 
 def _once_for_equal(make: Callable, *sections: str) -> Callable:

@@ -51,7 +51,7 @@ def smooth(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path, monkeypatch, quick_compilation):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "cvsa_jax"
 
