@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.comparing import numpy_of
@@ -69,5 +70,5 @@ def test_step_with_dead_conv_heads_triggers_the_warning(run, scale):
     )
     state = state.replace(online=state.online.replace(params=params), target=state.target.replace(params=target))
     _, metrics = run("byol", 2, state)
-    trouble = alignment_trouble([{"step": 1} | named(metrics)], 100)
+    trouble = alignment_trouble([{"step": 1} | named(jax.tree.map(jnp.asarray, metrics))], 100)
     assert ("has no gradient" in trouble) == (scale < 1)
