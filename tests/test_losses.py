@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.compiling import quick
 
 from cvsa_jax import losses
 
@@ -91,6 +92,9 @@ def align(form: str, *pair) -> jax.Array:
     return losses.ALIGNMENT_FORMS[form](*pair, TAU)
 
 
+compiled = quick(align, static_argnums=0)
+
+
 def random_pairs(seed: int, count: int = 3, side: int = 3, channels: int = 3) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     # Off the origin, so that similarities of both signs occur in each pair (`cosine` knows positive ones only).
@@ -99,14 +103,14 @@ def random_pairs(seed: int, count: int = 3, side: int = 3, channels: int = 3) ->
     return [*maps, *masks]
 
 
-def test_regression_of_known_angles():
+def test_regression_matches_known_angles():
     # cos((3, 4), (4, 3)) = 24/25; then parallel, opposite, orthogonal.
     p = jnp.array([[3.0, 4.0], [1.0, 2.0], [1.0, 0.0], [0.0, 5.0]])
     z = jnp.array([[4.0, 3.0], [2.0, 4.0], [-7.0, 0.0], [1.0, 0.0]])
     np.testing.assert_allclose(losses.regression(p, z), [2 - 48 / 25, 0, 4, 2], atol=1e-6)
 
 
-def test_attention_is_the_cosine_of_every_cell_with_every_cell_in_row_major_order():
+def test_attention_is_cosine_of_all_cells_in_row_major_order():
     p = jnp.array([[[[3.0, 0.0], [0.0, 2.0]], [[1.0, 1.0], [-1.0, 0.0]]]])
     z = jnp.array([[[[5.0, 0.0], [0.0, 4.0]]]])  # a 1x2 map
     half = math.sqrt(0.5)
@@ -140,28 +144,28 @@ def test_every_form_has_a_worked_value():
 
 
 @pytest.mark.parametrize("form", losses.ALIGNMENT_FORMS)
-def test_form_on_a_pair_worked_by_hand(form):
+def test_alignment_form_matches_worked_value(form):
     loss = align(form, AXES, AXES, FIRST_CELL, FIRST_CELL)
     np.testing.assert_allclose(loss, [WORKED[form]], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", losses.ALIGNMENT_FORMS)
-def test_the_temperature_is_an_argument_of_the_forms_that_have_one(form):
+def test_temperature_changes_only_forms_that_use_it(form):
     pair = [jnp.asarray(x) for x in random_pairs(8)]
     at = [float(losses.ALIGNMENT_FORMS[form](*pair, tau).sum()) for tau in (0.1, 0.4)]
     assert (at[0] == at[1]) == (form in ("cosine", "minmax", "mask_head", "masked_dense"))
 
 
 @pytest.mark.parametrize("form", losses.ALIGNMENT_FORMS)
-def test_form_equals_explicit_loops(form):
+def test_alignment_form_equals_explicit_loops(form):
     p, z, m1, m2 = random_pairs(1)
-    got = jax.jit(align, static_argnums=0)(form, *map(jnp.asarray, (p, z, m1, m2)))
+    got = compiled(form, *map(jnp.asarray, (p, z, m1, m2)))
     cells = [x.reshape(len(x), -1, x.shape[-1]).astype(np.float64) for x in (p, z)]
     pairs = zip(*cells, m1.astype(np.float64), m2.astype(np.float64), strict=True)
     np.testing.assert_allclose(got, [reference(form, *pair) for pair in pairs], rtol=2e-5)
 
 
-def test_no_gradient_reaches_the_regression_target():
+def test_regression_target_has_no_gradient():
     p, z = (jnp.asarray(x[:, 0, 0]) for x in random_pairs(2)[:2])
     to_p, to_z = jax.grad(lambda p, z: losses.regression(p, z).sum(), (0, 1))(p, z)
     assert not np.any(to_z)
@@ -169,16 +173,16 @@ def test_no_gradient_reaches_the_regression_target():
 
 
 @pytest.mark.parametrize("form", losses.ALIGNMENT_FORMS)
-def test_no_gradient_reaches_the_projection_map(form):
+def test_projection_map_has_no_gradient(form):
     p, z, m1, m2 = map(jnp.asarray, random_pairs(3))
-    gradient = jax.jit(jax.grad(lambda p, z: align(form, p, z, m1, m2).sum(), (0, 1)))
+    gradient = quick(jax.grad(lambda p, z: align(form, p, z, m1, m2).sum(), (0, 1)))
     to_p, to_z = gradient(p, z)
     assert not np.any(to_z)
     assert np.all(np.abs(to_p).sum((1, 2, 3)) > 1e-4)
 
 
 @pytest.mark.parametrize("form", losses.ALIGNMENT_FORMS)
-def test_values_and_gradients_are_finite_for_empty_masks_and_zero_maps(form):
+def test_alignment_is_finite_for_empty_masks_and_zero_maps(form):
     p, z, m1, m2 = map(jnp.asarray, random_pairs(4, count=1))
     # Rows: nothing empty, mask 1, mask 2, both masks, all-one masks, map 1, map 2, everything zero.
     ones, off = jnp.ones_like, jnp.zeros_like
@@ -188,7 +192,7 @@ def test_values_and_gradients_are_finite_for_empty_masks_and_zero_maps(form):
         jnp.concatenate([m1, off(m1), m1, off(m1), ones(m1), m1, m1, off(m1)]),
         jnp.concatenate([m2, m2, off(m2), off(m2), ones(m2), m2, m2, off(m2)]),
     )
-    gradient = jax.jit(jax.value_and_grad(lambda p: align(form, p, z, m1, m2).sum()))
+    gradient = quick(jax.value_and_grad(lambda p: align(form, p, z, m1, m2).sum()))
     value, to_p = gradient(p)
     assert np.isfinite(value)
     assert np.all(np.isfinite(to_p))
@@ -199,7 +203,7 @@ def test_regression_gradient_is_finite_at_zero():
     assert np.all(np.isfinite(gradient))
 
 
-def test_kl_is_zero_and_minimal_where_the_softmax_is_the_normalised_mask():
+def test_kl_is_zero_and_minimal_at_the_normalised_mask():
     mask1, mask2 = jnp.array([[0.8, 0.4, 0.2, 0.1]]), jnp.ones((1, 1))
     # With one cell in view 2, fg is the only column of A; a constant added to it does not matter.
     best = (TAU * jnp.log(mask1) + 0.3)[:, :, None]
@@ -217,15 +221,14 @@ def test_kl_is_zero_and_minimal_where_the_softmax_is_the_normalised_mask():
 
 
 @pytest.mark.parametrize("form", sorted(losses.ALIGNMENT_FORMS.keys() - {"mask_head", "masked_dense"}))
-def test_alignment_ignores_the_length_of_the_features(form):
+def test_alignment_ignores_feature_length(form):
     p, z, m1, m2 = random_pairs(5)
     lengths = np.random.default_rng(6).uniform(0.2, 30, (2, *p.shape[:3], 1)).astype(np.float32)
-    loss = jax.jit(align, static_argnums=0)
-    plain = loss(form, *map(jnp.asarray, (p, z, m1, m2)))
-    scaled = loss(form, *map(jnp.asarray, (p * lengths[0], z * lengths[1], m1, m2)))
+    plain = compiled(form, *map(jnp.asarray, (p, z, m1, m2)))
+    scaled = compiled(form, *map(jnp.asarray, (p * lengths[0], z * lengths[1], m1, m2)))
     np.testing.assert_allclose(plain, scaled, rtol=1e-4, atol=1e-6)
 
 
-def test_regression_ignores_the_length_of_the_vectors():
+def test_regression_ignores_vector_length():
     p, z = (jnp.asarray(x[:, 0, 0]) for x in random_pairs(7)[:2])
     np.testing.assert_allclose(losses.regression(p, z), losses.regression(17 * p, z / 9), rtol=1e-5, atol=1e-6)

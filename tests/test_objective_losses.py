@@ -41,7 +41,7 @@ def simclr(rows, batch, places, temperature: float) -> jax.Array:
     return losses.simclr(ObjectiveInputs(rows, jnp.zeros_like(rows), batch=batch, row=jnp.asarray(places)), temperature)
 
 
-def test_byol_sums_the_directions_and_simsiam_averages_them():
+def test_byol_sums_directions_and_simsiam_averages_them():
     # cos((3, 4), (4, 3)) = 24/25; then parallel, opposite, orthogonal.
     p = jnp.array([[3.0, 4.0], [1.0, 2.0], [1.0, 0.0], [0.0, 5.0]])
     z = jnp.array([[4.0, 3.0], [2.0, 4.0], [-7.0, 0.0], [1.0, 0.0]])
@@ -49,7 +49,7 @@ def test_byol_sums_the_directions_and_simsiam_averages_them():
     np.testing.assert_allclose(simsiam(p, z), [-24 / 25, -1, 1, 0], atol=1e-6)
 
 
-def test_moco_worked_by_hand():
+def test_moco_matches_worked_value():
     # Query 1, along (1, 0): its key (3, 4) has cosine 3/5, the queue 0 and −1; over 1/2: 1.2, 0, −2.
     # Query 2, along (0, 1): its key (0, −2) has cosine −1, the queue 1 and 0; over 1/2: −2, 2, 0.
     queries, keys = jnp.array([[5.0, 0.0], [0.0, 0.1]]), jnp.array([[3.0, 4.0], [0.0, -2.0]])
@@ -58,7 +58,7 @@ def test_moco_worked_by_hand():
     np.testing.assert_allclose(moco(queries, keys, queue, 0.5), expected, rtol=1e-5)
 
 
-def test_simclr_worked_by_hand():
+def test_simclr_matches_worked_value():
     # Of two images, rows 0 and 2 are views of the first, 1 and 3 of the second. The cosines of row 0 with rows 1 to 3
     # are 0, 4/5 (the positive), 0; over 2/5: 0, 2, 0. Those of row 1 with rows 0, 2, 3 are 0, 3/5, −1 (the positive);
     # over 2/5: 0, 1.5, −2.5. Their own cosine of 1 would add exp(2.5) to either sum.
@@ -95,7 +95,7 @@ def test_simclr_equals_explicit_loops():
     np.testing.assert_allclose(simclr(*on_device(rows[places], rows), places, 0.3), expected, rtol=1e-5)
 
 
-def test_simclr_leaves_the_view_itself_out():
+def test_simclr_excludes_the_view_itself():
     (rows,) = vectors(14, 6)
     view, before, after = on_device(rows[2:3], rows, rows)
     after = after.at[2].set(-before[2] + before[5])
@@ -106,8 +106,8 @@ def test_simclr_leaves_the_view_itself_out():
     assert np.array_equal(np.abs(gradient).sum(1) > 1e-6, np.arange(6) != 2)
 
 
-@pytest.mark.parametrize("objective", [losses.byol, losses.simsiam])
-def test_no_gradient_reaches_the_target_of_a_regression(objective):
+@pytest.mark.parametrize("objective", [losses.byol, losses.simsiam], ids=["byol", "simsiam"])
+def test_regression_objective_target_has_no_gradient(objective):
     p, z = on_device(*vectors(15, 4, 4))
     to_p, to_z = jax.grad(lambda p, z: objective(ObjectiveInputs(p, z), 0.2).sum(), (0, 1))(p, z)
     assert not np.any(to_z)
@@ -115,7 +115,7 @@ def test_no_gradient_reaches_the_target_of_a_regression(objective):
 
 
 @pytest.mark.parametrize("stopped", ["key", "queue"])
-def test_no_gradient_reaches_what_queries_are_compared_with(stopped):
+def test_moco_keys_and_queue_have_no_gradient(stopped):
     query, key, queue = on_device(*vectors(16, 4, 4, 5))
     values = {"query": query, "key": key, "queue": queue}
     gradient = jax.grad(lambda values: moco(**values, temperature=0.2).sum())(values)
@@ -128,7 +128,7 @@ def with_lengths(seed: int, *arrays: jnp.ndarray) -> list[jnp.ndarray]:
     return [x * jnp.asarray(rng.uniform(0.2, 30, (len(x), 1)), jnp.float32) for x in arrays]
 
 
-def test_objectives_ignore_the_length_of_the_vectors():
+def test_objectives_ignore_vector_length():
     a, b, queue = on_device(*vectors(17, 6, 6, 8))
     queue = jnp.asarray(unit(np.asarray(queue)))
     long_a, long_b = with_lengths(18, a, b)
@@ -138,7 +138,7 @@ def test_objectives_ignore_the_length_of_the_vectors():
     close(simclr(a, a, range(6), 0.2), simclr(long_a, long_a, range(6), 0.2))
 
 
-def test_objectives_and_their_gradients_are_finite_at_zero_and_at_a_low_temperature():
+def test_objectives_are_finite_at_zero_vectors_and_low_temperature():
     a, b, queue = on_device(*vectors(19, 4, 4, 5))
     queue = jnp.asarray(unit(np.asarray(queue)))
     # exp(1 / 0.004) is more than float32 holds.
@@ -153,7 +153,7 @@ def test_objectives_and_their_gradients_are_finite_at_zero_and_at_a_low_temperat
                 assert np.isfinite(value) and np.all(np.isfinite(gradient)), (name, temperature)
 
 
-def test_objectives_are_those_of_their_papers():
+def test_objective_flags_match_their_papers():
     # BYOL has a predictor and a target network, MoCo a target and a queue, SimSiam a predictor, SimCLR its batch.
     assert {name: objective[1:] for name, objective in losses.OBJECTIVES.items()} == {
         "byol": (True, True, False, False),

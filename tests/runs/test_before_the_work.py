@@ -1,4 +1,4 @@
-"""What can be known before the work is said before it, and what was measured is not lost."""
+"""Errors that are known beforehand come before the work, and what was measured is not lost."""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support.compiling import few_devices
 from support.finetuning import tiny as tiny_finetuning
+from support.running import Step, idle
 from support.tiny_runs import tiny, tiny_probe
 
 from cvsa_jax import settings
@@ -42,7 +43,7 @@ def probe_of(root, split: bool = True):
     return config
 
 
-def test_a_place_that_cannot_be_written_is_refused_first(tmp_path, run, unread):
+def test_unwritable_output_is_refused_before_measuring(tmp_path, run, unread):
     (tmp_path / "file").write_text("")
     config = tiny_probe()
     config.init_from = str(run)
@@ -52,7 +53,7 @@ def test_a_place_that_cannot_be_written_is_refused_first(tmp_path, run, unread):
         data_check.check(config, tmp_path / "file", None, False)
 
 
-def test_the_report_of_a_run_is_not_overwritten(tmp_path, run, unread):
+def test_report_of_a_run_is_not_overwritten(tmp_path, run, unread):
     before = (run / "report" / "results.json").read_text()
     with pytest.raises(UserError, match=r"--out: .* is the workdir of a run, whose report would be overwritten"):
         compare.compare_runs(tiny_probe(), [str(run)], run)
@@ -61,12 +62,12 @@ def test_the_report_of_a_run_is_not_overwritten(tmp_path, run, unread):
     assert (run / "report" / "results.json").read_text() == before
 
 
-def test_a_candidate_called_perf_is_refused(tmp_path, run, unread):
+def test_candidate_named_perf_is_refused(tmp_path, run, unread):
     with pytest.raises(UserError, match="names tell the rows apart, also from chance, center_prior and perf"):
         compare.compare_runs(tiny_probe(), [f"perf={run}"], tmp_path)
 
 
-def test_boxes_outside_of_their_images_are_refused_before_anything_is_measured(tmp_path, folder, run, unread):
+def test_boxes_outside_images_are_refused_before_measuring(tmp_path, folder, run, unread):
     root = shutil.copytree(folder, tmp_path / "set")
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
     rows = [f'"{name}",0,0,10,{900 if k == 3 else 10}' for k, name in enumerate(names)]
@@ -75,7 +76,7 @@ def test_boxes_outside_of_their_images_are_refused_before_anything_is_measured(t
         compare.compare_runs(probe_of(root, split=False), [str(run)], tmp_path / "out")
 
 
-def test_features_and_a_probe_on_crops_are_refused_before_anything_is_measured(tmp_path, run, unread):
+def test_feature_file_with_augmented_probe_is_refused_before_measuring(tmp_path, run, unread):
     source = settings.load_source(tiny_probe().data)
     np.savez(tmp_path / "f.npz", names=np.array(source.names), vectors=np.ones((len(source), 3), np.float32))
     config = tiny_probe()
@@ -84,7 +85,7 @@ def test_features_and_a_probe_on_crops_are_refused_before_anything_is_measured(t
         compare.compare_runs(config, [str(run), str(tmp_path / "f.npz")], tmp_path / "out")
 
 
-def test_figures_of_networks_that_were_measured_are_kept_when_another_fails(tmp_path, run, monkeypatch):
+def test_compare_keeps_measured_figures_when_a_later_entry_fails(tmp_path, run, monkeypatch):
     source = settings.load_source(tiny_probe().data)
     patches = np.full((len(source), 2, 2, 3), np.nan, np.float32)
     vectors = np.random.default_rng(0).normal(size=(len(source), 3)).astype(np.float32)
@@ -95,7 +96,7 @@ def test_figures_of_networks_that_were_measured_are_kept_when_another_fails(tmp_
     assert kept["ours"].keys() >= {"linear_top1", "knn_top1"}
 
 
-def test_one_test_image_gives_a_page_and_valid_json(tmp_path, run):
+def test_compare_on_one_test_image_writes_valid_json(tmp_path, run):
     config = tiny_probe()
     config.data.procedural.update(classes=2, test_per_class=1)
     source = settings.load_source(config.data)
@@ -107,7 +108,7 @@ def test_one_test_image_gives_a_page_and_valid_json(tmp_path, run):
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
-def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):
+def test_write_json_writes_nonfinite_numbers_as_null(tmp_path):
     write_json_atomically(tmp_path / "x.json", {"a": float("nan"), "b": [1.0, float("inf")], "c": {"d": (2, "e")}})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [1.0, None], "c": {"d": [2, "e"]}}
 
@@ -115,7 +116,7 @@ def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):
 # Weights that give no finite features, and runs on other images.
 
 
-def test_a_network_of_broken_weights_is_refused_and_gives_no_figures(tmp_path, run, monkeypatch):
+def test_network_with_nonfinite_features_is_refused(tmp_path, run, monkeypatch):
     load = frozen.load
 
     def broken(origin, mesh):
@@ -130,7 +131,7 @@ def test_a_network_of_broken_weights_is_refused_and_gives_no_figures(tmp_path, r
         linear.linear_probe(config, tmp_path / "out")
 
 
-def test_a_run_on_other_images_is_a_start_from_elsewhere(tmp_path, run):
+def test_pretrained_here_is_false_for_a_run_on_other_images(tmp_path, run):
     source, other = settings.load_source(tiny_probe().data), tiny_probe()
     other.data.procedural.seed = 5
     for data, here in ((source, True), (settings.load_source(other.data), False)):
@@ -150,17 +151,22 @@ def continued(config, workdir, **changes):
 
 
 @pytest.fixture
-def short(monkeypatch):
+def idle_steps(monkeypatch):
+    monkeypatch.setattr(pretrain, "make_train_step", lambda *args, **kwargs: Step(idle))
+
+
+@pytest.fixture
+def short(monkeypatch, idle_steps):
     monkeypatch.setattr(pretrain, "report_run", lambda *args, **kwargs: {})
 
 
-def test_a_start_may_be_spelled_otherwise_or_moved_but_not_exchanged(tmp_path, run, monkeypatch, short):
+def test_resume_accepts_respelled_or_moved_init_from_but_not_another_run(tmp_path, run, monkeypatch, short):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run, tmp_path / "runs" / "s1")
     config = tiny("byol")
     config.init_from, config.total_steps, config.optim.warmup_steps = "runs/s1", 2, 0
     pretrain.train(config, tmp_path / "run")
-    for spelled in ("runs/s1/", "./runs/s1", str(tmp_path / "runs" / "s1")):
+    for spelled in ("./runs/s1/", str(tmp_path / "runs" / "s1")):
         continued(config, tmp_path / "run", init_from=spelled)
         config.total_steps += 1
     shutil.move(tmp_path / "runs" / "s1", tmp_path / "elsewhere")
@@ -177,7 +183,7 @@ def test_a_start_may_be_spelled_otherwise_or_moved_but_not_exchanged(tmp_path, r
         continued(config, tmp_path / "run", init_from="")
 
 
-def test_a_run_goes_on_without_an_image_that_turns_out_to_be_unreadable(tmp_path, folder, short):
+def test_resume_may_skip_an_image_that_became_unreadable(tmp_path, folder, short):
     root = shutil.copytree(folder, tmp_path / "set")
     config = tiny("byol")
     config.data.kind, config.data.root, config.total_steps, config.batch_size = "folder", str(root), 6, 4
@@ -196,13 +202,13 @@ def test_a_run_goes_on_without_an_image_that_turns_out_to_be_unreadable(tmp_path
     assert read_config(str(tmp_path / "run")).data.on_bad_image == "skip"
 
 
-def test_the_warning_of_random_weights_is_for_a_run_that_begins():
+def test_random_weights_note_is_only_for_new_runs():
     config = tiny()
     assert any("random weights" in note for note in settings.notes(config, 21))
     assert not any("random weights" in note for note in settings.notes(config, 21, begins=False))
 
 
-def test_figures_of_an_earlier_step_do_not_stay_beside_newer_weights(tmp_path, run, monkeypatch):
+def test_resumed_run_removes_results_of_an_earlier_step(tmp_path, run, monkeypatch):
     workdir, config = shutil.copytree(run, tmp_path / "run"), tiny("byol")
     assert (workdir / "report" / "results.json").is_file()
     monkeypatch.setattr(pretrain, "run_steps", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -212,7 +218,7 @@ def test_figures_of_an_earlier_step_do_not_stay_beside_newer_weights(tmp_path, r
     assert not (workdir / "report" / "results.json").exists()
 
 
-def test_test_images_that_are_train_images_are_not_their_own_neighbours(tmp_path, capsys):
+def test_knn_excludes_the_test_image_itself(tmp_path, idle_steps, capsys):
     config = tiny("byol")
     config.data.train_split, config.total_steps, config.optim.warmup_steps = "all", 1, 0
     figures = pretrain.train(config, tmp_path / "run")
@@ -223,7 +229,8 @@ def test_test_images_that_are_train_images_are_not_their_own_neighbours(tmp_path
 # Fine-tuning, and the U-Net.
 
 
-def test_fine_tuning_computes_as_its_config_says_and_not_as_its_start_did(tmp_path, run):
+def test_finetuning_uses_its_own_dtype_and_remat(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(finetune, "make_finetune_step", lambda *args: Step(idle))
     config = tiny_finetuning()
     config.init_from, config.model.dtype, config.model.remat = str(run), "bfloat16", True
     config.total_steps, config.learning_rates = 1, (0.1,)
@@ -233,14 +240,14 @@ def test_fine_tuning_computes_as_its_config_says_and_not_as_its_start_did(tmp_pa
     assert (told["dtype"], told["remat"], told["width"]) == ("bfloat16", True, 4)
 
 
-def test_rates_of_one_name_are_refused(tmp_path):
+def test_learning_rates_with_equal_folder_names_are_refused(tmp_path):
     config = tiny_finetuning()
     config.learning_rates = (0.1, 0.10000004)
     with pytest.raises(UserError, match="different rates"):
         finetune.finetune(config, tmp_path / "tuned")
 
 
-def test_pairs_that_another_command_has_mapped_are_not_written_over(tmp_path):
+def test_make_pairs_does_not_overwrite_mapped_arrays(tmp_path):
     drawn = load("procedural", "", procedural.Spec(0, 2, 3, 1, 32))
     images, _ = pairs.make_pairs([(drawn, np.arange(4))], 16, tmp_path / "pairs")
     before = images[:].copy()
@@ -251,7 +258,7 @@ def test_pairs_that_another_command_has_mapped_are_not_written_over(tmp_path):
 # Embeddings.
 
 
-def test_two_embeddings_to_one_file_do_not_mix(tmp_path, run, folder, monkeypatch):
+def test_concurrent_embedding_to_one_file_is_refused(tmp_path, run, folder, monkeypatch):
     out, options = tmp_path / "x.npz", embed.Options()
     features = embed.Evaluator.features
     said = []
@@ -268,12 +275,12 @@ def test_two_embeddings_to_one_file_do_not_mix(tmp_path, run, folder, monkeypatc
     assert said and out.is_file() and not (tmp_path / "x.npz.parts").exists()
 
 
-def test_a_file_in_a_bucket_is_not_promised(run, folder):
+def test_embedding_to_a_bucket_is_refused(run, folder):
     with pytest.raises(UserError, match=r"--out=gs://b/x\.npz: this is written to a disk"):
         embed.embed(str(run), str(folder), "gs://b/x.npz", embed.Options())
 
 
-def test_names_of_a_csv_are_text(tmp_path, run, folder):
+def test_csv_escapes_undecodable_file_names(tmp_path, run, folder):
     root = shutil.copytree(folder, tmp_path / "set")
     try:
         os.rename(root / "gull", root / os.fsdecode(b"caf\xe9"))

@@ -8,7 +8,7 @@ from cvsa_jax.runs import demo, pretrain
 
 
 @pytest.mark.slow
-def test_the_demo_end_to_end(tmp_path, capsys, quick_compilation):
+def test_demo_end_to_end(tmp_path, capsys, quick_compilation):
     def get_config(arg):
         config = tiny(arg)
         config.total_steps = 4

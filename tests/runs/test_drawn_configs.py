@@ -141,7 +141,7 @@ def outcome(mode: str, changes: dict) -> str:
 
 @pytest.mark.usefixtures("stopped_before_the_first_step")
 @pytest.mark.parametrize("mode", COMMANDS)
-def test_a_drawn_config_starts_or_is_refused_by_its_key(mode, capsys):
+def test_random_config_starts_or_error_names_its_key(mode, capsys):
     seen = {"starts": 0, "refused": 0}
 
     @settings(

@@ -41,7 +41,7 @@ from cvsa_jax.weights import frozen
 pytestmark = pytest.mark.usefixtures("small_finetuning")
 
 
-def test_figures_are_those_promised_and_those_of_the_file(finetuned):
+def test_finetune_writes_all_promised_figures(finetuned):
     places = {f"{kind}_{name}" for kind in ("cam", "grad_cam") for name in LOCALIZATION}
     shares = {"finetune_top1", "finetune_top5", "finetune_mean_class", "validation_top1_lr_0", "validation_top1_lr_3"}
     assert finetuned.figures.keys() == {"learning_rate"} | shares | places
@@ -53,7 +53,7 @@ def test_figures_are_those_promised_and_those_of_the_file(finetuned):
     assert f"{100 * finetuned.figures['grad_cam_mask_iou_best']:.1f}" in page
 
 
-def test_figures_are_those_of_the_checkpoints(finetuned):
+def test_finetune_figures_match_checkpoint_accuracy(finetuned):
     labels, test = procedural().labels, procedural().splits["test"]
     assert len(test) == 12
     right = share_right(finetuned.workdir / TRAININGS[2], test)
@@ -66,14 +66,14 @@ def test_figures_are_those_of_the_checkpoints(finetuned):
         assert finetuned.figures[figure] == pytest.approx(right)
 
 
-def test_the_rate_chosen_is_the_best_on_the_validation_part(finetuned):
+def test_finetune_chooses_the_best_validation_rate(finetuned):
     # At a rate of 0 the classifier stays 0: all classes tie, and nothing counts as recognised.
     assert finetuned.figures["validation_top1_lr_0"] == 0 < finetuned.figures["validation_top1_lr_3"]
     assert finetuned.figures["learning_rate"] == FAST
     assert not (finetuned.workdir / "labels_100" / "lr_0" / "final").exists()
 
 
-def test_of_equal_rates_the_one_with_the_lower_cross_entropy_is_chosen(tmp_path, finetuned, monkeypatch):
+def test_finetune_breaks_rate_ties_by_cross_entropy(tmp_path, finetuned, monkeypatch):
     labels, losses = procedural().labels, {}
     for rate, name in ((0.0, TRAININGS[0]), (FAST, TRAININGS[1])):
         rows = held_out(finetuned.workdir / name)
@@ -88,7 +88,7 @@ def test_of_equal_rates_the_one_with_the_lower_cross_entropy_is_chosen(tmp_path,
     assert figures["learning_rate"] == better
 
 
-def test_each_training_reads_its_images_and_no_others(finetuned):
+def test_each_training_reads_only_its_own_images(finetuned):
     source = procedural()
     assert tuple(finetuned.trainings) == TRAININGS
     for name, training in finetuned.trainings.items():
@@ -101,7 +101,7 @@ def test_each_training_reads_its_images_and_no_others(finetuned):
     assert [int((source.labels[held] == c).sum()) for c in range(CLASSES)] == [2, 2, 2]
 
 
-def test_all_trainings_start_from_the_same_random_backbone(finetuned, tmp_path):
+def test_trainings_start_from_one_random_backbone(finetuned, tmp_path):
     starts = [training.start for training in finetuned.trainings.values()]
     for other in starts[1:]:
         assert_equal_trees(other, starts[0])
@@ -116,7 +116,7 @@ def test_all_trainings_start_from_the_same_random_backbone(finetuned, tmp_path):
     ).all()
 
 
-def test_a_rate_of_0_moves_nothing_and_another_everything(finetuned):
+def test_zero_rate_moves_no_parameter_and_another_moves_all(finetuned):
     start = finetuned.trainings[TRAININGS[0]].start
     assert_equal_trees(final_state(finetuned.workdir / TRAININGS[0]).network.params, start.params)
     for (path, leaf), before in zip(
@@ -127,7 +127,7 @@ def test_a_rate_of_0_moves_nothing_and_another_everything(finetuned):
         assert np.any(leaf != before), jax.tree_util.keystr(path)
 
 
-def test_labels_of_the_test_split_decide_nothing(tmp_path, finetuned, monkeypatch):
+def test_test_labels_do_not_affect_training_or_rate(tmp_path, finetuned, monkeypatch):
     source = procedural()
     test, labels = source.splits["test"], source.labels.copy()
     labels[test] = np.arange(len(test)) % 2  # also a network that always says the same is right otherwise
@@ -145,7 +145,7 @@ def test_labels_of_the_test_split_decide_nothing(tmp_path, finetuned, monkeypatc
     assert figures["finetune_top1"] != finetuned.figures["finetune_top1"]
 
 
-def test_the_same_call_again_trains_nothing(tmp_path, finetuned, monkeypatch):
+def test_finished_finetuning_is_not_retrained(tmp_path, finetuned, monkeypatch):
     workdir = shutil.copytree(finetuned.workdir, tmp_path / "run")
     written = lambda: {p: p.stat().st_mtime_ns for p in workdir.rglob("ckpt/**/*") if p.is_file()}  # noqa: E731
     before, rows = written(), {name: logged(workdir / name) for name in TRAININGS}
@@ -163,7 +163,7 @@ def test_the_same_call_again_trains_nothing(tmp_path, finetuned, monkeypatch):
     assert (workdir / "report" / "index.html").is_file()
 
 
-def test_killed_twice_and_continued_is_uninterrupted_bit_for_bit(tmp_path, finetuned):
+def test_resumed_finetuning_equals_uninterrupted_bit_for_bit(tmp_path, finetuned):
     workdir = tmp_path / "run"
     # Step 11 of the second validation, whose last checkpoint is of step 6, so twelve are left; then step 8 of the last
     # training.
@@ -179,7 +179,7 @@ def test_killed_twice_and_continued_is_uninterrupted_bit_for_bit(tmp_path, finet
 
 
 @pytest.mark.slow
-def test_images_that_are_kept_decoded_are_read_from_their_files_no_more(tmp_path, finetuned, monkeypatch):
+def test_cached_images_are_not_read_from_files(tmp_path, finetuned, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = tiny(rates=(FAST,))
     config.data.cache = True
@@ -191,7 +191,7 @@ def test_images_that_are_kept_decoded_are_read_from_their_files_no_more(tmp_path
     assert ours != files and ours == pytest.approx(files, rel=0.05)
 
 
-def test_fractions_of_the_labels(tmp_path, finetuned, capsys):
+def test_label_fractions_train_on_nested_subsets(tmp_path, finetuned, capsys):
     workdir = shutil.copytree(finetuned.workdir, tmp_path / "run")
     config = tiny()
     config.label_fractions = (1.0, 0.3)
@@ -224,7 +224,7 @@ def test_fractions_of_the_labels(tmp_path, finetuned, capsys):
     assert figures["finetune_top1_at_30"] == pytest.approx(right)
 
 
-def test_with_one_image_a_class_nothing_is_tried_and_the_middle_rate_is_taken(tmp_path):
+def test_one_image_per_class_takes_the_middle_rate_without_validation(tmp_path):
     config = tiny((0.0, FAST, 100.0))
     config.label_fractions = (0.1,)
     figures = finetune.finetune(config, tmp_path / "run")
@@ -237,7 +237,7 @@ def test_with_one_image_a_class_nothing_is_tried_and_the_middle_rate_is_taken(tm
     assert {f"cam_{name}" for name in LOCALIZATION} < figures.keys()
 
 
-def test_a_rate_that_diverges_is_reported_and_left_out(tmp_path, finetuned, capsys):
+def test_diverging_rate_is_reported_and_left_out(tmp_path, finetuned, capsys):
     workdir = shutil.copytree(finetuned.workdir, tmp_path / "run")
     figures = finetune.finetune(tiny((1e20, 0.0, FAST)), workdir)
     assert figures == finetuned.figures
@@ -246,7 +246,7 @@ def test_a_rate_that_diverges_is_reported_and_left_out(tmp_path, finetuned, caps
     assert "learning rate 0: 0.0 % on 6 validation images" in printed
 
 
-def test_where_all_rates_diverge_it_says_so(tmp_path, monkeypatch):
+def test_divergence_of_all_rates_is_an_error(tmp_path, monkeypatch):
     def step(state, batch):  # real ones would each be compiled
         return state.replace(step=state.step + 1), {"loss": jnp.array(jnp.nan), "grad_norm": jnp.zeros(())}
 
@@ -258,7 +258,7 @@ def test_where_all_rates_diverge_it_says_so(tmp_path, monkeypatch):
     assert not (tmp_path / "several" / "report").exists() and not (tmp_path / "one" / "report").exists()
 
 
-def test_a_finetuned_network_is_loaded_predicts_and_is_exported(tmp_path, finetuned, mesh_of):
+def test_finetuned_network_predicts_and_exports(tmp_path, finetuned, mesh_of):
     network = frozen.load(str(finetuned.workdir), mesh_of(1))
     source = settings.load_source(tiny().data)
     evaluator = Evaluator(network.model, mesh_of(1), source, network.spec())

@@ -4,20 +4,17 @@ import dataclasses
 import json
 import shutil
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.comparing import assert_equal_trees
 from support.finetuning import CLASSES, TRAININGS, copies_of, final_state, procedural, start_of, tiny, watched
-from support.running import Step, logged
+from support.running import Step, drifting, logged
 from support.torch_files import torch_weights, write
 
 from configs import cub_finetune, demo, folder_finetune
 from cvsa_jax import settings
 from cvsa_jax.runs import finetune, pretrain
 from cvsa_jax.runtime import checks
-from cvsa_jax.runtime.distributed import replicated
 from cvsa_jax.runtime.errors import UserError
 from cvsa_jax.training import checkpoint
 from cvsa_jax.training.state import Network, empty_network
@@ -27,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("small_finetuning")
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """A pre-training run of the network of `tiny`, whose steps are made up: noise, other in the target network."""
+    """A pre-training run of the network of `tiny`, whose steps are made up."""
     workdir = tmp_path_factory.mktemp("pretrained") / "run"
     config = demo.get_config("byol")
     config.data.procedural.update(tiny().data.procedural)
@@ -35,19 +32,8 @@ def pretrained(tmp_path_factory):
     config.model.update(head_hidden=16, head_out=8)
     config.batch_size, config.total_steps, config.optim.warmup_steps, config.watch.knn_steps = 8, 2, 1, 0
 
-    def step(state, batch):
-        rng = np.random.default_rng(int(state.step))
-
-        # Upwards, as variances stay positive.
-        def moved(x):
-            return np.asarray(x) + rng.uniform(0, 0.2, x.shape).astype(np.float32)
-
-        networks = {"online": jax.tree.map(moved, state.online), "target": jax.tree.map(moved, state.target)}
-        networks = jax.device_put(networks, replicated(finetune.make_mesh()))
-        return state.replace(step=state.step + 1, **networks), {"loss": jnp.ones(()), "grad_norm": jnp.ones(())}
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "make_train_step", lambda *args, **kwargs: Step(step))
+        patch.setattr(pretrain, "make_train_step", lambda *args, **kwargs: Step(drifting))
         patch.setattr(pretrain, "report_run", lambda *args, **kwargs: {})
         pretrain.train(config, workdir)
     like = empty_network(settings.model(config.model))
@@ -60,7 +46,7 @@ def assert_backbone(network: Network, expected: Network):
     assert_equal_trees(network.batch_stats["backbone"], expected.batch_stats["backbone"])
 
 
-def test_trainings_start_from_the_online_backbone_of_a_run(tmp_path, pretrained, capsys):
+def test_finetuning_starts_from_the_online_backbone_of_a_run(tmp_path, pretrained, capsys):
     workdir, online = pretrained
     config = tiny()
     config.init_from = str(workdir)
@@ -80,7 +66,7 @@ def test_trainings_start_from_the_online_backbone_of_a_run(tmp_path, pretrained,
     assert f"M parameters from {workdir} at step 2\n" in printed
 
 
-def test_trainings_start_from_a_file_of_weights(tmp_path, capsys):
+def test_finetuning_starts_from_a_weights_file(tmp_path, capsys):
     weights = torch_weights(8, 8, stem=3)
     config = tiny()
     config.init_from = str(write(tmp_path / "weights.npz", weights))
@@ -94,14 +80,14 @@ def test_trainings_start_from_a_file_of_weights(tmp_path, capsys):
     assert "loaded 45/45 backbone tensors" in printed and f"M parameters from {config.init_from}\n" in printed
 
 
-def test_scratch_says_so(tmp_path, capsys):
+def test_finetuning_from_scratch_prints_random_weights(tmp_path, capsys):
     start_of(tiny(), tmp_path)
     printed = capsys.readouterr().out
     assert "M parameters from random weights\n" in printed and "loaded" not in printed
     assert "24 train and 12 test images, 3 classes" in printed
 
 
-def test_training_learns_from_the_labels(tmp_path):
+def test_finetuning_learns_from_labels(tmp_path):
     config = tiny((5.0,))
     config.data.procedural.train_per_class = 16
     config.data.test_split = "train"  # the figures are those of the images that it was trained on
@@ -122,35 +108,35 @@ def test_data_without_labels_is_refused(tmp_path, monkeypatch):
         finetune.finetune(tiny(), tmp_path)
 
 
-def test_batch_that_does_not_divide_by_the_devices_is_refused(tmp_path):
+def test_batch_not_divisible_by_devices_is_refused(tmp_path):
     config = tiny()
     config.batch_size = 7
     with pytest.raises(UserError, match=r"batch_size=7 does not divide by the 2 devices: take 6 or 8"):
         finetune.finetune(config, tmp_path)
 
 
-@pytest.mark.parametrize("rates", [(), (0.1, 0.1), (-0.1, 0.1)])
-def test_rates_that_are_none_are_refused(tmp_path, rates):
+@pytest.mark.parametrize("rates", [(), (0.1, 0.1), (-0.1, 0.1)], ids=["none", "equal", "negative"])
+def test_invalid_learning_rates_are_refused(tmp_path, rates):
     with pytest.raises(UserError, match=r"config\.learning_rates=\(.*: give different rates, none negative"):
         finetune.finetune(tiny(rates), tmp_path)
 
 
-@pytest.mark.parametrize("fractions", [(), (0.0, 1.0), (0.5, 1.1)])
-def test_fractions_that_are_none_are_refused(tmp_path, fractions):
+@pytest.mark.parametrize("fractions", [(), (0.0, 1.0), (0.5, 1.1)], ids=["none", "zero", "above one"])
+def test_invalid_label_fractions_are_refused(tmp_path, fractions):
     config = tiny()
     config.label_fractions = fractions
     with pytest.raises(UserError, match=r"config\.label_fractions=\(.*: give shares in \(0, 1\]"):
         finetune.finetune(config, tmp_path)
 
 
-def test_warm_up_as_long_as_the_training_is_refused(tmp_path):
+def test_warmup_as_long_as_the_training_is_refused(tmp_path):
     config = tiny()
     config.optim.warmup_epochs = 6.0
     with pytest.raises(UserError, match="the warm-up of 18 steps is not shorter than the run of 18"):
         finetune.finetune(config, tmp_path)
 
 
-def test_start_that_is_no_pre_training_run_is_refused(tmp_path, finetuned):
+def test_init_from_must_be_a_pretraining_run(tmp_path, finetuned):
     config = tiny()
     config.init_from = str(tmp_path)
     with pytest.raises(UserError, match="is not the workdir of a run"):
@@ -189,7 +175,7 @@ def test_workdir_of_other_data_is_refused(tmp_path, finetuned, monkeypatch):
             finetune.finetune(tiny(), workdir)
 
 
-def test_options_of_the_config_files():
+def test_config_file_options_set_their_keys():
     plain, large, scratch, small = (folder_finetune.get_config(arg) for arg in ("", "448", "scratch", "small"))
     assert (plain.mode, plain.optim.name, plain.views.size, plain.model.depth) == ("finetune", "sgd", 224, 50)
     assert plain.eval.size is None  # so that of the views

@@ -62,7 +62,7 @@ def images_of_tests() -> tuple[list[np.ndarray], np.ndarray]:
     return [load_image(source, int(i)) for i in test], test
 
 
-def test_file_holds_the_head_of_the_train_images(run, store, head):
+def test_look_fit_matches_the_head_of_the_train_images(run, store, head):
     source = settings.load_source(tiny().data)
     train = source.split("train")
     backbone = cvsa_jax.load_backbone(str(run))
@@ -80,7 +80,7 @@ def test_file_holds_the_head_of_the_train_images(run, store, head):
     )
 
 
-def test_fewer_images_are_drawn_by_the_seed(tmp_path, run, store):
+def test_look_fit_draws_a_subset_by_seed(tmp_path, run, store):
     found = {}
     for name, seed, images in (("a", 0, 9), ("again", 0, 9), ("b", 1, 9)):
         config = with_store(store)
@@ -94,7 +94,7 @@ def test_fewer_images_are_drawn_by_the_seed(tmp_path, run, store):
         look.fit(with_store(store), str(run), "", str(tmp_path / "c.safetensors"), 22)
 
 
-def test_page_shows_it_and_figures_are_of_test_images(tmp_path, run, head, capsys):
+def test_look_show_writes_page_and_test_figures(tmp_path, run, head, capsys):
     figures = look.show(tiny(), str(run), str(head), tmp_path / "out")
     page = (tmp_path / "out/report/index.html").read_text()
     assert "look head" in page and "<img" in page and "supervision: human" in page
@@ -116,7 +116,7 @@ def heads_upsampled(values: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(values.astype(np.float32), "F").resize((32, 32), Image.Resampling.BILINEAR))
 
 
-def test_networks_are_compared_under_several_poolings(tmp_path, run, store, head):
+def test_compare_accepts_several_poolings_of_one_run(tmp_path, run, store, head):
     config = tiny_probe()
     config.eval.maps = str(store)
     entries = [f"plain={run}@average", f"maps={run}@saliency", f"fitted={run}@head", f"file={run}@{head}", str(run)]
@@ -135,7 +135,7 @@ def test_networks_are_compared_under_several_poolings(tmp_path, run, store, head
     assert alone["knn_top1"] == figures["maps"]["knn_top1"] != figures["run"]["knn_top1"]
 
 
-def test_maps_that_pooling_needs_are_asked_for_before_the_work(tmp_path, run, store):
+def test_pooling_without_its_maps_is_refused(tmp_path, run, store):
     for pooling, said in (("saliency", "config.eval.maps$"), ("head", "config.eval.maps, or give a look head")):
         config = tiny_probe()
         config.eval.pooling, config.init_from = pooling, str(run)
@@ -147,7 +147,7 @@ def test_maps_that_pooling_needs_are_asked_for_before_the_work(tmp_path, run, st
         compare.compare_runs(config, [f"maps={run}@saliency"], tmp_path / "out")
 
 
-def test_head_of_another_backbone_is_refused(tmp_path, run, head, store):
+def test_look_head_of_another_backbone_is_refused(tmp_path, run, head, store):
     about = look_file.read(str(head))[1] | {look_file.BACKBONE: "0" * 16, "look.network": "another.pth"}
     other = tmp_path / "other.safetensors"
     save_file(load_file(head), other, about)
@@ -163,7 +163,7 @@ def test_head_of_another_backbone_is_refused(tmp_path, run, head, store):
             use()
 
 
-def test_files_without_a_head_are_refused(tmp_path, run, exported):
+def test_files_without_a_look_head_are_refused(tmp_path, run, exported):
     plain = {name: tensor for name, tensor in load_file(exported / "model.safetensors").items() if "look" not in name}
     save_file(plain, tmp_path / "plain.safetensors")
     (tmp_path / "text.safetensors").write_text("no tensors")
@@ -179,7 +179,7 @@ def test_files_without_a_head_are_refused(tmp_path, run, exported):
             cvsa_jax.load_backbone(str(run), look=str(tmp_path / f"{name}.safetensors"))
 
 
-def test_exported_files_pool_by_the_head(run, head, exported):
+def test_exported_files_pool_by_the_look_head(run, head, exported):
     images, _ = images_of_tests()
     backbone = cvsa_jax.load_backbone(str(run), look=str(head))
     expected = backbone.features(images)
@@ -217,7 +217,7 @@ def test_onnx_pools_by_the_head(tmp_path, run, head):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-def test_pytorch_code_of_the_card_pools_alike(tmp_path, run, head, exported):
+def test_pytorch_code_of_the_card_pools_equally(tmp_path, run, head, exported):
     torch = pytest.importorskip("torch")
     scope = {"torch": torch}
     exec(LOOK_POOLING, scope)
@@ -232,7 +232,7 @@ def test_pytorch_code_of_the_card_pools_alike(tmp_path, run, head, exported):
     np.testing.assert_allclose(found, backbone.features(images), atol=1e-5)
 
 
-def test_options_that_nothing_uses_are_refused(tmp_path, run, store, head):
+def test_unused_or_conflicting_pooling_options_are_refused(tmp_path, run, store, head):
     for changes, said in (
         ({"look": str(head)}, r"config\.eval\.look=.* belongs to config\.eval\.pooling=head"),
         ({"maps": str(store)}, r"config\.eval\.maps=.* belongs to config\.eval\.pooling=saliency, or head"),
@@ -252,7 +252,7 @@ def test_options_that_nothing_uses_are_refused(tmp_path, run, store, head):
         compare.compare_runs(tiny_probe(), [f"{run}@haed"], tmp_path / "out")
 
 
-def test_maps_that_show_nothing_teach_nothing(tmp_path, run, store, monkeypatch, capsys):
+def test_look_fit_leaves_blank_maps_out(tmp_path, run, store, monkeypatch, capsys):
     source = settings.load_source(tiny().data)
     train = source.split("train")
     blank = {int(i) for i in train[::3]}
@@ -276,7 +276,7 @@ def test_maps_that_show_nothing_teach_nothing(tmp_path, run, store, monkeypatch,
     np.testing.assert_allclose(found.vector, evaluator.evaluator.fit_head(evaluator.network, others).vector, atol=1e-5)
 
 
-def test_search_knows_its_head(tmp_path, run, folder, head):
+def test_search_refuses_a_changed_or_missing_look_head(tmp_path, run, folder, head):
     own = shutil.copy(head, tmp_path / "own.safetensors")
     out = tmp_path / "x.npz"
     embed.embed(str(run), str(folder), str(out), embed.Options(pooling=embed.Pooling("head", look=str(own))))
@@ -290,7 +290,7 @@ def test_search_knows_its_head(tmp_path, run, folder, head):
         search.neighbors(str(out), [str(query)], str(tmp_path / "found.html"), 1)
 
 
-def test_embedding_and_search_use_the_head(tmp_path, run, folder, head):
+def test_embedding_and_search_pool_by_the_look_head(tmp_path, run, folder, head):
     out = tmp_path / "x.npz"
     pooling = embed.Pooling("head", look=str(head))
     embed.embed(str(run), str(folder), str(out), embed.Options(pooling=pooling))
@@ -315,7 +315,7 @@ def of_folder(folder: Path):
     return config
 
 
-def test_images_with_maps_are_embedded_by_them_but_new_ones_have_none(tmp_path, run, folder):
+def test_saliency_pooled_index_refuses_new_images(tmp_path, run, folder):
     config = of_folder(folder)
     config.saliency.store = str(tmp_path / "maps")
     saliency.make_store(config, "rbd", Options())
@@ -328,7 +328,7 @@ def test_images_with_maps_are_embedded_by_them_but_new_ones_have_none(tmp_path, 
         search.neighbors(str(out), [str(new)], str(tmp_path / "found.html"), 1)
 
 
-def test_patches_of_a_file_have_heads_as_well(tmp_path, store):
+def test_look_head_fits_patches_of_a_feature_file(tmp_path, store):
     source = settings.load_source(tiny().data)
     patches = np.random.default_rng(0).normal(size=(len(source), 4, 4, 5)).astype(np.float32)
     patches[..., 2] += SaliencyStore(store, source)[np.arange(len(source))].reshape(-1, 4, 16, 4, 16).mean((2, 4)) / 40
@@ -347,21 +347,20 @@ def test_patches_of_a_file_have_heads_as_well(tmp_path, store):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["fit", "--run=x", "--out=y.safetensors"], "--config is missing"),
-        (["fit", "--config=configs/folder.py", "--out=y.safetensors"], "--run is missing"),
-        (["fit", "--config=configs/folder.py", "--run=x"], "--out is missing"),
-        (["show", "--config=configs/folder.py", "--run=x"], "--look is missing"),
-        (["show", "--config=configs/folder_linear.py", "--run=x"], "one of mode 'linear'"),
+        pytest.param(["fit", "--config=folder", "--out=y.safetensors"], "--run is missing", id="run"),
+        pytest.param(["fit", "--config=folder", "--run=x"], "--out is missing", id="out"),
+        pytest.param(["show", "--config=folder", "--run=x"], "--look is missing", id="look"),
+        pytest.param(["show", "--config=folder_linear", "--run=x"], "one of mode 'linear'", id="config of a probe"),
     ],
 )
-def test_flags_that_are_missing_are_named(words, said):
+def test_look_command_names_missing_flags(words, said):
     root = Path(__file__).parents[2]
     told = subprocess.run([sys.executable, "-m", "cvsa_jax.look", *words], cwd=root, capture_output=True, text=True)
     assert told.returncode == 2 and said in told.stderr, told.stderr
 
 
 @pytest.mark.parametrize("pooling", ["head", "saliency"])
-def test_training_does_not_pool_by_what_it_has_not(tmp_path, pooling):
+def test_pretraining_refuses_pooling_by_head_or_saliency(tmp_path, pooling):
     config = tiny("byol")
     config.eval.pooling = pooling
     with pytest.raises(UserError, match=rf"config\.eval\.pooling of a pre-training='{pooling}' .*average, attention"):

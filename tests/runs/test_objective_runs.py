@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.comparing import numpy_of
 from support.compiling import few_devices
-from support.running import logged
+from support.running import logged, shared_programs
 from support.small_step import MODEL
 from support.tiny_runs import kill_at
 
@@ -24,7 +24,7 @@ from cvsa_jax.training.state import TrainState, init_state
 def small_runs(quick_compilation):
     # On two devices, with the stand-in for the ResNet, and without the report at the end: test_pretrain.py has whole
     # runs.
-    with few_devices(2, pretrain), pytest.MonkeyPatch.context() as patch:
+    with few_devices(2, pretrain), shared_programs(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(settings, "model", lambda section: MODEL)
         patch.setattr(pretrain, "report_run", lambda *args, **kwargs: {})
         yield
@@ -59,7 +59,7 @@ def final_state(workdir) -> TrainState:
     return numpy_of(state)
 
 
-def test_moco_of_ten_steps_is_five_and_a_kill_and_five(tmp_path, monkeypatch, finished):
+def test_resumed_moco_run_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, finished):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         kill_at(patch, 8)
         pretrain.train(tiny("moco"), tmp_path / "run")
@@ -94,14 +94,14 @@ def test_workdir_of_another_objective_is_refused(finished):
         ("watch.online_probe", False, "True -> False"),
     ],
 )
-def test_workdir_of_another_contrast_or_without_its_probe_is_refused(finished, key, value, change):
+def test_workdir_of_another_contrast_or_probe_is_refused(finished, key, value, change):
     config = tiny("moco")
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=rf"{key.replace('.', r'[.]')}: {change}"):
         compare_config(config, finished)
 
 
-def test_run_with_a_bad_queue_does_not_begin(tmp_path):
+def test_invalid_queue_is_refused_before_the_run(tmp_path):
     config = tiny("moco")
     config.contrast.queue = 24
     with pytest.raises(UserError, match=r"config\.contrast\.queue=24 is not a multiple of the 16 keys of a batch"):

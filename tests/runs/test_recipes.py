@@ -5,22 +5,29 @@ What must hold of any healthy training: every part that has a gradient moves, ev
 and the alignment is learned where it has a weight.
 """
 
+import contextlib
+import functools
+import io
+
 import jax
 import numpy as np
+import optax
 import pytest
+from support.comparing import assert_equal_trees
 from support.compiling import few_devices
-from support.running import logged
+from support.running import logged, shared_programs
 from support.small_step import MODEL
-from support.tiny_runs import tiny
+from support.tiny_runs import start_of, tiny
 
 from configs import folder
 from cvsa_jax import settings
+from cvsa_jax.models.siamese import Siamese
 from cvsa_jax.runs import pretrain, weights
 from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.saliency.compute import compute
 from cvsa_jax.saliency.detectors.annotation import masks
 from cvsa_jax.training import checkpoint
-from cvsa_jax.training.state import Network, empty_network
+from cvsa_jax.training.state import Network, empty_network, init_state
 from cvsa_jax.weights import backbones
 
 HEADS = {"projector", "predictor", "conv_projector", "conv_predictor"}
@@ -40,7 +47,7 @@ UNTRAINED = {
 @pytest.fixture(scope="module", autouse=True)
 def small_runs(quick_compilation):
     # Without the report at the end: test_pretrain.py has whole runs.
-    with few_devices(2, pretrain, weights), pytest.MonkeyPatch.context() as patch:
+    with few_devices(2, pretrain, weights), shared_programs(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain, "report_run", lambda *args, **kwargs: {})
         yield
 
@@ -72,11 +79,11 @@ def shipped(store):
     return make
 
 
-def initial(config) -> Network:
-    """The random weights of a config: those of a run of no steps."""
-    model, (optimizer, _) = settings.model(config.model), settings.optimizer(config, 21)
-    build = lambda key: pretrain.init_state(model, optimizer, config.views.size, key).online  # noqa: E731
-    return jax.device_get(jax.jit(build)(jax.random.key(config.seed)))
+@functools.cache
+def initial(model: Siamese, size: int, seed: int) -> Network:
+    """The random weights that a run starts from, whatever its objective and its optimiser."""
+    build = functools.partial(init_state, model, optax.identity(), size)
+    return jax.device_get(jax.jit(build)(jax.random.key(seed)).online)
 
 
 def trained(workdir, config) -> Network:
@@ -102,18 +109,18 @@ def assert_kernels_moved(got: Network, before: Network, part: str) -> None:
             assert np.linalg.norm(kernel) > 1e-3 * np.linalg.norm(there)
 
 
-CASES = [(arg, {}) for arg in UNTRAINED]
-CASES += [(arg, {"optim.name": name, "optim.lr": 0.03}) for arg in ("byol", "") for name in ("sgd", "adam")]
+CASES = {arg or "cvsa": (arg, {}) for arg in UNTRAINED}
+CASES |= {f"{arg or 'cvsa'} with {name}": (arg, {"optim.name": name}) for arg, name in (("byol", "adam"), ("", "sgd"))}
 
 
-@pytest.mark.parametrize(("arg", "changes"), CASES, ids=lambda value: str(value) or "cvsa")
-def test_parts_with_a_gradient_move_and_the_others_stay(tmp_path, monkeypatch, shipped, arg, changes):
+@pytest.mark.parametrize(("arg", "changes"), CASES.values(), ids=CASES)
+def test_recipe_moves_only_parts_with_a_gradient(tmp_path, monkeypatch, shipped, arg, changes):
     # One layer in the ResNet's place: what is asked is about the heads, and compiling would take most of the time.
     monkeypatch.setattr(settings, "model", lambda section: MODEL)
     config = shipped(arg)
-    config.update_from_flattened_dict(changes)
+    config.update_from_flattened_dict(changes | ({"optim.lr": 0.03} if changes else {}))
     pretrain.train(config, tmp_path / "run")
-    before, after = initial(config), trained(tmp_path / "run", config)
+    before, after = initial(MODEL, config.views.size, config.seed), trained(tmp_path / "run", config)
     for part in {"backbone", *HEADS} - UNTRAINED[arg]:
         assert_kernels_moved(after, before, part)
     for part in UNTRAINED[arg]:
@@ -132,44 +139,50 @@ def stage1(tmp_path_factory, shipped):
     return workdir
 
 
+@pytest.fixture(scope="module")
+def stage2(tmp_path_factory, shipped, stage1):
+    """CVSA from that run."""
+    workdir, config = tmp_path_factory.mktemp("stage2") / "run", shipped("", 60)
+    config.init_from = str(stage1)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        pretrain.train(config, workdir)
+    return workdir, printed.getvalue()
+
+
 def mean_align(rows: list[dict]) -> float:
     return float(np.mean([row["train/align"] for row in rows]))
 
 
-def test_stage_two_after_stage_one_with_lars_learns_the_alignment(tmp_path, shipped, stage1, capsys):
-    config = shipped("", 60)
-    config.init_from = str(stage1)
-    pretrain.train(config, tmp_path / "run")
-    out = capsys.readouterr().out
-    assert "(conv_projector, conv_predictor from random weights, which it did not train)" in out
-    assert "warning: the alignment" not in out
-    rows = logged(tmp_path / "run")
+def test_stage_two_after_stage_one_with_lars_learns_the_alignment(stage2):
+    workdir, printed = stage2
+    assert "(conv_projector, conv_predictor from random weights, which it did not train)" in printed
+    assert "warning: the alignment" not in printed
+    rows = logged(workdir)
     assert mean_align(rows[-10:]) < 0.8 * mean_align(rows[:5])
 
 
-def test_a_start_gives_the_parts_that_its_run_trained(tmp_path, shipped, stage1):
+def test_init_from_run_gives_the_parts_it_trained(shipped, stage1, stage2):
     config, mesh = shipped(""), make_mesh(jax.devices()[:2])
     model, whole = settings.model(config.model), trained(stage1, config)
-    given, origin = backbones.online_start(str(stage1), model, mesh)
-    assert given.params.keys() == given.batch_stats.keys() == {"backbone", "projector", "predictor"}
-    for part in given.params:
-        assert_equal_part(jax.device_get(given), whole, part)
+    start, origin = backbones.online_start(str(stage1), model, mesh)
+    assert start.params.keys() == start.batch_stats.keys() == {"backbone", "projector", "predictor"}
+    for part in start.params:
+        assert_equal_part(jax.device_get(start), whole, part)
     assert origin.startswith(f"{stage1} at step 40 (")
-    # The start of a start that learned the alignment, which is given whole.
-    config.init_from = str(stage1)
-    pretrain.train(config, tmp_path / "aligned")
-    given, origin = backbones.online_start(str(tmp_path / "aligned"), model, mesh)
-    assert given.params.keys() == {"backbone", *HEADS} and origin.endswith("at step 6")
+    # One that learned the alignment gives all of its parts.
+    workdir, _ = stage2
+    start, origin = backbones.online_start(str(workdir), model, mesh)
+    assert start.params.keys() == {"backbone", *HEADS} and origin.endswith("at step 60")
 
 
-def test_a_file_gives_the_backbone_alone(tmp_path, shipped, stage1, capsys):
+def test_init_from_file_gives_only_the_backbone(tmp_path, shipped, stage1, capsys):
     weights.export_run(str(stage1), tmp_path / "exported", ("safetensors",), "unknown")
     config = shipped("")
     config.init_from = str(tmp_path / "exported" / "model.safetensors")
-    config.optim.lr = 0.0
-    pretrain.train(config, tmp_path / "run")
+    start = start_of(config, tmp_path / "run").state.online
     assert "(the backbone alone)" in capsys.readouterr().out
-    after, start, fresh = trained(tmp_path / "run", config), trained(stage1, config), initial(config)
-    jax.tree.map(np.testing.assert_array_equal, after.params["backbone"], start.params["backbone"])
+    fresh = initial(settings.model(config.model), config.views.size, config.seed)
+    assert_equal_trees(start.params["backbone"], trained(stage1, config).params["backbone"])
     for part in HEADS:
-        jax.tree.map(np.testing.assert_array_equal, after.params[part], fresh.params[part])
+        assert_equal_trees(start.params[part], fresh.params[part])

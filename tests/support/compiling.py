@@ -16,6 +16,18 @@ from cvsa_jax.runtime.distributed import AXIS, make_mesh
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
+@contextlib.contextmanager
+def quickly_compiled() -> Iterator[None]:
+    """Programs of whole runs compile without optimisation, and even the small ones are kept on disk."""
+    changes = {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0}
+    usual = {name: jax.config.values[name] for name in changes}
+    for name, value in changes.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in usual.items():
+        jax.config.update(name, value)
+
+
 def on_mesh(function: Callable, mesh) -> Callable:
     """`function` of rows that are split over the mesh, with the same result on all devices."""
     split = PartitionSpec(AXIS)

@@ -31,7 +31,6 @@ TURNS = 3  # the queue holds the keys of so many batches
 KEYS = 2 * BATCH
 # Plain gradient descent, so that a gradient that is N times too large moves the parameters N times too far.
 OPTIMIZER = optax.sgd(LEARNING_RATE)
-NEW = ("moco", "simclr", "simsiam")  # BYOL is the subject of test_steps.py
 FIRST_VIEWS, SECOND_VIEWS = slice(0, BATCH), slice(BATCH, KEYS)
 # One photometric parameter set is as good as another where `augment` is replaced.
 STILL = photometric.Photometric(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)

@@ -1,7 +1,14 @@
 """Pre-training and probe on a budget of seconds."""
 
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
 from configs import demo
 from cvsa_jax.runs import pretrain
+from cvsa_jax.training.state import TrainState
 from support.running import Step
 
 LOCALIZATION = {"pointing_game", "mask_iou", "mask_iou_best", "pixel_ap", "max_box_acc_v2", "corloc"}
@@ -40,3 +47,26 @@ def kill_at(monkeypatch, step):
         return Step(train_step)
 
     monkeypatch.setattr(pretrain, "make_train_step", dying)
+
+
+class Start(NamedTuple):
+    """What a pre-training begins with."""
+
+    state: TrainState
+    batch: dict[str, np.ndarray]
+    identity: dict  # of its data
+
+
+def start_of(config, workdir) -> Start:
+    """What a pre-training begins with; it goes no further, so its step is not compiled."""
+    starts = []
+
+    def run_steps(run, step, stream, *args, **kwargs):
+        starts.append(Start(jax.tree.map(np.array, run.state), next(stream), run.identity))
+        run.checkpoints.close()
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pretrain, "run_steps", run_steps)
+        pretrain.train(config, workdir)
+    return starts[0]

@@ -17,15 +17,13 @@ from cvsa_jax.training.state import TrainState
 from cvsa_jax.training.step import make_train_step
 
 
-@pytest.fixture(scope="module")
-def still_views():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(photometric, "augment", normalized)
-        yield
+@pytest.fixture
+def still_views(monkeypatch):
+    monkeypatch.setattr(photometric, "augment", normalized)
 
 
-@pytest.fixture(scope="module")
-def run(mesh_of, still_views) -> Callable:
+@pytest.fixture(scope="session")
+def run(mesh_of) -> Callable:
     """run(objective, devices, …): the state and the metrics after one step, as NumPy."""
 
     @functools.cache
@@ -44,6 +42,8 @@ def run(mesh_of, still_views) -> Callable:
         # A copy, as the step donates its state's buffers, which on the CPU may be those of the NumPy arrays.
         state = jax.tree.map(np.copy, start(name) if state is None else state)
         state = jax.device_put(state, distributed.replicated(mesh))
-        return numpy_of(step_fn(state, distributed.to_mesh(batch() if rows is None else rows, mesh)))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(photometric, "augment", normalized)  # read while the step is traced
+            return numpy_of(step_fn(state, distributed.to_mesh(batch() if rows is None else rows, mesh)))
 
     return one

@@ -56,7 +56,7 @@ def expected() -> dict[str, float]:
     return {name: np.sqrt(((2 * BATCH * g) ** 2).sum() / (2 * BATCH)) for name, g in found.items()}
 
 
-def test_gradients_of_both_losses_are_told_apart_on_any_number_of_devices(run, expected):
+def test_gradient_norms_of_both_losses_match_reference_on_1_and_8_devices(run, expected):
     for devices in (1, 8):
         _, metrics = run(NAME, devices)
         np.testing.assert_allclose(metrics["objective_gradient"], expected["objective"], rtol=1e-3)
@@ -67,7 +67,7 @@ def test_gradients_of_both_losses_are_told_apart_on_any_number_of_devices(run, e
         )
 
 
-def test_a_balanced_alignment_has_the_weight_that_the_average_asks_for(run, expected):
+def test_balanced_weight_follows_the_averaged_gradient_norms(run, expected):
     balanced = start(NAME).replace(balance=Balance(np.array([3.0, 2.0], np.float32)))
     state, metrics = run(NAME, 8, balanced)
     np.testing.assert_allclose(metrics["align_weight"], 1.5 * WEIGHT, rtol=1e-6)
@@ -77,7 +77,7 @@ def test_a_balanced_alignment_has_the_weight_that_the_average_asks_for(run, expe
     np.testing.assert_allclose(state.balance.norms, 0.99 * np.array([3.0, 2.0]) + 0.01 * now, rtol=1e-4)
 
 
-def test_a_balanced_alignment_begins_with_the_weight_and_is_soon_held(run, expected):
+def test_balanced_weight_starts_at_its_config_value_then_holds_the_gradient_ratio(run, expected):
     state = start(NAME).replace(balance=Balance(np.zeros(2, np.float32)))
     state, metrics = run(NAME, 8, state)
     assert metrics["align_weight"] == WEIGHT
@@ -86,6 +86,6 @@ def test_a_balanced_alignment_begins_with_the_weight_and_is_soon_held(run, expec
     np.testing.assert_allclose(metrics["align_gradient_share"], WEIGHT / (1 + WEIGHT), rtol=2e-3)
 
 
-def test_an_unknown_balance_names_the_key():
+def test_unknown_balance_is_refused():
     with pytest.raises(UserError, match=r"config\.align\.balance='none' is unknown; take one of fixed, gradient"):
         Alignment(1.0, "kl", 0.2, "none")

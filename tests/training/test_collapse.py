@@ -104,7 +104,7 @@ def nearness(figures: dict[str, float]) -> float:
 
 
 @pytest.mark.parametrize("name", losses.OBJECTIVES)
-def test_objective_tells_images_apart_and_does_not_collapse(trained, name):
+def test_objective_separates_images_without_collapse(trained, name):
     first, last = trained(losses.OBJECTIVES[name], tau=0.99)
     assert last["projection_std"] > HEALTHY_STD
     assert last["effective_rank"] > HEALTHY_RANK
@@ -112,7 +112,7 @@ def test_objective_tells_images_apart_and_does_not_collapse(trained, name):
     assert nearness(first) < HEALTHY_NEARNESS < nearness(last)
 
 
-def test_byol_without_predictor_and_average_collapses_and_the_figures_show_it(trained):
+def test_byol_without_predictor_and_average_collapses_visibly(trained):
     first, last = trained(COLLAPSING, tau=0.0)
     assert first["projection_std"] > HEALTHY_STD
     assert last["projection_std"] < COLLAPSED_STD

@@ -96,7 +96,7 @@ def by_definition() -> tuple[dict, dict, Network]:
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_gradient_is_that_of_the_whole_batch(run, by_definition, devices):
+def test_gradient_equals_whole_batch_gradient(run, by_definition, devices):
     _, gradients, _ = by_definition
     state, _ = run(devices, start())
     moved = jax.tree.map(lambda old, new: (old - new) / LEARNING_RATE, start().network.params, state.network.params)
@@ -107,7 +107,7 @@ def test_gradient_is_that_of_the_whole_batch(run, by_definition, devices):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_metrics_are_those_of_the_whole_batch(run, by_definition, devices):
+def test_metrics_equal_whole_batch_metrics(run, by_definition, devices):
     expected, *_ = by_definition
     _, metrics = run(devices, start())
     assert metrics.keys() == expected.keys()
@@ -116,7 +116,7 @@ def test_metrics_are_those_of_the_whole_batch(run, by_definition, devices):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_batch_statistics_are_those_of_the_whole_batch(run, by_definition, devices):
+def test_batch_statistics_equal_whole_batch_statistics(run, by_definition, devices):
     *_, network = by_definition
     state, _ = run(devices, start())
     assert_close(state.network.batch_stats, network.batch_stats)
@@ -141,7 +141,7 @@ def test_kernels_gradients_are_summed_in_float32(mesh_of):
     assert in_loops == [] and sorted(once) == sorted((kernel.shape, "float32") for kernel in kernels)
 
 
-def test_classifier_of_zeros_by_hand(run):
+def test_first_step_of_zero_classifier_matches_hand_calculation(run):
     # All classes are equally likely: the loss is log 5 whatever the features, the first class counts as the guess,
     # and the biases move by the rate times the classes' frequencies less 1/5.
     state, metrics = run(8, initial())
@@ -154,7 +154,7 @@ def test_classifier_of_zeros_by_hand(run):
     jax.tree.map(np.testing.assert_array_equal, state.network.params["backbone"], initial().network.params["backbone"])
 
 
-def test_initial_state_is_a_random_backbone_a_classifier_of_zeros_and_step_0():
+def test_initial_state_has_random_backbone_zero_classifier_and_step_0():
     state = initial()
     assert state.step == 0 and state.step.dtype == np.int32
     params, stats = state.network.params, state.network.batch_stats
@@ -170,7 +170,7 @@ def test_initial_state_is_a_random_backbone_a_classifier_of_zeros_and_step_0():
         np.testing.assert_array_equal(leaf, 1.0 if path[-1].key == "var" else 0.0)
 
 
-def test_initial_state_follows_the_key_and_has_the_optimizers_state():
+def test_initial_state_follows_the_key_and_holds_optimizer_state():
     optimizer = optax.sgd(0.1, momentum=0.9)
     make = quick(functools.partial(init_classifier, MODEL, optimizer, SIZE))
     again, other = (numpy_of(make(jax.random.key(k))) for k in (0, 1))

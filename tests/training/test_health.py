@@ -52,7 +52,7 @@ def test_collapse_indicators_of_collapsed_projections(mesh_of):
     np.testing.assert_allclose(on_line["target_cosine"], -1, rtol=1e-5)
 
 
-def test_the_probe_gives_the_network_nothing(run):
+def test_online_probe_does_not_affect_the_network(run):
     watched, metrics = run("simclr", 8)
     alone, metrics_alone = run("simclr", 8, start("simclr").replace(probe=None), without(batch(), "label"))
     assert alone.probe is None
@@ -75,7 +75,7 @@ def probe_reference(weights: np.ndarray, features: np.ndarray, labels: np.ndarra
     return weights - 1e-3 * step, mu, nu, (logits.argmax(1) == labels).mean()
 
 
-def test_online_top1_is_the_accuracy_before_the_probe_learns_from_the_batch(run):
+def test_online_top1_is_the_probe_accuracy_before_its_update(run):
     before = start("simclr").probe.weights
     labels = np.tile(batch()["label"], 2)
     weights, *_, accuracy = probe_reference(before, define("simclr").pooled, labels, 0, 0, 0)
@@ -134,7 +134,7 @@ def test_probe_step_is_adam_on_standardised_features(probe_on, devices):
     np.testing.assert_array_equal(probe.weights[CHANNELS - 1], first[CHANNELS - 1])
 
 
-def test_probe_learns_classes_that_can_be_told_apart(probe_on):
+def test_probe_learns_separable_classes(probe_on):
     features, labels = features_of(64, noise=0.3)
     probe, accuracies = new_probe(0.0), []
     for _ in range(40):

@@ -11,7 +11,7 @@ def values(loss: float = 1.0, grad_norm: float = 1.0) -> dict:
     return {"loss": jnp.float32(loss), "grad_norm": jnp.float32(grad_norm), "tau": jnp.float32(math.nan)}
 
 
-def test_finite_steps_pass():
+def test_finite_check_passes_finite_steps():
     finite = FiniteCheck()
     for step in range(1, 4):
         finite.add(step, values())
@@ -19,10 +19,8 @@ def test_finite_steps_pass():
     finite.check(2)
 
 
-@pytest.mark.parametrize(
-    "bad", [{"loss": math.nan}, {"loss": -math.inf}, {"grad_norm": math.inf}, {"grad_norm": math.nan}]
-)
-def test_first_step_that_is_not_finite_is_named(bad):
+@pytest.mark.parametrize("bad", [{"loss": math.nan}, {"grad_norm": math.inf}], ids=["loss", "gradient"])
+def test_finite_check_names_the_first_nonfinite_step(bad):
     finite = FiniteCheck()
     finite.add(5, values())
     finite.check(4)
@@ -32,13 +30,13 @@ def test_first_step_that_is_not_finite_is_named(bad):
         finite.check(4)
 
 
-def test_not_finite_before_the_first_checkpoint():
+def test_finite_check_before_the_first_checkpoint_says_so():
     finite = FiniteCheck()
     finite.add(1, values(loss=math.nan))
     with pytest.raises(UserError, match=r"^step 1: loss nan, gradient norm 1\.0.*no checkpoint"):
         finite.check(None)
 
 
-def test_metrics_of_a_step_have_the_names_of_the_log():
+def test_named_maps_step_metrics_to_log_names():
     names = named({"loss": jnp.float32(2), "grad_norm": jnp.float32(3), "align_hit": jnp.float32(0.5)})
     assert names == {"train/loss": 2.0, "health/grad_norm": 3.0, "health/align_hit": 0.5}

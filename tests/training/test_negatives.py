@@ -15,7 +15,7 @@ from cvsa_jax.training.negatives import Queue, enqueued
 
 
 @pytest.fixture(scope="module")
-def keys_of(still_views) -> Callable:
+def keys_of() -> Callable:
     """(target network, batch) -> its unit projections, view 1 of all images and then view 2, without a mesh."""
 
     @quick
@@ -28,7 +28,7 @@ def keys_of(still_views) -> Callable:
 
 
 @pytest.mark.parametrize("devices", [8, 1])
-def test_queue_holds_the_target_projections_of_the_last_batches_in_global_order(run, keys_of, devices):
+def test_queue_holds_target_projections_of_the_last_batches_in_global_order(run, keys_of, devices):
     state = start("moco")
     slots = np.split(state.queue.keys, TURNS)
     for step in range(TURNS + 1):
@@ -41,7 +41,7 @@ def test_queue_holds_the_target_projections_of_the_last_batches_in_global_order(
             assert not np.any(np.all(state.queue.keys == start("moco").queue.keys, axis=1))
 
 
-def test_moco_is_compared_with_the_queue_as_it_was_before_the_step(run, keys_of):
+def test_moco_loss_uses_the_queue_before_its_update(run, keys_of):
     # Were the batch's own keys in the queue, a query would find its key there a second time, as a negative.
     _, plain = run("moco", 8)
     rows = batch()
@@ -53,7 +53,7 @@ def test_moco_is_compared_with_the_queue_as_it_was_before_the_step(run, keys_of)
     assert_close(state.queue.keys, run("moco", 8)[0].queue.keys, atol=2e-6)
 
 
-def test_queue_of_one_batch_is_replaced_by_every_step(mesh_of):
+def test_one_batch_queue_is_replaced_by_every_step(mesh_of):
     rng = np.random.default_rng(2)
     old, keys = rng.standard_normal((2, KEYS, 8)).astype(np.float32)
     keys[5] = 0

@@ -26,7 +26,7 @@ def assert_gradient(before, after, expected):
 
 
 @pytest.mark.parametrize("name", NEW)
-def test_gradient_on_8_devices_is_that_of_the_whole_batch(run, name):
+def test_gradient_on_8_devices_equals_whole_batch_gradient(run, name):
     gradients = define(name).gradients
     expected = jax.tree.map(lambda c, a: c + WEIGHT * a, gradients["contrastive"], gradients["align"])
     state, metrics = run(name, 8)
@@ -36,7 +36,7 @@ def test_gradient_on_8_devices_is_that_of_the_whole_batch(run, name):
 
 
 @pytest.mark.parametrize("name", NEW)
-def test_losses_on_8_devices_are_those_of_the_whole_batch(run, name):
+def test_losses_on_8_devices_equal_whole_batch_losses(run, name):
     expected = define(name)
     _, metrics = run(name, 8)
     whole = expected.losses | {"loss": expected.losses["contrastive"] + WEIGHT * expected.losses["align"]}
@@ -56,7 +56,7 @@ def test_step_on_8_devices_equals_step_on_1(run, name):
 
 
 @pytest.mark.parametrize("name", NEW)
-def test_metrics_of_an_objective(run, name):
+def test_step_returns_exactly_the_metrics_of_its_objective(run, name):
     _, metrics = run(name, 8)
     expected = {"loss", "contrastive", "grad_norm", "align", "align_hit", "usable_pairs", "online_top1"}
     expected |= {"projection_std", "effective_rank", "target_cosine"}
@@ -79,7 +79,7 @@ def test_target_of_moco_follows_the_updated_online_network(run):
 
 
 @pytest.mark.parametrize("name", NEW)
-def test_heads_that_an_objective_with_alignment_trains(run, name):
+def test_step_trains_only_the_heads_of_its_objective(run, name):
     before, (state, _) = start(name).online, run(name, 8)
     expected = define(name).batch_stats
     trained = {"backbone", "projector", "conv_projector", "conv_predictor"} | (
@@ -95,7 +95,7 @@ def test_heads_that_an_objective_with_alignment_trains(run, name):
             assert_equal(state.online.batch_stats[part], before.batch_stats[part])
 
 
-def test_without_alignment_the_objective_alone_is_trained(run):
+def test_step_without_alignment_trains_the_objective_alone(run):
     before, expected = start("simsiam").online, define("simsiam")
     rows = without(batch(), "mask1", "mask2", "label")
     state, metrics = run("simsiam", 8, start("simsiam").replace(probe=None), rows, weight=0.0)
@@ -123,7 +123,7 @@ def vicreg(inputs: losses.ObjectiveInputs, temperature: float) -> jax.Array:
     return jnp.full(len(inputs.query), loss)
 
 
-def test_an_added_objective_steps_the_same_on_any_number_of_devices(mesh_of, still_views):
+def test_added_objective_steps_alike_on_1_and_4_devices(mesh_of, still_views):
     objective = losses.Objective(vicreg, predictor=False, target=False, whole_batch=True)
     state, ended = start("simclr"), {}
     for devices in (1, 4):

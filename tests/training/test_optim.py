@@ -46,7 +46,7 @@ def optimizer(*values, **changes) -> optax.GradientTransformation:
     return optim.make_optimizer(schedule, optim.OptimizerSpec(*values, **changes))
 
 
-def test_lars_for_three_steps():
+def test_lars_matches_reference_for_three_steps():
     weight_decay, momentum = 0.1, 0.9
     params, gradients = tree(0), [tree(seed) for seed in (1, 2, 3)]
     got = steps_of(optimizer("lars", weight_decay, momentum), params, gradients)
@@ -69,7 +69,7 @@ def test_lars_moves_a_kernel_that_is_zero():
     np.testing.assert_allclose(params["kernel"], -LR[0])
 
 
-def test_sgd_is_nesterov_with_decay_on_kernels():
+def test_sgd_is_nesterov_with_kernel_decay():
     weight_decay, momentum = 0.1, 0.9
     params, gradients = tree(4), [tree(seed) for seed in (5, 6, 7)]
     got = steps_of(optimizer("sgd", weight_decay, momentum), params, gradients)
@@ -82,7 +82,7 @@ def test_sgd_is_nesterov_with_decay_on_kernels():
         assert_trees_close(got[step], params)
 
 
-def test_sgd_of_moco_and_simsiam_is_torchs():
+def test_sgd_of_moco_and_simsiam_matches_torch_sgd():
     # torch.optim.SGD: weight decay on everything, momentum that is not Nesterov's; SimSiam's predictor at one rate.
     weight_decay, momentum, fixed = 0.1, 0.9, 0.05
     names = {"backbone": "kernel", "predictor": "conv", "conv_predictor": "bias"}
@@ -100,7 +100,7 @@ def test_sgd_of_moco_and_simsiam_is_torchs():
             np.testing.assert_allclose(got[step][part][name], params[part][name], rtol=1e-5, atol=1e-6)
 
 
-def test_adam_decays_kernels_apart_from_the_gradient():
+def test_adam_weight_decay_is_decoupled_and_spares_biases():
     params = tree(8)
     zero = {name: np.zeros_like(p) for name, p in params.items()}
     (got,) = steps_of(optimizer("adam", 0.1, 0.9), params, [zero])
@@ -113,14 +113,14 @@ def test_adam_first_step_is_the_learning_rate_along_the_sign_of_the_gradient():
     assert_trees_close(got, {n: p - LR[0] * np.sign(gradient[n]) for n, p in params.items()}, atol=1e-5)
 
 
-def test_learning_rate_at_its_corners():
+def test_learning_rate_warms_up_and_decays_by_cosine():
     rate = optim.learning_rate(base=0.2, batch_size=512, warmup_steps=10, total_steps=110)
     # Peak 0.2 · 512/256; a quarter of the cosine's way leaves (1 + cos(π/4))/2 of it.
     expected = {0: 0, 5: 0.2, 10: 0.4, 35: 0.4 * (1 + 0.5**0.5) / 2, 60: 0.2, 110: 0}
     np.testing.assert_allclose([rate(step) for step in expected], list(expected.values()), atol=1e-7)
 
 
-def test_learning_rate_without_warm_up_starts_at_its_peak():
+def test_learning_rate_without_warmup_starts_at_peak():
     np.testing.assert_allclose(optim.learning_rate(0.3, 256, 0, 100)(0), 0.3, rtol=1e-6)
 
 
@@ -143,7 +143,7 @@ def networks() -> tuple[dict, dict]:
     return {name: on_device(tree(seed + 10)) for seed, name in enumerate(parts[:3])}, online
 
 
-def test_initial_target_is_a_copy_without_the_predictors():
+def test_initial_target_copies_online_without_predictors():
     online = state.Network(params=networks()[1], batch_stats=networks()[1])
     target = state.initial_target(online)
     for ours, theirs in ((target.params, online.params), (target.batch_stats, online.batch_stats)):

@@ -17,7 +17,7 @@ def clock(monkeypatch):
     return now
 
 
-def test_speed_since_the_last_restart(clock):
+def test_speed_counts_from_the_last_restart(clock):
     speed = Speed(64, 4, StepCost(flops=3e9, peak=12e9, memory=0, summary=""))
     speed.count()
     clock.seconds += 100
@@ -41,13 +41,13 @@ def test_speed_since_the_last_restart(clock):
     assert memory == pytest.approx(peak * 1024 / GIB, rel=0.05)
 
 
-def test_what_is_not_known_is_not_told(clock):
+def test_unknown_figures_are_omitted(clock):
     figures = Speed(64, 4, StepCost(flops=0.0, peak=None, memory=0, summary="")).figures()
     assert figures.keys() == {"perf/images_per_s_per_device", "perf/input_wait", "perf/host_memory_gib"}
     assert "perf/peak_share" not in Speed(64, 4, StepCost(flops=1.0, peak=None, memory=0, summary="")).figures()
 
 
-def test_cost_of_a_matrix_product(mesh_of, clock):
+def test_step_cost_counts_flops_and_memory_of_a_matrix_product(mesh_of, clock):
     mesh, n = mesh_of(2), 256
     state = jax.device_put(jnp.ones((n, n)), distributed.replicated(mesh))
     batch = distributed.to_mesh({"x": np.ones((2 * n, n), np.float32)}, mesh)
@@ -60,9 +60,14 @@ def test_cost_of_a_matrix_product(mesh_of, clock):
 
 
 @pytest.mark.parametrize(
-    ("start", "total", "steps", "traced"), [(0, 50, 3, (11, 13)), (5, 9, 3, (7, 9)), (5, 7, 9, (6, 7))]
+    ("start", "total", "steps", "traced"),
+    [
+        pytest.param(0, 50, 3, (11, 13), id="after the first ten"),
+        pytest.param(5, 9, 3, (7, 9), id="the last of a short run"),
+        pytest.param(5, 7, 9, (6, 7), id="more than are left"),
+    ],
 )
-def test_profile_of_some_steps_after_the_first(tmp_path, monkeypatch, start, total, steps, traced):
+def test_profile_traces_the_requested_steps(tmp_path, monkeypatch, start, total, steps, traced):
     calls = []
     monkeypatch.setattr(perf.jax.profiler, "start_trace", lambda folder: calls.append((folder, step)))
     monkeypatch.setattr(perf.jax.profiler, "stop_trace", lambda: calls.append((None, step)))
@@ -73,7 +78,7 @@ def test_profile_of_some_steps_after_the_first(tmp_path, monkeypatch, start, tot
     assert calls == [(str(tmp_path / "profile"), traced[0] - 1), (None, traced[1])]
 
 
-def test_no_profile_unless_asked(tmp_path, monkeypatch):
+def test_profile_of_zero_steps_traces_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(perf.jax.profiler, "start_trace", None)
     trace = profile(tmp_path, 0, 50, 0)
     for step in range(51):

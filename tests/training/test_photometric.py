@@ -99,7 +99,7 @@ def test_grayscale_is_the_luma_in_all_channels():
     np.testing.assert_allclose(on_images(photometric.to_grayscale, x), luma[..., None].repeat(3, -1), atol=1e-6)
 
 
-def test_blur_is_a_separable_gaussian_with_zeros_beyond_the_border():
+def test_blur_is_a_zero_padded_separable_gaussian():
     x, sigmas = random_images(4, size=48), np.array([0.1, 0.5, 1.0, 2.0], np.float32)
     blurred = on_images(photometric.gaussian_blur, x, jnp.asarray(sigmas))
     np.testing.assert_allclose(blurred, reference_blur(x, sigmas, radius=2), atol=2e-6)
@@ -113,13 +113,13 @@ def test_blur_has_23_taps_at_224_pixels():
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (89, 111, 109, 131)
 
 
-def test_solarize_inverts_from_one_half_on():
+def test_solarize_inverts_values_from_one_half():
     x = np.array([0.0, 0.25, 0.499, 0.5, 0.75, 1.0], np.float32)[None, :, None, None].repeat(3, -1)
     expected = np.array([0, 0.25, 0.499, 0.5, 0.25, 0])[:, None].repeat(3, -1)
     np.testing.assert_allclose(on_images(photometric.solarize, x)[0, :, 0], expected, atol=1e-7)
 
 
-def test_jitter_follows_the_order_of_each_image_and_clips_after_each_operation():
+def test_jitter_follows_each_images_order_and_clips_after_each_operation():
     orders = np.array(list(itertools.permutations(range(4))))
     count = len(orders)
     x = random_images(1).repeat(count, 0)
@@ -138,7 +138,7 @@ def test_jitter_follows_the_order_of_each_image_and_clips_after_each_operation()
     assert np.all((distances > 0.01).sum(1) >= 22)
 
 
-def test_grayscale_blur_and_solarize_follow_the_jitter_in_this_order():
+def test_grayscale_blur_and_solarize_follow_jitter_in_order():
     x, on, sigmas = random_images(2, size=24), np.ones(2, bool), np.array([0.7, 1.5], np.float32)
     got = apply(
         jnp.asarray(x),
@@ -153,7 +153,7 @@ def test_grayscale_blur_and_solarize_follow_the_jitter_in_this_order():
 
 
 @pytest.mark.parametrize("flag", ["jitter", "grayscale", "blur", "solarize"])
-def test_flag_changes_the_flagged_images_only(flag):
+def test_flag_changes_only_flagged_images(flag):
     x = random_images(4, size=24)
     on = np.array([True, False, False, True])
     got = np.asarray(apply(jnp.asarray(x), parameters(4, brightness=np.full(4, 0.3, np.float32), **{flag: on})))
@@ -161,15 +161,15 @@ def test_flag_changes_the_flagged_images_only(flag):
     assert np.all(np.abs(got[on] - x[on]).max((1, 2, 3)) > 0.1)
 
 
-@pytest.mark.parametrize(("probability", "expected"), [(0.0, False), (1.0, True)])
-def test_probabilities_0_and_1_are_never_and_always(probability, expected):
+@pytest.mark.parametrize(("probability", "expected"), [(0.0, False), (1.0, True)], ids=["never", "always"])
+def test_probability_0_is_never_and_1_is_always(probability, expected):
     spec = SPEC._replace(**{f"{name}_prob": probability for name in ("jitter", "grayscale", "blur", "solarize")})
     drawn = draw(jax.random.split(jax.random.key(1), 2000), spec)
     for flag in (drawn.jitter, drawn.grayscale, drawn.blur, drawn.solarize):
         assert np.all(np.asarray(flag) == expected)
 
 
-def test_with_all_probabilities_0_views_are_only_normalised():
+def test_zero_probabilities_only_normalise_views():
     spec = SPEC._replace(jitter_prob=0.0, grayscale_prob=0.0, blur_prob=0.0, solarize_prob=0.0)
     images = random_bytes(16, 24)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -177,7 +177,7 @@ def test_with_all_probabilities_0_views_are_only_normalised():
     np.testing.assert_allclose(got, (np.asarray(images) / 255 - mean) / std, atol=5e-6)
 
 
-def test_drawn_parameters_have_the_stated_ranges_and_frequencies():
+def test_drawn_parameters_have_specified_ranges_and_frequencies():
     count = 2000
     keys = jax.random.split(jax.random.key(2), count)
     drawn = jax.tree.map(np.asarray, draw(keys, SPEC))
@@ -205,7 +205,7 @@ def test_drawn_parameters_have_the_stated_ranges_and_frequencies():
     assert np.abs(correlations - np.eye(len(correlations))).max() < 0.1
 
 
-def test_specification_may_differ_by_image():
+def test_specification_may_differ_per_image():
     keys, late = jax.random.split(jax.random.key(7), 2000), jnp.arange(2000) >= 1000
     spec = SPEC._replace(hue=jnp.where(late, 0.1, 0.0), blur_prob=jnp.where(late, 1.0, 0.0))
     drawn, plain = (jax.tree.map(np.asarray, draw(keys, one)) for one in (spec, SPEC))
@@ -215,7 +215,7 @@ def test_specification_may_differ_by_image():
     np.testing.assert_array_equal(drawn.brightness, plain.brightness)
 
 
-def test_result_of_an_image_depends_on_its_own_key_only():
+def test_augmentation_of_an_image_depends_only_on_its_own_key():
     images, keys = random_bytes(16, 24), jax.random.split(jax.random.key(3), 16)
     plain = np.asarray(augment(images, keys, SPEC))
     order = np.random.default_rng(4).permutation(16)
@@ -229,7 +229,7 @@ def test_result_of_an_image_depends_on_its_own_key_only():
     assert np.all(np.abs(changed[5:] - plain[5:]).max((1, 2, 3)) > 0.1)
 
 
-def test_augmentation_compiled_as_one_equals_its_parts():
+def test_fused_augmentation_equals_its_parts():
     # Fused, a value may be computed twice with different rounding: an equality of floats that decides over a colour
     # (which channel is the greatest) then goes wrong in some images.
     spec = SPEC._replace(jitter_prob=1.0)

@@ -26,7 +26,7 @@ def initial() -> Callable:
     return functools.cache(lambda **kwargs: numpy_of(compiled(jax.random.key(5), **kwargs)))
 
 
-def test_initial_state_holds_what_was_asked_for(initial):
+def test_initial_state_contains_only_requested_parts(initial):
     plain, full = initial(target=False), initial(target=True, queue=24, classes=3)
     assert plain.target is None and plain.queue is None and plain.probe is None
     assert_equal(full.target.params, target_parts(full.online.params))
@@ -54,7 +54,7 @@ def restored(folder, like, mesh) -> TrainState:
     return state
 
 
-def test_checkpoint_holds_what_the_state_has(tmp_path, initial, mesh_of):
+def test_checkpoint_round_trip_restores_every_part(tmp_path, initial, mesh_of):
     for name, kwargs in {
         "simclr": {"target": False},
         "moco": {"target": True, "queue": 24, "classes": 3},
@@ -75,7 +75,7 @@ def test_checkpoint_holds_what_the_state_has(tmp_path, initial, mesh_of):
         checkpoint.restore_item(tmp_path / "simclr", "target", state.target, mesh_of(2))
 
 
-def test_a_state_starts_from_another_online_network(initial):
+def test_starting_from_replaces_online_and_target(initial):
     simclr, moco = initial(target=False), initial(target=True, queue=24, classes=3)
     online = jax.tree.map(lambda x: x + 1, simclr.online)
     state = moco.starting_from(online)
@@ -88,7 +88,7 @@ def test_a_state_starts_from_another_online_network(initial):
     assert without_target.target is None
 
 
-def test_parts_of_another_network_take_the_place_of_its_own(initial):
+def test_with_parts_replaces_only_the_named_parts(initial):
     online = initial(target=False).online
     backbone = jax.tree.map(
         lambda x: x + 1, Network(*({"backbone": t["backbone"]} for t in (online.params, online.batch_stats)))

@@ -151,8 +151,8 @@ def by_definition() -> tuple[dict, dict, Network, Network]:
     return both, gradients, Network(old.online.params, stats), Network(old.target.params, target_stats)
 
 
-@pytest.mark.parametrize("weight", [0.0, WEIGHT])
-def test_gradient_on_8_devices_is_that_of_the_whole_batch(run, by_definition, weight):
+@pytest.mark.parametrize("weight", [0.0, WEIGHT], ids=["without alignment", "with alignment"])
+def test_gradient_on_8_devices_equals_whole_batch_gradient(run, by_definition, weight):
     _, gradients, *_ = by_definition
     expected = jax.tree.map(lambda c, a: c + weight * a, gradients["contrastive"], gradients["align"])
     state, metrics = run(8, weight)
@@ -164,7 +164,7 @@ def test_gradient_on_8_devices_is_that_of_the_whole_batch(run, by_definition, we
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-3)
 
 
-def test_losses_on_8_devices_are_those_of_the_whole_batch(run, by_definition):
+def test_losses_on_8_devices_equal_whole_batch_losses(run, by_definition):
     expected, *_ = by_definition
     _, metrics = run(8, WEIGHT)
     expected["loss"] = expected["contrastive"] + WEIGHT * expected["align"]
@@ -172,7 +172,7 @@ def test_losses_on_8_devices_are_those_of_the_whole_batch(run, by_definition):
     np.testing.assert_allclose(metrics["usable_pairs"], USABLE / BATCH, rtol=1e-6)
 
 
-def test_batch_statistics_on_8_devices_are_those_of_the_whole_batch(run, by_definition):
+def test_batch_statistics_on_8_devices_equal_whole_batch_statistics(run, by_definition):
     *_, online, target = by_definition
     state, _ = run(8, WEIGHT)
     assert_close(state.online.batch_stats, online.batch_stats)
@@ -220,7 +220,7 @@ def test_photometric_parameters_follow_the_position(run):
         assert abs(elsewhere["loss"] - plain["loss"]) > 1e-4
 
 
-def test_without_alignment_the_conv_heads_are_untouched(run):
+def test_step_without_alignment_leaves_conv_heads_unchanged(run):
     state, metrics = run(8, 0.0)
     assert metrics["loss"] == metrics["contrastive"]
     assert not {"align", "align_hit", "usable_pairs"} & metrics.keys()
@@ -233,7 +233,7 @@ def test_without_alignment_the_conv_heads_are_untouched(run):
         assert_moved(after.online.params[name], before.online.params[name])
 
 
-def test_align_hit_is_the_share_of_pairs_whose_most_attended_cell_is_on_the_object(mesh_of):
+def test_align_hit_is_the_share_of_pairs_attending_most_to_the_object(mesh_of):
     # 2x2 cells of one-hot features. The object of view 2 is at cell 3 and has feature 0, so view 1 attends to the cell
     # of view 1 that has feature 0: it is on view 1's object in three of four usable pairs.
     count, where = 8, [0, 1, 2, 3, 0, 1, 2, 3]
@@ -254,7 +254,7 @@ def test_align_hit_is_the_share_of_pairs_whose_most_attended_cell_is_on_the_obje
     assert got == {"align_hit": 0.75, "usable_pairs": 0.5}
 
 
-def test_micro_batches_that_are_alike_give_the_step_of_the_whole_batch(mesh_of):
+def test_equal_micro_batches_give_the_whole_batch_step(mesh_of):
     # Each device's rows are twice the same, so that batch statistics of a part are those of the whole; and one of four
     # pairs is unusable.
     half = {name: np.repeat(values[8:12].reshape(2, 1, 2, *values.shape[1:]), 2, 1) for name, values in batch().items()}
@@ -275,8 +275,8 @@ def test_micro_batches_that_are_alike_give_the_step_of_the_whole_batch(mesh_of):
     assert_close((twice - before) / 0.19, (once - before) / 0.1, rtol=1e-3)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_kernels_gradients_are_summed_once_for_all_micro_batches_and_in_float32(mesh_of, parts):
+@pytest.mark.parametrize("parts", [1, 2], ids=["whole batch", "two micro-batches"])
+def test_kernel_gradients_are_summed_once_in_float32(mesh_of, parts):
     mesh, model = mesh_of(2), MODEL.clone(dtype=jnp.bfloat16)
     step = steps.make_train_step(model, OPTIMIZER, mesh, spec_of(WEIGHT, parts))
     state = jax.device_put(jax.tree.map(np.copy, start()), distributed.replicated(mesh))
@@ -286,7 +286,7 @@ def test_kernels_gradients_are_summed_once_for_all_micro_batches_and_in_float32(
     assert sorted(once) == sorted((kernel.shape, "float32") for kernel in kernels)
 
 
-def test_parts_of_a_batch_give_its_mean_over_the_usable_pairs_and_its_vectors_in_order(mesh_of):
+def test_accumulation_averages_over_usable_pairs_and_keeps_vector_order(mesh_of):
     # Three of four usable pairs lie in the first part of the two devices.
     usable = np.array([1, 1, 0, 1, 1, 0, 0, 0], bool)
     value, params = np.arange(8, dtype=np.float32) ** 2, {"scale": jnp.float32(3)}
@@ -323,8 +323,9 @@ def test_parts_of_a_batch_give_its_mean_over_the_usable_pairs_and_its_vectors_in
         ({"accumulate": 0}, r"config\.accumulate_steps=0 must be at least 1"),
         ({"accumulate": 2, "objective": losses.OBJECTIVES["simclr"]}, r"config\.accumulate_steps=2 would split"),
     ],
+    ids=["temperature", "accumulation", "accumulation of SimCLR"],
 )
-def test_a_step_that_cannot_be_names_the_key(change, message):
+def test_invalid_step_spec_names_the_key(change, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(spec_of(0.0), **change)
 
@@ -336,7 +337,8 @@ def test_a_step_that_cannot_be_names_the_key(change, message):
         ((1.0, "kld", 0.2), r"config\.align\.form='kld' is unknown; take one of kl, "),
         ((1.0, "kl", 0.0), r"config\.align\.temperature=0 must be above 0"),
     ],
+    ids=["weight", "form", "temperature"],
 )
-def test_an_alignment_that_cannot_be_names_the_key(values, message):
+def test_invalid_alignment_names_the_key(values, message):
     with pytest.raises(UserError, match=message):
         Alignment(*values)
