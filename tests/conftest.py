@@ -24,21 +24,33 @@ import signal
 
 import jax
 import pytest
+from support.compiling import quickly_compiled
 from support.launch_site import Site
 from support.small_store import SHARD
 
 from cvsa_jax.runtime.distributed import make_mesh
 from cvsa_jax.saliency import compute, store
 
-# Files of minutes come first: side by side with others, the last to begin would be alone at the end.
+# Files that take longest come first: side by side with others, the last to begin would be alone at the end.
 LONGEST = (
-    "test_pretrain.py",
-    "test_finetune.py",
-    "test_network_detectors.py",
-    "test_recipes.py",
-    "test_before_the_work.py",
+    "test_docs.py",
     "test_processes.py",
+    "test_collapse.py",
+    "test_small.py",
+    "test_notebook.py",
+    "test_wheel.py",
+    "test_saliency_command.py",
     "test_demo.py",
+    "test_pretrain.py",
+    "test_recipes.py",
+    "test_story.py",
+    "test_study.py",
+    "test_finetune.py",
+    "test_before_the_work.py",
+    "test_look.py",
+    "test_step.py",
+    "test_device_views.py",
+    "test_network_detectors.py",
 )
 
 
@@ -47,7 +59,8 @@ def pytest_unconfigure():
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 @pytest.fixture(scope="session")
@@ -57,16 +70,10 @@ def mesh_of():
 
 
 @pytest.fixture(scope="module")
-def quick_compilation(tmp_path_factory):
-    """Runs of one configuration compile once, and not for speed: nearly all the time would go into compiling."""
-    usual = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_compilation_cache_dir", usual[0])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", usual[1])
+def quick_compilation():
+    """Programs are not compiled for speed: nearly all the time would go into compiling."""
+    with quickly_compiled():
+        yield
 
 
 @pytest.fixture
