@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cvsa_jax.data.index import example_order, position_words
+from cvsa_jax.data.index import Order, example_order, position_words
 
 
 def order(positions, n: int, seed: int) -> np.ndarray:
@@ -77,3 +77,15 @@ def test_position_words_round_trip_beyond_32_bits():
     words = position_words(positions)
     assert words.dtype == np.uint32
     np.testing.assert_array_equal(words[:, 0].astype(np.int64) * 2**32 + words[:, 1], positions)
+
+
+def test_processes_take_contiguous_shares_of_a_global_batch():
+    orders = [Order(12, range(9), seed=3, process_index=p, process_count=3) for p in range(3)]
+    # Step 4 begins at place 48.
+    assert [order.positions(4).tolist() for order in orders] == [[48, 49, 50, 51], [52, 53, 54, 55], [56, 57, 58, 59]]
+
+
+def test_examples_are_images_of_the_pool():
+    pool, order = np.array([5, 3, 11, 2]), Order(4, range(2), seed=0)
+    assert sorted(order.examples(pool, order.positions(0))) == sorted(pool)
+    np.testing.assert_array_equal(order.examples(pool, order.positions(1)), pool[example_order(np.arange(4, 8), 4, 0)])

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from support.comparing import assert_close, unit
 from support.compiling import quick
 
@@ -46,6 +47,7 @@ def test_encoder_matches_plain_forward_pass(mesh_of):
         assert_close(got, unit(cells))
 
 
+@pytest.mark.slow
 def test_component_encoder_does_not_deadlock_with_as_many_devices_as_threads():
     # XLA has as many threads as there are cores, and at least two. A deadlocked process can only be killed, so it is
     # another one.

@@ -160,6 +160,7 @@ def short(monkeypatch, idle_steps):
     monkeypatch.setattr(pretrain, "report_run", lambda *args, **kwargs: {})
 
 
+@pytest.mark.slow
 def test_resume_accepts_respelled_or_moved_init_from_but_not_another_run(tmp_path, run, monkeypatch, short):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run, tmp_path / "runs" / "s1")

@@ -235,6 +235,7 @@ def test_weights_of_unknown_depth_are_refused(tmp_path):
         frozen.load(str(write(tmp_path / "w.npz", tensors)), api.make_mesh())
 
 
+@pytest.mark.slow
 def test_run_export_and_feature_file_have_equal_figures(tmp_path, run):
     weights.export_run(str(run), tmp_path / "out", ("safetensors",), "none")
     config = tiny_probe()

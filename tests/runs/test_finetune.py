@@ -127,6 +127,7 @@ def test_zero_rate_moves_no_parameter_and_another_moves_all(finetuned):
         assert np.any(leaf != before), jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_test_labels_do_not_affect_training_or_rate(tmp_path, finetuned, monkeypatch):
     source = procedural()
     test, labels = source.splits["test"], source.labels.copy()
@@ -191,6 +192,7 @@ def test_cached_images_are_not_read_from_files(tmp_path, finetuned, monkeypatch)
     assert ours != files and ours == pytest.approx(files, rel=0.05)
 
 
+@pytest.mark.slow
 def test_label_fractions_train_on_nested_subsets(tmp_path, finetuned, capsys):
     workdir = shutil.copytree(finetuned.workdir, tmp_path / "run")
     config = tiny()

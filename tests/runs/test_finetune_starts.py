@@ -87,6 +87,7 @@ def test_finetuning_from_scratch_prints_random_weights(tmp_path, capsys):
     assert "24 train and 12 test images, 3 classes" in printed
 
 
+@pytest.mark.slow
 def test_finetuning_learns_from_labels(tmp_path):
     config = tiny((5.0,))
     config.data.procedural.train_per_class = 16

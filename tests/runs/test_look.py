@@ -116,6 +116,7 @@ def heads_upsampled(values: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(values.astype(np.float32), "F").resize((32, 32), Image.Resampling.BILINEAR))
 
 
+@pytest.mark.slow
 def test_compare_accepts_several_poolings_of_one_run(tmp_path, run, store, head):
     config = tiny_probe()
     config.eval.maps = str(store)

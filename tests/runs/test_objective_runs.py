@@ -59,6 +59,7 @@ def final_state(workdir) -> TrainState:
     return numpy_of(state)
 
 
+@pytest.mark.slow
 def test_resumed_moco_run_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, finished):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         kill_at(patch, 8)

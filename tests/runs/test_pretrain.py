@@ -185,6 +185,7 @@ def test_linear_probe_without_a_run_is_refused(tmp_path):
         linear.linear_probe(config, tmp_path / "linear")
 
 
+@pytest.mark.slow
 def test_compared_runs_have_their_individual_figures(tmp_path, finished, capsys):
     config = tiny_probe()
     twin = shutil.copytree(finished, tmp_path / "twin")

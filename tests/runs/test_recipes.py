@@ -113,7 +113,13 @@ CASES = {arg or "cvsa": (arg, {}) for arg in UNTRAINED}
 CASES |= {f"{arg or 'cvsa'} with {name}": (arg, {"optim.name": name}) for arg, name in (("byol", "adam"), ("", "sgd"))}
 
 
-@pytest.mark.parametrize(("arg", "changes"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("arg", "changes"),
+    [
+        pytest.param(*case, id=name, marks=[] if name in ("cvsa", "byol") else pytest.mark.slow)
+        for name, case in CASES.items()
+    ],
+)
 def test_recipe_moves_only_parts_with_a_gradient(tmp_path, monkeypatch, shipped, arg, changes):
     # One layer in the ResNet's place: what is asked is about the heads, and compiling would take most of the time.
     monkeypatch.setattr(settings, "model", lambda section: MODEL)
@@ -154,6 +160,7 @@ def mean_align(rows: list[dict]) -> float:
     return float(np.mean([row["train/align"] for row in rows]))
 
 
+@pytest.mark.slow
 def test_stage_two_after_stage_one_with_lars_learns_the_alignment(stage2):
     workdir, printed = stage2
     assert "(conv_projector, conv_predictor from random weights, which it did not train)" in printed

@@ -96,6 +96,7 @@ def parameters(workdir):
     return checkpoint.restore_item(workdir, "params", like, make_mesh(jax.devices()[:1]))[0]
 
 
+@pytest.mark.slow
 def test_killed_unet_run_resumes_to_the_same_parameters(tmp_path, unet_run, monkeypatch):
     real = saliency_unet.make_unet_step
 

@@ -76,7 +76,10 @@ def on_device(source, saliency, spec, mesh, order, labels=LABELS) -> list[dict[s
     return [device_views.render_views(batch, spec, SEED, mesh) for batch in batches]
 
 
-@pytest.mark.parametrize(("name", "devices"), [*((name, 4) for name in SPECS), ("swap", 1)])
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    [("swap", 4), *(pytest.param(name, 4, marks=pytest.mark.slow) for name in SPECS if name != "swap"), ("swap", 1)],
+)
 def test_device_views_equal_host_views(data, mesh_of, name, devices):
     source, saliency = data
     spec, order = SPECS[name], Order(BATCH, range(2, 5), SEED)
@@ -104,7 +107,7 @@ def test_device_views_equal_host_views(data, mesh_of, name, devices):
     assert odd <= (1 if name == "windows" else 0)
 
 
-@pytest.mark.parametrize(("name", "size"), [("swap", 224), ("crop", 48)])
+@pytest.mark.parametrize(("name", "size"), [pytest.param("swap", 224, marks=pytest.mark.slow), ("crop", 48)])
 def test_device_views_of_photographs_match_host_views(mesh_of, size, name):
     photograph, rng, files = Image.fromarray(skimage.data.chelsea()), np.random.default_rng(0), []
     for _ in range(N):

@@ -151,7 +151,10 @@ def by_definition() -> tuple[dict, dict, Network, Network]:
     return both, gradients, Network(old.online.params, stats), Network(old.target.params, target_stats)
 
 
-@pytest.mark.parametrize("weight", [0.0, WEIGHT], ids=["without alignment", "with alignment"])
+@pytest.mark.parametrize(
+    "weight",
+    [pytest.param(0.0, id="without alignment", marks=pytest.mark.slow), pytest.param(WEIGHT, id="with alignment")],
+)
 def test_gradient_on_8_devices_equals_whole_batch_gradient(run, by_definition, weight):
     _, gradients, *_ = by_definition
     expected = jax.tree.map(lambda c, a: c + weight * a, gradients["contrastive"], gradients["align"])
@@ -254,6 +257,7 @@ def test_align_hit_is_the_share_of_pairs_attending_most_to_the_object(mesh_of):
     assert got == {"align_hit": 0.75, "usable_pairs": 0.5}
 
 
+@pytest.mark.slow
 def test_equal_micro_batches_give_the_whole_batch_step(mesh_of):
     # Each device's rows are twice the same, so that batch statistics of a part are those of the whole; and one of four
     # pairs is unusable.
