@@ -1,7 +1,10 @@
+import dataclasses
+
 import numpy as np
 import pytest
+from support.small_sources import memory_source
 
-from cvsa_jax.evaluation.boxes import OVERLAPS, box_score
+from cvsa_jax.evaluation.boxes import OVERLAPS, box_score, true_box
 from cvsa_jax.evaluation.localization import THRESHOLDS
 
 SIZE = 20
@@ -106,3 +109,13 @@ def test_max_box_accuracy_uses_one_threshold_for_all_images():
     second = np.maximum(rectangle(0, 0, 10, 20, 0.1), rectangle(0, 0, 1, 1))
     boxes = np.array([in_fractions(0, 0, 4, 4), in_fractions(0, 0, 10, 20)])
     assert box_score(np.array([first, second]), boxes)["max_box_acc_v2"] == pytest.approx(0.5)
+
+
+def test_box_of_an_image_is_the_sources_or_else_that_around_the_mask():
+    without = memory_source([b"image"])
+    mask = np.zeros((4, 8), bool)
+    mask[1:3, 2] = True
+    np.testing.assert_array_equal(true_box(without, 0, mask), [1 / 4, 2 / 8, 3 / 4, 3 / 8])
+    assert true_box(without, 0, None) is None and true_box(without, 0, np.zeros((4, 8), bool)) is None
+    boxed = dataclasses.replace(without, box=lambda i: np.array([0.1, 0.2, 0.3, 0.4]))
+    np.testing.assert_array_equal(true_box(boxed, 0, mask), [0.1, 0.2, 0.3, 0.4])
