@@ -227,6 +227,25 @@ def blob(seed: int) -> np.ndarray:
 MANY = np.random.default_rng(6).random((40, SWAP_DRAWS)).astype(np.float32)
 
 
+@pytest.mark.parametrize(("box", "area", "aspect"), [("crop", 0, 1), ("hole", 3, 4)])
+def test_area_and_aspect_of_a_box_have_draws_of_their_own(box, area, aspect):
+    spec = dataclasses.replace(SPEC, source_area=(0.1, 0.3), paste_area=(0.1, 0.3), paste="stretch")
+
+    def sides(draw: int) -> np.ndarray:
+        """(height, width) of the boxes while one draw goes from 0 to 1."""
+        u = np.full((9, SWAP_DRAWS), 0.5, np.float32)
+        u[:, draw] = np.linspace(0, 0.999, 9)
+        found = getattr(boxes_of(u, (GRID, GRID), blob(1), blob(2), spec), box)
+        return found[:, 2:] - found[:, :2]
+
+    by_area, by_aspect = sides(area), sides(aspect)
+    cell = 1 / GRID
+    np.testing.assert_allclose(by_area.prod(1)[[0, -1]], [0.1, 0.3], atol=cell)
+    np.testing.assert_allclose(by_area[:, 1], by_area[:, 0], atol=cell)
+    np.testing.assert_allclose(by_aspect.prod(1), 0.2, atol=cell)
+    np.testing.assert_allclose((by_aspect[:, 1] / by_aspect[:, 0])[[0, -1]], [3 / 4, 4 / 3], rtol=2.5 * cell / 0.4)
+
+
 @pytest.mark.parametrize("paste", ["bounded", "keep_aspect", "stretch"])
 def test_covering_hole_is_the_smallest_of_its_aspect_that_holds_the_object(paste):
     spec, grew = dataclasses.replace(SPEC, hole="cover", paste=paste), 0
