@@ -18,11 +18,11 @@ $(VENV)/.done: requirements.txt
 demo: setup
 	@$(PYTHON) -m cvsa_jax.demo --out=$(DEMO_OUT)
 
-# The tests of seconds, of every module.
+# The tests of seconds, of every module, their programs compiled without optimisation.
 test: setup
-	@$(PYTHON) -m pytest $(PARALLEL) -m "not slow"
+	@JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTHON) -m pytest $(PARALLEL) -m "not slow"
 
-# Every test: also whole processes, the commands of the documentation, the benchmarks.
+# Every test, as programs are compiled for users: also whole processes, the commands of the documentation, the benchmarks.
 test-all: setup
 	@$(PYTHON) -m pytest $(PARALLEL)
 

@@ -242,6 +242,7 @@ def figures_of(mesh, **changes) -> dict[str, float]:
     return recognition(mesh, **changes).figures
 
 
+@pytest.mark.slow
 def test_seeds_and_fractions_are_averaged_from_single_runs(mesh_of):
     mesh, given = mesh_of(1), {"fractions": (1.0, 0.25), "learning_rates": (0.3,)}
     figures = figures_of(mesh, seeds=(3, 6), **given)

@@ -317,6 +317,7 @@ def test_saliency_pooling_aligns_maps_with_square_crops_on_two_devices(mesh_of, 
     assert np.abs(found - cells.mean((1, 2))).max() > 0.02
 
 
+@pytest.mark.slow
 def test_head_of_train_images_pools_and_localizes_test_images(mesh_of, network):
     spec = EvalSpec(SIZE, SIZE, 5, "others", "head")
     evaluator = Evaluator(MODEL, mesh_of(2), SOURCE, spec, Guide(maps=MAPS))

@@ -96,6 +96,7 @@ def test_compare_keeps_measured_figures_when_a_later_entry_fails(tmp_path, run, 
     assert kept["ours"].keys() >= {"linear_top1", "knn_top1"}
 
 
+@pytest.mark.slow
 def test_compare_on_one_test_image_writes_valid_json(tmp_path, run):
     config = tiny_probe()
     config.data.procedural.update(classes=2, test_per_class=1)
@@ -184,6 +185,7 @@ def test_resume_accepts_respelled_or_moved_init_from_but_not_another_run(tmp_pat
         continued(config, tmp_path / "run", init_from="")
 
 
+@pytest.mark.slow
 def test_resume_may_skip_an_image_that_became_unreadable(tmp_path, folder, short):
     root = shutil.copytree(folder, tmp_path / "set")
     config = tiny("byol")
@@ -219,6 +221,7 @@ def test_resumed_run_removes_results_of_an_earlier_step(tmp_path, run, monkeypat
     assert not (workdir / "report" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_knn_excludes_the_test_image_itself(tmp_path, idle_steps, capsys):
     config = tiny("byol")
     config.data.train_split, config.total_steps, config.optim.warmup_steps = "all", 1, 0

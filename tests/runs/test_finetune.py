@@ -164,6 +164,7 @@ def test_finished_finetuning_is_not_retrained(tmp_path, finetuned, monkeypatch):
     assert (workdir / "report" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_resumed_finetuning_equals_uninterrupted_bit_for_bit(tmp_path, finetuned):
     workdir = tmp_path / "run"
     # Step 11 of the second validation, whose last checkpoint is of step 6, so twelve are left; then step 8 of the last
@@ -239,6 +240,7 @@ def test_one_image_per_class_takes_the_middle_rate_without_validation(tmp_path):
     assert {f"cam_{name}" for name in LOCALIZATION} < figures.keys()
 
 
+@pytest.mark.slow
 def test_diverging_rate_is_reported_and_left_out(tmp_path, finetuned, capsys):
     workdir = shutil.copytree(finetuned.workdir, tmp_path / "run")
     figures = finetune.finetune(tiny((1e20, 0.0, FAST)), workdir)

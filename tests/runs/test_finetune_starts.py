@@ -46,6 +46,7 @@ def assert_backbone(network: Network, expected: Network):
     assert_equal_trees(network.batch_stats["backbone"], expected.batch_stats["backbone"])
 
 
+@pytest.mark.slow
 def test_finetuning_starts_from_the_online_backbone_of_a_run(tmp_path, pretrained, capsys):
     workdir, online = pretrained
     config = tiny()

@@ -329,6 +329,7 @@ def test_saliency_pooled_index_refuses_new_images(tmp_path, run, folder):
         search.neighbors(str(out), [str(new)], str(tmp_path / "found.html"), 1)
 
 
+@pytest.mark.slow
 def test_look_head_fits_patches_of_a_feature_file(tmp_path, store):
     source = settings.load_source(tiny().data)
     patches = np.random.default_rng(0).normal(size=(len(source), 4, 4, 5)).astype(np.float32)

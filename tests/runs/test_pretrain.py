@@ -284,6 +284,7 @@ def test_device_views_train_like_host_views(tmp_path, finished, cvsa_config, mon
     assert (tmp_path / "run" / "report" / "views.png").is_file()
 
 
+@pytest.mark.slow
 def test_cached_images_train_like_files(tmp_path, no_report, finished, cvsa_config, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = cvsa_config()
@@ -358,6 +359,7 @@ def test_init_from_another_architecture_names_the_tensor(tmp_path, finished, cvs
         pretrain.train(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, cvsa_config):
     config = cvsa_config()
     config.optim.name, config.optim.lr, config.optim.warmup_steps = "sgd", 1e22, 7

@@ -115,10 +115,7 @@ CASES |= {f"{arg or 'cvsa'} with {name}": (arg, {"optim.name": name}) for arg, n
 
 @pytest.mark.parametrize(
     ("arg", "changes"),
-    [
-        pytest.param(*case, id=name, marks=[] if name in ("cvsa", "byol") else pytest.mark.slow)
-        for name, case in CASES.items()
-    ],
+    [pytest.param(*case, id=name, marks=[] if name == "cvsa" else pytest.mark.slow) for name, case in CASES.items()],
 )
 def test_recipe_moves_only_parts_with_a_gradient(tmp_path, monkeypatch, shipped, arg, changes):
     # One layer in the ResNet's place: what is asked is about the heads, and compiling would take most of the time.
@@ -169,6 +166,7 @@ def test_stage_two_after_stage_one_with_lars_learns_the_alignment(stage2):
     assert mean_align(rows[-10:]) < 0.8 * mean_align(rows[:5])
 
 
+@pytest.mark.slow
 def test_init_from_run_gives_the_parts_it_trained(shipped, stage1, stage2):
     config, mesh = shipped(""), make_mesh(jax.devices()[:2])
     model, whole = settings.model(config.model), trained(stage1, config)
@@ -183,6 +181,7 @@ def test_init_from_run_gives_the_parts_it_trained(shipped, stage1, stage2):
     assert start.params.keys() == {"backbone", *HEADS} and origin.endswith("at step 60")
 
 
+@pytest.mark.slow
 def test_init_from_file_gives_only_the_backbone(tmp_path, shipped, stage1, capsys):
     weights.export_run(str(stage1), tmp_path / "exported", ("safetensors",), "unknown")
     config = shipped("")

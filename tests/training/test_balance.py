@@ -56,6 +56,7 @@ def expected() -> dict[str, float]:
     return {name: np.sqrt(((2 * BATCH * g) ** 2).sum() / (2 * BATCH)) for name, g in found.items()}
 
 
+@pytest.mark.slow
 def test_gradient_norms_of_both_losses_match_reference_on_1_and_8_devices(run, expected):
     for devices in (1, 8):
         _, metrics = run(NAME, devices)

@@ -78,7 +78,11 @@ def on_device(source, saliency, spec, mesh, order, labels=LABELS) -> list[dict[s
 
 @pytest.mark.parametrize(
     ("name", "devices"),
-    [("swap", 4), *(pytest.param(name, 4, marks=pytest.mark.slow) for name in SPECS if name != "swap"), ("swap", 1)],
+    [
+        ("swap", 4),
+        *(pytest.param(name, 4, marks=pytest.mark.slow) for name in SPECS if name != "swap"),
+        pytest.param("swap", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_device_views_equal_host_views(data, mesh_of, name, devices):
     source, saliency = data

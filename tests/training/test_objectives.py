@@ -123,6 +123,7 @@ def vicreg(inputs: losses.ObjectiveInputs, temperature: float) -> jax.Array:
     return jnp.full(len(inputs.query), loss)
 
 
+@pytest.mark.slow
 def test_added_objective_steps_alike_on_1_and_4_devices(mesh_of, still_views):
     objective = losses.Objective(vicreg, predictor=False, target=False, whole_batch=True)
     state, ended = start("simclr"), {}

@@ -182,6 +182,7 @@ def test_batch_statistics_on_8_devices_equal_whole_batch_statistics(run, by_defi
     assert_close(state.target.batch_stats, target.batch_stats)
 
 
+@pytest.mark.slow
 def test_step_on_8_devices_equals_step_on_1(run):
     (on8, metrics8), (on1, metrics1) = run(8, WEIGHT, step=2), run(1, WEIGHT, step=2)
     assert_moved(on8.online.params, start().online.params)
